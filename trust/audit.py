@@ -1,0 +1,86 @@
+"""The audit trail: who asked for what, what was decided, and which check decided it - one JSON object a line.
+
+Only the named facts are written: never a token, a key, a signature, a header or a body. The trail is a standard
+`logging` logger, so where it goes is the program's configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+LOGGER = "a2a_trust.audit"
+MAX_FACT_CHARACTERS = 256  # a hostile method, path or name must not flood the trail
+
+Decision = Literal["allow", "deny"]
+
+
+class AuditSink(Protocol):
+    def record(
+        self,
+        *,
+        event: str,
+        decision: Decision,
+        check: str,
+        peer: str = "",
+        subject: str = "",
+        target: str = "",
+        **facts: str | int,
+    ) -> None:
+        """Write one decision.
+
+        Args:
+            event: what was asked: "request", "handshake", "token".
+            decision: what was decided.
+            check: the check that refused (`TrustError.check`); "all" where everything passed.
+            peer: the SPIFFE ID proved by the channel, or the address where none was.
+            subject: on whose behalf.
+            target: what it was about: method and path, or the audience of a token.
+            facts: further identifiers, such as a token's `jti`; never secrets.
+        """
+
+
+class AuditLog:
+    """Writes to the standard logger `a2a_trust.audit`: allowed at INFO, denied at WARNING."""
+
+    def __init__(
+        self, logger: logging.Logger | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._logger = logger or logging.getLogger(LOGGER)
+        self._clock = clock
+
+    def record(
+        self,
+        *,
+        event: str,
+        decision: Decision,
+        check: str,
+        peer: str = "",
+        subject: str = "",
+        target: str = "",
+        **facts: str | int,
+    ) -> None:
+        level = logging.INFO if decision == "allow" else logging.WARNING
+        if not self._logger.isEnabledFor(level):
+            return
+        line = {
+            "time": self._clock().isoformat(timespec="milliseconds"),
+            "event": event,
+            "decision": decision,
+            "check": check,
+            "peer": peer,
+            "subject": subject,
+            "target": target,
+            **facts,
+        }
+        # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
+        self._logger.log(level, json.dumps({k: _bounded(v) for k, v in line.items() if v != ""}))
+
+
+def _bounded(value: str | int) -> str | int:
+    if isinstance(value, str) and len(value) > MAX_FACT_CHARACTERS:
+        return value[:MAX_FACT_CHARACTERS] + "..."
+    return value

@@ -1,0 +1,227 @@
+"""Whom we trust: root certificates by trust domain, and the revocation lists beside them.
+
+The formats are SPIFFE's: a trust bundle is a JWKS (SPIFFE Trust Domain and Bundle, section 4), several of them stand
+in a bundle map (`{"trust_domains": {"fleet.example": {...}}}`). Domains are never pooled: a chain is verified against
+the roots of the domain that its leaf names, and no others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trust.credentials import read_bounded
+from trust.errors import BundleError, CredentialsError, IdentityError
+from trust.identity import trust_domain
+from trust.sources import Source
+
+MAX_BUNDLE_BYTES = 4 << 20  # a root is about 1 KiB as JSON; a federation of a thousand domains still fits
+MAX_ROOTS = 64  # of one domain; a rotation needs two or three
+MAX_CRL_BYTES = 64 << 20  # about a million entries
+REFRESH_HINT_SECONDS = 300  # SPIFFE Federation's recommended default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustBundle:
+    """The roots of one trust domain. No roots means that nothing of the domain is trusted (all revoked)."""
+
+    trust_domain: str
+    roots: tuple[x509.Certificate, ...] = field(repr=False)
+    sequence: int = 0  # grows with every change; a bundle never goes back
+    refresh_hint: int = REFRESH_HINT_SECONDS
+
+    def __post_init__(self) -> None:
+        trust_domain(self.trust_domain)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, trust_domain: str) -> TrustBundle:
+        """Parse one SPIFFE bundle document. It does not name its trust domain: that is configuration.
+
+        Raises:
+            BundleError: not a bundle, or an `x509-svid` entry without exactly one certificate in `x5c`.
+        """
+        return cls.from_document(_strict_json(text), trust_domain)
+
+    @classmethod
+    def from_document(cls, document: object, domain: str) -> TrustBundle:
+        """As `from_json`, from parsed JSON."""
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+            raise BundleError(f"trust bundle of {domain}", expected='a JSON object with a "keys" list')
+        entries = [k for k in document["keys"] if isinstance(k, dict) and k.get("use") == "x509-svid"]
+        if len(entries) > MAX_ROOTS:
+            raise BundleError(f"trust bundle of {domain}", got=f"{len(entries)} roots", expected=f"<= {MAX_ROOTS}")
+        return cls(
+            trust_domain=domain,
+            roots=tuple(_root(entry, domain) for entry in entries),
+            sequence=_count(document, "spiffe_sequence", 0, domain),
+            refresh_hint=_count(document, "spiffe_refresh_hint", REFRESH_HINT_SECONDS, domain),
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "spiffe_sequence": self.sequence,
+            "spiffe_refresh_hint": self.refresh_hint,
+            "keys": [_jwk(root) for root in self.roots],
+        }
+
+    def to_json(self) -> str:
+        """The SPIFFE bundle document, as a bundle endpoint serves it."""
+        return json.dumps(self.to_document(), indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustBundles:
+    """The trusted domains, each with its own bundle. Also a `Source` of itself."""
+
+    by_domain: Mapping[str, TrustBundle]
+
+    @classmethod
+    def of(cls, *bundles: TrustBundle) -> TrustBundles:
+        by_domain = {b.trust_domain: b for b in bundles}
+        if len(by_domain) != len(bundles):
+            raise BundleError("trust bundles", got="one trust domain twice", expected="one bundle a domain")
+        return cls(MappingProxyType(by_domain))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrustBundles:
+        """Read a bundle map from a file.
+
+        Raises:
+            BundleError: the file is missing, too large or not a bundle map.
+        """
+        try:
+            return cls.from_json(read_bounded(Path(path), MAX_BUNDLE_BYTES))
+        except CredentialsError as error:
+            raise BundleError(str(error)) from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TrustBundles:
+        """Parse a bundle map: `{"trust_domains": {"fleet.example": {"keys": [...]}}}`.
+
+        Raises:
+            BundleError: not a bundle map, or one of its bundles is malformed.
+        """
+        document = _strict_json(text)
+        domains = document.get("trust_domains") if isinstance(document, dict) else None
+        if not isinstance(domains, dict):
+            raise BundleError("trust bundles", expected='{"trust_domains": {"<trust domain>": {"keys": [...]}}}')
+        try:
+            return cls.of(*(TrustBundle.from_document(value, domain) for domain, value in domains.items()))
+        except IdentityError as error:
+            raise BundleError(str(error)) from None
+
+    def to_json(self) -> str:
+        return json.dumps({"trust_domains": {d: b.to_document() for d, b in self.by_domain.items()}}, indent=2)
+
+    def current(self) -> TrustBundles:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationLists:
+    """The CRLs known now. Also a `Source` of itself.
+
+    An empty one means that revocation is not checked: certificates then live out their (short) life.
+    """
+
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+
+    @classmethod
+    def load(cls, *paths: str | os.PathLike[str]) -> RevocationLists:
+        """Read CRLs (PEM or DER), one a file.
+
+        Raises:
+            BundleError: a file is missing, too large or not a CRL.
+        """
+        return cls(tuple(_crl(Path(p)) for p in paths))
+
+    @classmethod
+    def of(cls, crls: Iterable[x509.CertificateRevocationList]) -> RevocationLists:
+        return cls(tuple(crls))
+
+    def current(self) -> RevocationLists:
+        return self
+
+
+BundleSource = Source[TrustBundles]
+RevocationSource = Source[RevocationLists]
+
+
+def _strict_json(text: str | bytes) -> object:
+    if len(text) > MAX_BUNDLE_BYTES:
+        raise BundleError("trust bundle is too large", expected=f"at most {MAX_BUNDLE_BYTES} bytes")
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError):
+        raise BundleError("trust bundle is not readable", expected="JSON without duplicate members") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate member")
+    return members
+
+
+def _root(entry: dict[str, Any], domain: str) -> x509.Certificate:
+    x5c = entry.get("x5c")
+    if not isinstance(x5c, list) or len(x5c) != 1 or not isinstance(x5c[0], str):
+        raise BundleError(f"trust bundle of {domain}", expected="exactly one certificate in each x5c")
+    try:
+        return x509.load_der_x509_certificate(base64.b64decode(x5c[0], validate=True))
+    except (ValueError, binascii.Error):
+        raise BundleError(f"trust bundle of {domain}", expected="x5c holds a base64 DER certificate") from None
+
+
+def _count(document: dict[str, Any], name: str, default: int, domain: str) -> int:
+    value = document.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BundleError(f"trust bundle of {domain}: {name}", got=value, expected="a whole number")
+    return value
+
+
+def _jwk(root: x509.Certificate) -> dict[str, Any]:
+    """The JWK of a root: its public key, the certificate itself as the only x5c entry, and no kid."""
+    key = root.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        size = (key.key_size + 7) // 8
+        numbers = key.public_numbers()
+        curve = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}[key.curve.name]
+        members = {"kty": "EC", "crv": curve, "x": _b64u(numbers.x, size), "y": _b64u(numbers.y, size)}
+    elif isinstance(key, rsa.RSAPublicKey):
+        n, e = key.public_numbers().n, key.public_numbers().e
+        members = {"kty": "RSA", "n": _b64u(n, (n.bit_length() + 7) // 8), "e": _b64u(e, (e.bit_length() + 7) // 8)}
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        members = {"kty": "OKP", "crv": "Ed25519", "x": _b64u(int.from_bytes(raw), 32)}
+    else:
+        raise BundleError("root key", got=type(key).__name__, expected="EC, RSA or Ed25519")
+    return {"use": "x509-svid", **members, "x5c": [base64.b64encode(root.public_bytes(Encoding.DER)).decode()]}
+
+
+def _b64u(number: int, size: int) -> str:
+    return base64.urlsafe_b64encode(number.to_bytes(size)).rstrip(b"=").decode()
+
+
+def _crl(path: Path) -> x509.CertificateRevocationList:
+    try:
+        data = read_bounded(path, MAX_CRL_BYTES)
+    except CredentialsError as error:
+        raise BundleError(str(error)) from None
+    try:
+        if data.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_crl(data)
+        return x509.load_der_x509_crl(data)
+    except ValueError:
+        raise BundleError(f"{path} is not a CRL", expected="PEM or DER") from None

@@ -1,0 +1,188 @@
+"""An agent's own certificate chain and private key, and how they are read from files and written to them.
+
+The key lives in memory; whatever needs it holds a `Source[Credentials]` and asks for the current one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from trust.errors import CredentialsError, PeerError, WrongPassword
+from trust.identity import AgentID, thumbprint
+from trust.sources import Source
+
+MAX_FILE_BYTES = 1 << 20  # a chain of a few certificates and one key is a few kilobytes
+CHAIN_FILE = "chain.pem"
+KEY_FILE = "key.pem"
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+CredentialSource = Source["Credentials"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """A chain (leaf first, root left out) and the leaf's private key, known to belong together.
+
+    Not checked here: that the chain is valid, trusted or unrevoked; the other side decides that.
+    A `Credentials` is also a `Source` of itself, for programs whose credentials never change.
+    """
+
+    agent_id: AgentID
+    chain: tuple[x509.Certificate, ...] = field(repr=False)
+    private_key: PrivateKey = field(repr=False)
+    thumbprint: str  # x5t#S256 of the leaf
+
+    @classmethod
+    def of(cls, chain: tuple[x509.Certificate, ...], private_key: PrivateKey) -> Credentials:
+        """Join a chain and a key.
+
+        Raises:
+            CredentialsError: no certificate, a key of another certificate or kind, no single SPIFFE ID.
+        """
+        if not chain:
+            raise CredentialsError("no certificate", expected="a PEM chain, leaf first")
+        if not isinstance(private_key, PrivateKey):
+            raise CredentialsError("private key", got=type(private_key).__name__, expected="an EC or Ed25519 key")
+        if chain[0].public_key() != private_key.public_key():
+            raise CredentialsError("private key belongs to another certificate", expected="the key of the first one")
+        try:
+            agent_id = AgentID.of(chain[0])
+        except PeerError as error:
+            raise CredentialsError(str(error)) from None
+        leaf = chain[0].public_bytes(Encoding.DER)
+        return cls(agent_id=agent_id, chain=tuple(chain), private_key=private_key, thumbprint=thumbprint(leaf))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        password: str | bytes | None = None,
+        *,
+        key: str | os.PathLike[str] | None = None,
+    ) -> Credentials:
+        """Read credentials from PEM files.
+
+        Args:
+            path: a folder with `chain.pem` and `key.pem`, or a PEM file with the chain.
+            password: of an encrypted PKCS#8 key.
+            key: the PEM file with the key, where it is not beside the chain (in the folder or in the same file).
+
+        Raises:
+            CredentialsError: a file is missing, too large, not PEM, or the parts do not belong together.
+            WrongPassword: the key is encrypted and the password is missing or wrong.
+        """
+        chain_path = Path(path)
+        if chain_path.is_dir():
+            chain_path, key_path = chain_path / CHAIN_FILE, Path(key or chain_path / KEY_FILE)
+        else:
+            key_path = Path(key or chain_path)
+        chain_pem = read_bounded(chain_path)
+        key_pem = chain_pem if key_path == chain_path else read_bounded(key_path)
+        return cls.from_pem(chain_pem, key_pem, password)
+
+    @classmethod
+    def from_pem(cls, chain_pem: bytes, key_pem: bytes, password: str | bytes | None = None) -> Credentials:
+        """As `load`, from memory."""
+        try:
+            chain = tuple(x509.load_pem_x509_certificates(chain_pem))
+        except ValueError:
+            raise CredentialsError(
+                "certificate chain is not readable", expected="PEM certificates, leaf first"
+            ) from None
+        return cls.of(chain, _private_key(key_pem, password))
+
+    def save(self, folder: str | os.PathLike[str], password: str | bytes | None = None) -> None:
+        """Write `chain.pem` and `key.pem` (0600; PKCS#8, encrypted when there is a password), each atomically."""
+        folder = Path(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(folder / KEY_FILE, self.key_pem(password), mode=0o600)
+        write_atomically(folder / CHAIN_FILE, self.chain_pem, mode=0o644)
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        return self.chain[0]
+
+    @property
+    def chain_der(self) -> list[bytes]:
+        return [c.public_bytes(Encoding.DER) for c in self.chain]
+
+    @property
+    def chain_pem(self) -> bytes:
+        return b"".join(c.public_bytes(Encoding.PEM) for c in self.chain)
+
+    def key_pem(self, password: str | bytes | None = None) -> bytes:
+        """The private key as PKCS#8 PEM. Without a password it is in the clear: keep it in memory."""
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if password:
+            encryption = serialization.BestAvailableEncryption(_bytes(password))
+        return self.private_key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+    def current(self) -> Credentials:
+        return self
+
+
+def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a small file, or a `CredentialsError` that names it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise CredentialsError(f"cannot read {path}", got=error.strerror, expected="a readable file") from None
+    if len(data) > limit:
+        raise CredentialsError(f"{path} is too large", expected=f"at most {limit} bytes")
+    return data
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
+    """Replace a file in one step: a reader, a crash or a full disk sees the old file or the new one, whole.
+
+    The file is created with its final mode, so that a private key is never readable by others, not even briefly.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CredentialsError(f"cannot write {path}", got=error.strerror, expected="a writable folder") from None
+
+
+def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:
+    key: object
+    try:
+        key = serialization.load_pem_private_key(pem, _bytes(password) if password else None)
+    except TypeError:  # encrypted and no password, or a password and not encrypted
+        if password:
+            key = _unencrypted(pem)
+        else:
+            raise WrongPassword("private key is encrypted", expected="its password", do="give the password") from None
+    except ValueError:
+        if b"ENCRYPTED" in pem and password:
+            raise WrongPassword("private key cannot be decrypted", expected="the right password") from None
+        raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
+    if not isinstance(key, PrivateKey):
+        raise CredentialsError("private key", got=type(key).__name__, expected="an EC or Ed25519 key")
+    return key
+
+
+def _unencrypted(pem: bytes) -> object:
+    try:
+        return serialization.load_pem_private_key(pem, None)
+    except ValueError:
+        raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
+
+
+def _bytes(password: str | bytes) -> bytes:
+    return password.encode() if isinstance(password, str) else password

@@ -1,0 +1,468 @@
+"""Every error that a2a-trust raises, as one tree.
+
+Each class names the `check` that refused (also the word in the audit trail), whose `fault` it is, and what
+the wire may learn: an HTTP `status` and an RFC error `code`. The message itself, `str(error)`, is for logs and
+people ("what failed: got X, expected Y; do Z") and never leaves the process.
+
+    TrustError
+    |- IdentityError            a SPIFFE ID or trust domain is malformed              (also a ValueError)
+    |- ConfigurationError       files, keys and settings of this side
+    |  |- CredentialsError      |- WrongPassword
+    |  `- BundleError
+    |- PeerError                check 1: who is on the other end of the channel
+    |  |- NoPeerCertificate, MalformedCertificate, ChainTooLong, UnknownTrustDomain, UntrustedChain
+    |  |- CertificateExpired, CertificateNotYetValid, NameConstraintViolated, WeakKey
+    |  |- CertificateRevoked, RevocationUnknown
+    |  |- NotAnAgentCertificate
+    |  |  `- NoSpiffeID, SeveralSpiffeIDs, CertificateIsCA, WrongKeyUsage, WrongExtendedKeyUsage
+    |  `- PeerNotAllowed
+    |- TokenError               checks 2 and 3: what the caller may do
+    |  |- TokenMissing, TokenRequestMalformed, TokenMalformed, TokenTypeWrong, TokenAlgorithmRefused
+    |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong, TokenClaimMissing
+    |  |- TokenExpired, TokenNotYetValid, TokenLifetimeTooLong, TokenRevoked
+    |  |- TokenNotBound, TokenBoundElsewhere, TokenWithoutCertificate
+    |  `- KeysUnavailable       the issuer's keys cannot be had: 503, neither 401 nor 500
+    |- SignatureError           check 4: that nobody altered what was said
+    |  |- SignatureMissing, SignatureTooLarge, SignatureMalformed, HeaderMalformed, TypeWrong
+    |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
+    |  |- IssuerMismatch, AudienceMismatch, BindingMismatch, ResponseMismatch
+    |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
+    |  `- ResponseNotSigned
+    |- SignerMismatch           check 5: the signer is not the peer
+    |- Replayed, ReplayGuardFull  check 6: seen before, or no room to remember
+    |- ScopeError               check 7
+    |  |- ScopeMalformed        (also a ValueError)
+    |  `- InsufficientScope
+    |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
+    |- RequestTooLarge          413, before any cryptography
+    |- TokenRequestError        the client's side of OAuth
+    |  `- TokenRequestRefused, AuthorizationServerUnavailable, MetadataRefused, ScopeNotGranted, CardRefused
+    `- TransportError           the client's side of TLS
+       `- HandshakeFailed, HandshakeRefused
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Fault(StrEnum):
+    """Whose fault an error is: where to look first."""
+
+    PEER = "peer"  # the other side sent or presented it
+    CALLER = "caller"  # the code that called this library passed it
+    CONFIGURATION = "configuration"  # files, keys or settings of this side
+    SERVICE = "service"  # a third party that is needed cannot be reached
+
+
+class TrustError(Exception):
+    """The root of the tree.
+
+    Args:
+        failed: what failed, in a few words, without a trailing full stop.
+        got: what was found; never a secret, a token or a key.
+        expected: what would have been right.
+        do: what the reader should do now.
+    """
+
+    check: ClassVar[str] = "trust"
+    fault: ClassVar[Fault] = Fault.PEER
+    status: ClassVar[int] = 400
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(self, failed: str, *, got: object = None, expected: str = "", do: str = "") -> None:
+        self.failed = failed
+        line = failed
+        details = [f"got {_printable(got)}"] if got is not None else []
+        if expected:
+            details.append(f"expected {expected}")
+        if details:
+            line += ": " + ", ".join(details)
+        if do:
+            line += "; " + do
+        super().__init__(line)
+
+
+def _printable(value: object) -> str:
+    """One bounded line of printable characters: an attacker's text must not forge log lines."""
+    text = str(value)
+    text = text if len(text) <= 200 else text[:200] + "..."
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+class IdentityError(TrustError, ValueError):
+    check = "identity"
+
+
+class ConfigurationError(TrustError):
+    check = "configuration"
+    fault = Fault.CONFIGURATION
+    status = 500
+    code = "server_error"
+
+
+class CredentialsError(ConfigurationError):
+    check = "credentials"
+
+
+class WrongPassword(CredentialsError):
+    check = "credentials.password"
+
+
+class BundleError(ConfigurationError):
+    check = "bundle"
+
+
+# Check 1: the peer. RFC 8705 section 3 answers a certificate problem with 401 invalid_token.
+
+
+class PeerError(TrustError):
+    check = "peer"
+    status = 401
+    code = "invalid_token"
+
+
+class NoPeerCertificate(PeerError):
+    check = "peer.certificate"
+
+
+class MalformedCertificate(PeerError):
+    check = "peer.malformed"
+
+
+class ChainTooLong(PeerError):
+    check = "peer.chain_length"
+
+
+class UnknownTrustDomain(PeerError):
+    check = "peer.trust_domain"
+
+
+class UntrustedChain(PeerError):
+    check = "peer.chain"
+
+
+class CertificateExpired(PeerError):
+    check = "peer.expired"
+
+
+class CertificateNotYetValid(PeerError):
+    check = "peer.not_yet_valid"
+
+
+class NameConstraintViolated(PeerError):
+    check = "peer.name_constraints"
+
+
+class WeakKey(PeerError):
+    check = "peer.key"
+
+
+class CertificateRevoked(PeerError):
+    check = "peer.revoked"
+
+
+class RevocationUnknown(PeerError):
+    check = "peer.revocation"
+
+
+class NotAnAgentCertificate(PeerError):
+    check = "peer.profile"
+
+
+class NoSpiffeID(NotAnAgentCertificate):
+    check = "peer.spiffe_id"
+
+
+class SeveralSpiffeIDs(NotAnAgentCertificate):
+    check = "peer.spiffe_id_count"
+
+
+class CertificateIsCA(NotAnAgentCertificate):
+    check = "peer.ca"
+
+
+class WrongKeyUsage(NotAnAgentCertificate):
+    check = "peer.key_usage"
+
+
+class WrongExtendedKeyUsage(NotAnAgentCertificate):
+    check = "peer.extended_key_usage"
+
+
+class PeerNotAllowed(PeerError):
+    check = "peer.allowed"
+    status = 403
+    code = "access_denied"
+
+
+# Checks 2 and 3: the token. Status and code by RFC 6750 section 3.1.
+
+
+class TokenError(TrustError):
+    check = "token"
+    status = 401
+    code = "invalid_token"
+
+
+class TokenMissing(TokenError):
+    check = "token.missing"
+    code = ""  # RFC 6750 section 3.1: no error code when there was no token at all
+
+
+class TokenRequestMalformed(TokenError):
+    check = "token.request"
+    status = 400
+    code = "invalid_request"
+
+
+class TokenMalformed(TokenError):
+    check = "token.malformed"
+
+
+class TokenTypeWrong(TokenError):
+    check = "token.type"
+
+
+class TokenAlgorithmRefused(TokenError):
+    check = "token.algorithm"
+
+
+class TokenKeyUnknown(TokenError):
+    check = "token.key"
+
+
+class TokenSignatureWrong(TokenError):
+    check = "token.signature"
+
+
+class TokenIssuerWrong(TokenError):
+    check = "token.issuer"
+
+
+class TokenAudienceWrong(TokenError):
+    check = "token.audience"
+
+
+class TokenClaimMissing(TokenError):
+    check = "token.claims"
+
+
+class TokenExpired(TokenError):
+    check = "token.expired"
+
+
+class TokenNotYetValid(TokenError):
+    check = "token.not_yet_valid"
+
+
+class TokenLifetimeTooLong(TokenError):
+    check = "token.lifetime"
+
+
+class TokenRevoked(TokenError):
+    check = "token.revoked"
+
+
+class TokenNotBound(TokenError):
+    check = "token.unbound"
+
+
+class TokenBoundElsewhere(TokenError):
+    check = "token.binding"
+
+
+class TokenWithoutCertificate(TokenError):
+    check = "token.certificate"
+
+
+class KeysUnavailable(TokenError):
+    check = "token.keys"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
+# Check 4: the message signature, in the order of the verifier's steps.
+
+
+class SignatureError(TrustError):
+    check = "signature"
+    status = 401
+
+
+class SignatureMissing(SignatureError):
+    check = "signature.missing"
+
+
+class SignatureTooLarge(SignatureError):
+    check = "signature.size"
+    status = 400
+
+
+class SignatureMalformed(SignatureError):
+    check = "signature.malformed"
+    status = 400
+
+
+class HeaderMalformed(SignatureError):
+    check = "signature.header"
+    status = 400
+
+
+class TypeWrong(SignatureError):
+    check = "signature.type"
+
+
+class AlgorithmRefused(SignatureError):
+    check = "signature.algorithm"
+
+
+class CriticalHeaderRefused(SignatureError):
+    check = "signature.crit"
+
+
+class SignerUnknown(SignatureError):
+    check = "signature.certificate"
+
+
+class KeyMismatch(SignatureError):
+    check = "signature.key"
+
+
+class SignatureWrong(SignatureError):
+    check = "signature.value"
+
+
+class IssuerMismatch(SignatureError):
+    check = "signature.issuer"
+
+
+class AudienceMismatch(SignatureError):
+    check = "signature.audience"
+
+
+class BindingMismatch(SignatureError):
+    check = "signature.binding"
+
+
+class ResponseMismatch(SignatureError):
+    check = "signature.response"
+
+
+class MessageExpired(SignatureError):
+    check = "signature.expired"
+
+
+class MessageFromTheFuture(SignatureError):
+    check = "signature.future"
+
+
+class MessageLifetimeTooLong(SignatureError):
+    check = "signature.lifetime"
+
+
+class ResponseNotSigned(SignatureError):
+    check = "signature.response_missing"
+
+
+# Checks 5, 6 and 7, and the edge.
+
+
+class SignerMismatch(TrustError):
+    check = "signer"
+    status = 401
+
+
+class Replayed(TrustError):
+    check = "replay"
+    status = 401
+
+
+class ReplayGuardFull(TrustError):
+    check = "replay.capacity"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
+class ScopeError(TrustError):
+    check = "scope"
+    status = 403
+    code = "insufficient_scope"
+
+
+class ScopeMalformed(ScopeError, ValueError):
+    check = "scope.malformed"
+    status = 400
+    code = "invalid_scope"
+
+
+class InsufficientScope(ScopeError):
+    check = "scope.insufficient"
+
+    def __init__(
+        self, failed: str, *, required: str = "", got: object = None, expected: str = "", do: str = ""
+    ) -> None:
+        super().__init__(failed, got=got, expected=expected, do=do)
+        self.required = required  # RFC 6750 section 3: the scope necessary, space-delimited
+
+
+class CanonicalizationError(TrustError, ValueError):
+    check = "canonical"
+
+
+class RequestTooLarge(TrustError):
+    check = "request.size"
+    status = 413
+
+
+class TokenRequestError(TrustError):
+    check = "authority"
+    fault = Fault.SERVICE
+    status = 502
+    code = "server_error"
+
+
+class TokenRequestRefused(TokenRequestError):
+    """The authorization server said no; `error` is its RFC 6749 section 5.2 code."""
+
+    check = "authority.refused"
+    fault = Fault.CALLER
+
+    def __init__(self, failed: str, *, error: str = "", got: object = None, expected: str = "", do: str = "") -> None:
+        super().__init__(failed, got=got, expected=expected, do=do)
+        self.error = error
+
+
+class AuthorizationServerUnavailable(TokenRequestError):
+    check = "authority.unavailable"
+    status = 503
+    code = "temporarily_unavailable"
+
+
+class MetadataRefused(TokenRequestError):
+    check = "authority.metadata"
+
+
+class ScopeNotGranted(TokenRequestError):
+    check = "authority.scope"
+
+
+class CardRefused(TokenRequestError):
+    check = "card"
+
+
+class TransportError(TrustError):
+    check = "transport"
+    status = 502
+    code = "server_error"
+
+
+class HandshakeFailed(TransportError):
+    check = "transport.handshake"
+
+
+class HandshakeRefused(TransportError):
+    check = "transport.refused"
