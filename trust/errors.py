@@ -18,7 +18,8 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  `- PeerNotAllowed
     |- TokenError               checks 2 and 3: what the caller may do
     |  |- TokenMissing, TokenRequestMalformed, TokenMalformed, TokenTypeWrong, TokenAlgorithmRefused
-    |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong, TokenClaimMissing
+    |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong
+    |  |- TokenClaimMissing, TokenClaimMalformed
     |  |- TokenExpired, TokenNotYetValid, TokenLifetimeTooLong, TokenRevoked
     |  |- TokenNotBound, TokenBoundElsewhere, TokenWithoutCertificate
     |  `- KeysUnavailable       the issuer's keys cannot be had: 503, neither 401 nor 500
@@ -27,16 +28,20 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
     |  |- IssuerMismatch, AudienceMismatch, BindingMismatch, ResponseMismatch
     |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
-    |  `- ResponseNotSigned
+    |  `- ResponseNotSigned, StreamNotSigned
     |- SignerMismatch           check 5: the signer is not the peer
     |- Replayed, ReplayGuardFull  check 6: seen before, or no room to remember
     |- ScopeError               check 7
     |  |- ScopeMalformed        (also a ValueError)
     |  `- InsufficientScope
     |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
-    |- RequestTooLarge          413, before any cryptography
+    |- RequestMalformed, RequestTooLarge, RequestTooSlow    400, 413, 408: before any cryptography
+    |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
+    |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
+    |  `- SubjectTokenRefused, DelegationRefused
     |- TokenRequestError        the client's side of OAuth
-    |  `- TokenRequestRefused, AuthorizationServerUnavailable, MetadataRefused, ScopeNotGranted, CardRefused
+    |  |- TokenRequestRefused, TokenResponseRefused, AuthorizationServerUnavailable, MetadataRefused
+    |  `- ScopeNotGranted, OriginRefused, CardRefused
     `- TransportError           the client's side of TLS
        `- HandshakeFailed, HandshakeRefused
 """
@@ -249,6 +254,10 @@ class TokenClaimMissing(TokenError):
     check = "token.claims"
 
 
+class TokenClaimMalformed(TokenError):
+    check = "token.claim_type"
+
+
 class TokenExpired(TokenError):
     check = "token.expired"
 
@@ -367,6 +376,14 @@ class ResponseNotSigned(SignatureError):
     check = "signature.response_missing"
 
 
+class StreamNotSigned(SignatureError):
+    """A stream was asked for with a signed request; an unsigned stream is never the answer."""
+
+    check = "signature.stream"
+    fault = Fault.CALLER
+    status = 501
+
+
 # Checks 5, 6 and 7, and the edge.
 
 
@@ -413,9 +430,65 @@ class CanonicalizationError(TrustError, ValueError):
     check = "canonical"
 
 
+class RequestMalformed(TrustError):
+    check = "request.form"
+
+
+class RequestTooSlow(TrustError):
+    check = "request.time"
+    status = 408
+
+
 class RequestTooLarge(TrustError):
     check = "request.size"
     status = 413
+
+
+# The token endpoint. Status and code by RFC 6749 section 5.2, RFC 8693 section 2.2.2 and RFC 8707 section 2.
+
+
+class GrantError(TrustError):
+    check = "grant"
+
+
+class GrantRequestMalformed(GrantError):
+    check = "grant.request"
+
+
+class ClientRefused(GrantError):
+    check = "grant.client"
+    status = 401
+    code = "invalid_client"
+
+
+class GrantTypeUnknown(GrantError):
+    check = "grant.type"
+    code = "unsupported_grant_type"
+
+
+class GrantNotAllowed(GrantError):
+    check = "grant.allowed"
+    code = "unauthorized_client"
+
+
+class ScopeRefused(GrantError):
+    check = "grant.scope"
+    code = "invalid_scope"
+
+
+class TargetRefused(GrantError):
+    check = "grant.target"
+    code = "invalid_target"
+
+
+class SubjectTokenRefused(GrantError):
+    check = "grant.subject_token"
+
+
+class DelegationRefused(GrantError):
+    """The subject token is good, and does not let this client act with it."""
+
+    check = "grant.delegation"
 
 
 class TokenRequestError(TrustError):
@@ -442,12 +515,23 @@ class AuthorizationServerUnavailable(TokenRequestError):
     code = "temporarily_unavailable"
 
 
+class TokenResponseRefused(TokenRequestError):
+    check = "authority.response"
+
+
 class MetadataRefused(TokenRequestError):
     check = "authority.metadata"
 
 
 class ScopeNotGranted(TokenRequestError):
     check = "authority.scope"
+
+
+class OriginRefused(TokenRequestError):
+    """A token must not leave for a host that it was not made for."""
+
+    check = "authority.origin"
+    fault = Fault.CALLER
 
 
 class CardRefused(TokenRequestError):

@@ -87,7 +87,7 @@ class AgentID:
             uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         except x509.ExtensionNotFound:
             uris = []
-        except ValueError as error:  # unreadable, duplicated or non-ASCII extensions
+        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
             raise MalformedCertificate("certificate names cannot be read", got=error) from None
         if not uris:
             raise NoSpiffeID("certificate names no agent", got="no URI SAN", expected="exactly one spiffe:// URI SAN")
@@ -143,6 +143,7 @@ class Caller:
     scopes: tuple[str, ...]
     token_id: str  # `jti` of the token
     expires_at: datetime  # of the token
+    access_token: str = field(repr=False)  # for a token exchange on the caller's behalf; never log it
     signer: AgentID | None  # check 4: who signed the message; None where signatures are not required
     message_id: str | None  # `jti` of the message's signature
 

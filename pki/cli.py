@@ -1,0 +1,441 @@
+"""a2a-pki: the agent CA on the command line.
+
+Every command answers with JSON on request (`--json`), exits with 0 only when the thing asked for is true, and says
+in one line on stderr what failed, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pki import policy
+from pki.authority import CertificateAuthority, vacant
+from pki.errors import LifetimeRefused, PKIError, UnknownSerial, WrongPassword
+from pki.profiles import CRL_LIFETIME, NO_REV_AVAIL
+from pki.requests import MAX_REQUEST_BYTES
+from pki.store import Record
+from trust.bundles import TrustBundles
+from trust.credentials import CHAIN_FILE, KEY_FILE, read_bounded, write_atomically
+from trust.errors import TrustError
+from trust.identity import AgentID, thumbprint
+
+PASSWORD_VARIABLE = "A2A_PKI_PASSWORD"  # noqa: S105 (the name of a variable)
+MAX_PASSWORD_BYTES = 4096
+GENERATED_PASSWORD_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
+PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The agent CA: make it, issue and revoke agent certificates, publish bundles and revocation lists.",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the CA.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"File with the CA's password. Else: ${PASSWORD_VARIABLE}, then DIR.password, then a prompt.",
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return int(app(args=arguments, prog_name="a2a-pki", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except TrustError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror}")
+
+
+@app.command()
+def init(
+    folder: Folder,
+    trust_domain: Annotated[str, typer.Option(help="SPIFFE trust domain, such as fleet.example.")],
+    password_file: PasswordFile = None,
+    generate_password: Annotated[
+        bool, typer.Option(help="Make a password and keep it in DIR.password (the default where nobody can be asked).")
+    ] = False,
+    name_constraint: Annotated[
+        bool, typer.Option(help="Put a URI name constraint into the intermediate (some verifiers refuse those).")
+    ] = False,
+    crl_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where revocation lists will be served; put into certificates.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a CA: a root and an intermediate, in a new folder."""
+    vacant(folder)
+    password, generated = _new_password(folder, password_file, generate_password)
+    beside = _password_beside(folder)
+    if generated:  # before the CA: a CA whose password is lost would be worse than a password without a CA
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(beside, password.encode() + b"\n", mode=0o600)
+    try:
+        ca = CertificateAuthority.create(
+            folder,
+            trust_domain=trust_domain,
+            password=password,
+            name_constraint=name_constraint,
+            crl_base_url=crl_url,
+        )
+    except BaseException:
+        if generated:
+            beside.unlink(missing_ok=True)
+        raise
+    with ca:
+        root = ca.root
+    pin = thumbprint(root.public_bytes(Encoding.DER))
+    answer = {
+        "folder": str(folder),
+        "trust_domain": trust_domain,
+        "root_thumbprint": pin,
+        "root_not_after": _iso(root.not_valid_after_utc),
+        "password_file": str(beside) if generated else None,
+    }
+    _say(
+        answer,
+        as_json,
+        f"CA of {trust_domain} made in {folder}; its root has the thumbprint {pin}",
+        *([f"Password generated and kept in {beside}: move it to a safe place"] if generated else []),
+    )
+
+
+@app.command()
+def issue(
+    folder: Folder,
+    spiffe_id: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="Such as spiffe://fleet.example/billing.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for chain.pem and key.pem; default: the ID's last part.")
+    ] = None,
+    dns: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="DNS name; repeatable. Default without --csr: localhost.")
+    ] = None,
+    ip: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="IP address; repeatable.")] = None,
+    lifetime: Annotated[str, typer.Option(help="Such as 45m, 24h or 7d (the longest).")] = "24h",
+    csr: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certify this request, so that the key stays where it is.")
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    password_file: PasswordFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Issue an agent's certificate, with a new key or for a certificate request."""
+    agent_id = AgentID.parse(spiffe_id)
+    life = _duration(lifetime)
+    target = out or Path(agent_id.path.rpartition("/")[2])
+    files = [target / CHAIN_FILE] if csr else [target / CHAIN_FILE, target / KEY_FILE]
+    if not replace and (there := [str(f) for f in files if os.path.lexists(f)]):
+        raise PKIError(f"{there[0]} exists already", expected="a new folder", do="choose another --out, or --replace")
+    request = read_bounded(csr, MAX_REQUEST_BYTES) if csr else None
+    with _open(folder, _password(folder, password_file)) as ca:
+        if request is None:
+            credentials = ca.issue_credentials(
+                agent_id, dns_names=dns or ("localhost",), ip_addresses=ip or (), lifetime=life
+            )
+            credentials.save(target)
+            leaf = credentials.certificate
+        else:
+            issued = ca.issue(request, agent_id, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
+            target.mkdir(parents=True, exist_ok=True)
+            write_atomically(files[0], issued.chain_pem, mode=0o644)
+            leaf = issued.certificate
+        record = ca.find(leaf.serial_number)
+    _say(
+        {**_facts(record), "files": [str(f) for f in files]},
+        as_json,
+        f"{agent_id}: certificate {record.serial:x}, expires {_words(record.not_after)}",
+        f"Written to {' and '.join(str(f) for f in files)}",
+    )
+
+
+@app.command()
+def revoke(
+    folder: Folder,
+    serial: Annotated[str, typer.Argument(help="Serial number, hexadecimal or decimal.")],
+    reason: Annotated[
+        str, typer.Option(help="One of " + ", ".join(r.value for r in policy.REASONS) + ".")
+    ] = x509.ReasonFlags.unspecified.value,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a certificate, for good."""
+    with _open(folder) as ca:
+        record = _find(ca, serial)
+        record = ca.revoke(record.serial, reason)
+    notes = ["The next `a2a-pki crl` lists it."]
+    if any(e.oid == NO_REV_AVAIL.oid for e in record.certificate.extensions):
+        notes.append(
+            f"It says that nobody need ask (RFC 9608), and may be accepted until it expires {_words(record.not_after)}."
+        )
+    _say(_facts(record), as_json, f"{record.spiffe_id}: certificate {record.serial:x} is revoked", *notes)
+
+
+@app.command("list")
+def list_(
+    folder: Folder,
+    agent: Annotated[str | None, typer.Option(metavar="SPIFFE-ID", help="Only this agent's.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Expired ones too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the certificates that this CA has issued, oldest first."""
+    agent_id = None if agent is None else AgentID.parse(agent)
+    with _open(folder) as ca:
+        records = ca.certificates(agent_id=agent_id, ends_after=None if every else _now())
+    if as_json:
+        typer.echo(json.dumps([_facts(record) for record in records], indent=2))
+        return
+    table = Table("SPIFFE ID", "Kind", "Status", "Expires", "Serial")
+    for record in records:
+        status = record.status(_now())
+        table.add_row(
+            Text(record.spiffe_id),
+            record.kind,
+            Text(status, style="green" if status == "valid" else "red"),
+            _words(record.not_after),
+            Text(f"{record.serial:x}"),
+        )
+    _print(table)
+
+
+@app.command()
+def show(
+    folder: Folder,
+    serial: Annotated[str, typer.Argument(help="Serial number, hexadecimal or decimal.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one certificate, with its PEM."""
+    with _open(folder) as ca:
+        record = _find(ca, serial)
+    names = record.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    pem = record.certificate.public_bytes(Encoding.PEM).decode()
+    facts = {
+        **_facts(record),
+        "dns_names": names.get_values_for_type(x509.DNSName),
+        "ip_addresses": [str(address) for address in names.get_values_for_type(x509.IPAddress)],
+        "issuer": record.issuer,
+    }
+    if as_json:
+        typer.echo(json.dumps({**facts, "pem": pem}, indent=2))
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        if name.startswith("not_"):
+            text = f"{value} ({_words(getattr(record, name))})"
+        if text:
+            table.add_row(name.replace("_", " "), Text(text))
+    _print(table)
+    typer.echo(pem, nl=False)
+
+
+@app.command()
+def crl(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write root.crl.pem and intermediate.crl.pem there.")
+    ] = None,
+    password_file: PasswordFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the current revocation lists, one of each issuer (PEM)."""
+    with _open(folder, _password(folder, password_file)) as ca:
+        lists = dict(zip(("intermediate", "root"), ca.crl().crls, strict=True))
+    answers: list[dict[str, Any]] = []
+    for name, item in lists.items():
+        pem = item.public_bytes(Encoding.PEM)
+        file = None if out is None else out / f"{name}.crl.pem"
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, pem, mode=0o644)
+        ends = item.last_update_utc + CRL_LIFETIME
+        answers.append(
+            {
+                "issuer": name,
+                "number": item.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number,
+                "this_update": _iso(item.last_update_utc),
+                "next_update": _iso(ends),
+                "revoked": [f"{entry.serial_number:x}" for entry in item],
+                "file": None if file is None else str(file),
+                "pem": pem.decode(),
+            }
+        )
+        if not as_json and file is None:
+            typer.echo(pem, nl=False)
+        elif not as_json:
+            typer.echo(f"{file}: {len(item)} revoked, expires {_words(ends)}")
+    if as_json:
+        typer.echo(json.dumps({"crls": answers}, indent=2))
+
+
+@app.command()
+def bundle(
+    folder: Folder,
+    spiffe: Annotated[
+        bool, typer.Option(help="Only the SPIFFE bundle document, as a bundle endpoint serves it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the trust bundle: whoever has it can verify the agents of this CA. It is JSON in any case."""
+    with _open(folder) as ca:
+        roots = ca.bundle()
+    typer.echo(roots.to_json() if spiffe else TrustBundles.of(roots).to_json())
+
+
+def _open(folder: Path, password: str | None = None) -> CertificateAuthority:
+    return CertificateAuthority.open(folder, password=password)
+
+
+def _password(folder: Path, file: Path | None) -> str | None:
+    """The password of an existing CA; None where there is no CA, for that is what `open` will say."""
+    if file is not None:
+        return _read_password(file)
+    if (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
+        return password
+    if (beside := _password_beside(folder)).is_file():
+        return _read_password(beside)
+    if not folder.is_dir():
+        return None
+    if sys.stdin.isatty():
+        return _prompt("Password of the CA", confirm=False)
+    raise WrongPassword(
+        "CA is locked",
+        got="no password",
+        expected="its password",
+        do=f"set {PASSWORD_VARIABLE} or give --password-file",
+    )
+
+
+def _new_password(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
+    """The password of a new CA, and whether it was generated."""
+    if generate and file is not None:
+        raise typer.BadParameter("--generate-password keeps it in DIR.password; leave --password-file out")
+    if file is not None:
+        return _read_password(file), False
+    if not generate and (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
+        return password, False
+    if not generate and sys.stdin.isatty():
+        return _prompt("Password of the new CA", confirm=True), False
+    if os.path.lexists(beside := _password_beside(folder)):
+        raise PKIError(f"{beside} exists already", expected="no password of another CA", do="move it away")
+    return secrets.token_urlsafe(GENERATED_PASSWORD_BYTES), True
+
+
+def _prompt(text: str, *, confirm: bool) -> str:
+    # On stderr, so that `--json` and `bundle >file` stay clean.
+    return str(typer.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _password_beside(folder: Path) -> Path:
+    """Beside the folder and not in it: whoever copies the folder does not copy the password with the keys."""
+    absolute = folder.absolute()
+    return absolute.with_name(absolute.name + ".password")
+
+
+def _read_password(file: Path) -> str:
+    try:
+        password = read_bounded(file, MAX_PASSWORD_BYTES).decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise WrongPassword(f"{file}", got="other bytes", expected="a password in UTF-8") from None
+    if not password:
+        raise WrongPassword(f"{file}", got="nothing", expected="a password")
+    return password
+
+
+def _find(ca: CertificateAuthority, text: str) -> Record:
+    """The certificate of a serial number as openssl, a table or a log prints it: hexadecimal first, then decimal."""
+    digits = text.strip().replace(":", "").lower().removeprefix("0x")
+    numbers = [int(digits, 16)] if re.fullmatch("[0-9a-f]{1,40}", digits) else []
+    numbers += [int(digits)] if re.fullmatch("[0-9]{1,49}", text.strip()) else []
+    for number in numbers:
+        try:
+            return ca.find(number)
+        except UnknownSerial:
+            continue
+    raise UnknownSerial("serial number", got=text, expected="one that this CA has issued", do="see `a2a-pki list`")
+
+
+def _duration(text: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip(), re.ASCII)
+    if match is None:
+        raise LifetimeRefused("lifetime", got=repr(text), expected="a number and s, m, h or d, such as 24h")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
+    return timedelta(**{unit: int(match[1])})
+
+
+def _facts(record: Record) -> dict[str, str | None]:
+    return {
+        "serial": f"{record.serial:x}",
+        "agent_id": record.spiffe_id,
+        "kind": record.kind,
+        "status": record.status(_now()),
+        "not_before": _iso(record.not_before),
+        "not_after": _iso(record.not_after),
+        "thumbprint": record.thumbprint,
+        "revoked_at": None if record.revoked_at is None else _iso(record.revoked_at),
+        "reason": None if record.reason is None else record.reason.value,
+    }
+
+
+def _say(answer: dict[str, Any], as_json: bool, *lines: str) -> None:
+    typer.echo(json.dumps(answer, indent=2) if as_json else "\n".join(lines))
+
+
+def _print(table: Table) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    console.print(table)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    typer.echo(f"a2a-pki: {message}", err=True)
+    return code
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _iso(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _words(time: datetime) -> str:
+    """ "in 23 hours", "5 minutes ago": rounded down, in the largest unit that is not one."""
+    seconds = int(abs((time - _now()).total_seconds()))
+    for unit, size in (("year", 31_536_000), ("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 2 * size:
+            count, name = seconds // size, unit
+            break
+    else:
+        count, name = seconds, "second"
+    text = f"{count} {name}{'' if count == 1 else 's'}"
+    return f"in {text}" if time > _now() else f"{text} ago"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Who may have which certificate. Pure: a proven request and a grant in, an approved certificate content out.
+
+The grant (ID, names, lifetime) comes from whoever runs the CA. A request may repeat the ID; whatever else it wishes for
+(names, extensions, subject) does not survive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import urlsplit
+
+from cryptography import x509
+
+from pki.errors import IDRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
+from pki.requests import PublicKey, Request
+from trust.identity import AgentID
+
+DEFAULT_LIFETIME = timedelta(hours=24)
+MIN_LIFETIME = timedelta(seconds=1)  # certificates count whole seconds
+MAX_LIFETIME = timedelta(days=7)
+MAX_NAMES = 32  # DNS names and addresses beside the ID; an agent has a handful
+MAX_DNS_BYTES = 253  # RFC 1035 section 2.3.4, in text form
+
+REASONS = (  # RFC 5280 section 5.3.1, without "on hold": a revoked certificate never comes back
+    x509.ReasonFlags.unspecified,
+    x509.ReasonFlags.key_compromise,
+    x509.ReasonFlags.ca_compromise,
+    x509.ReasonFlags.affiliation_changed,
+    x509.ReasonFlags.superseded,
+    x509.ReasonFlags.cessation_of_operation,
+    x509.ReasonFlags.privilege_withdrawn,
+)
+
+IPAddress = IPv4Address | IPv6Address
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ALL_DIGITS = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """The content of an agent's certificate, as `approve` lets it through."""
+
+    agent_id: AgentID
+    public_key: PublicKey = field(repr=False)
+    dns_names: tuple[str, ...]
+    ip_addresses: tuple[IPAddress, ...]
+    lifetime: timedelta
+
+
+def approve(
+    request: Request,
+    agent_id: AgentID,
+    *,
+    trust_domain: str,
+    dns_names: Collection[str],
+    ip_addresses: Collection[str | IPAddress],
+    lifetime: timedelta,
+) -> Approved:
+    """Decide on a request for the ID that was granted to its sender.
+
+    1. The ID is one of this CA's trust domain.
+    2. The request asks for that ID, or for none; one that asks for another, or for several, is refused.
+    3. DNS names and addresses are well-formed, and not too many.
+    4. The lifetime is between a second and 7 days.
+
+    Raises:
+        IDRefused, NameRefused, LifetimeRefused: by the steps above.
+    """
+    # 1. SPIFFE-ID section 2.1: a CA speaks for its own domain only.
+    if agent_id.trust_domain != trust_domain:
+        raise IDRefused("SPIFFE ID", got=agent_id, expected=f"an ID of {trust_domain}, the trust domain of this CA")
+
+    # 2. Compared as text: a URI that is merely equivalent is not the ID.
+    if request.uris not in ((), (str(agent_id),)):
+        raise IDRefused(
+            "certificate request asks for other IDs",
+            got=", ".join(request.uris),
+            expected=f"{agent_id} or no URI at all",
+            do="make the request for the granted ID",
+        )
+
+    # 3. Names.
+    if isinstance(dns_names, str) or isinstance(ip_addresses, str):
+        raise NameRefused("names", got="one text", expected='a collection, such as ("localhost",)')
+    names = tuple(dict.fromkeys(dns_name(name) for name in dns_names))
+    addresses = tuple(dict.fromkeys(_address(address) for address in ip_addresses))
+    if len(names) + len(addresses) > MAX_NAMES:
+        raise NameRefused("names", got=f"{len(names) + len(addresses)}", expected=f"at most {MAX_NAMES}")
+
+    # 4. Lifetime.
+    if not MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
+        raise LifetimeRefused("lifetime", got=lifetime, expected="from 1 second to 7 days")
+
+    return Approved(
+        agent_id=agent_id,
+        public_key=request.public_key,
+        dns_names=names,
+        ip_addresses=addresses,
+        lifetime=lifetime,
+    )
+
+
+def dns_name(text: str) -> str:
+    """Return a DNS name in lower case, or refuse it.
+
+    Wildcards are refused (a certificate names one agent), and so is a name whose last label is a number: some
+    verifiers would compare it as an address (WHATWG URL, "ends in a number").
+    """
+    name = text.lower()
+    labels = name.split(".")
+    if (
+        len(name) > MAX_DNS_BYTES
+        or not all(_LABEL.fullmatch(label) for label in labels)
+        or _ALL_DIGITS.fullmatch(labels[-1])
+    ):
+        raise NameRefused(
+            "DNS name", got=repr(text), expected="letters, digits, '-' and '.'; no wildcard, no final dot, no address"
+        )
+    return name
+
+
+def revocation_reason(reason: x509.ReasonFlags | str) -> x509.ReasonFlags:
+    """The reason, also by its RFC 5280 name (`keyCompromise`), if a certificate can be revoked for it."""
+    if reason in REASONS:
+        return x509.ReasonFlags(reason)
+    for known in REASONS:
+        if reason == known.value:
+            return known
+    got = reason.value if isinstance(reason, x509.ReasonFlags) else reason
+    raise ReasonRefused("revocation reason", got=got, expected="one of " + ", ".join(r.value for r in REASONS))
+
+
+def crl_base_url(url: str) -> str:
+    """The URL below which the CA's revocation lists will be served, without its final slash.
+
+    RFC 5280 section 8 warns of https here: a verifier would need the very certificates that it is checking. Both are
+    taken; http is the usual choice, because a CRL is signed.
+    """
+    parts = urlsplit(url) if url.isascii() and url.isprintable() and " " not in url else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise PolicyRefused("CRL base URL", got=repr(url), expected="an http:// URL, such as http://pki.example/crl")
+    return url.rstrip("/")
+
+
+def _address(value: str | IPAddress) -> IPAddress:
+    try:
+        address = ip_address(str(value))  # an int or bytes would be read as an address too
+    except ValueError:
+        raise NameRefused("IP address", got=repr(value), expected="an IPv4 or IPv6 address") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise NameRefused("IP address", got=repr(str(value)), expected="an address without a zone")
+    return address

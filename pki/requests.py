@@ -1,0 +1,107 @@
+"""Certificate requests (PKCS#10, RFC 2986): from bytes off the wire to a key whose possession is proven."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from pki.errors import PossessionNotProven, RequestKeyRefused, RequestMalformed, RequestTooLarge
+
+MAX_REQUEST_BYTES = 16 << 10  # a P-384 key, a dozen names and a signature are about 1 KiB
+
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+_CURVES = ("secp256r1", "secp384r1")
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What survives of a request: the key, and the IDs it asks for. Everything else in it is a wish."""
+
+    public_key: PublicKey = field(repr=False)
+    uris: tuple[str, ...]
+
+
+def parse(data: bytes) -> Request:
+    """Parse a request (DER or PEM) and prove that the sender holds its private key.
+
+    1. The size is bounded.
+    2. It is one PKCS#10 request.
+    3. The key is one that agents use: P-256, P-384 or Ed25519.
+    4. The request is signed by that key, with a hash that cannot be collided (SHA-2).
+    5. The names can be read.
+
+    Not checked here: whether the sender may have the IDs; `pki.policy` decides that.
+
+    Raises:
+        RequestTooLarge, RequestMalformed, RequestKeyRefused, PossessionNotProven: by the steps above.
+    """
+    # 1. Before any parsing.
+    if len(data) > MAX_REQUEST_BYTES:
+        raise RequestTooLarge(
+            "certificate request", got=f"{len(data)} bytes", expected=f"at most {MAX_REQUEST_BYTES} bytes"
+        )
+
+    # 2. One request, DER or PEM.
+    try:
+        load = x509.load_pem_x509_csr if data.lstrip().startswith(b"-----BEGIN") else x509.load_der_x509_csr
+        csr = load(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _malformed("not readable") from None
+
+    # 3. The key. RSA and other curves parse, and are refused.
+    try:
+        key = csr.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise _key_refused("an unknown kind of key") from None
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if key.curve.name not in _CURVES:
+            raise _key_refused(key.curve.name)
+    elif not isinstance(key, ed25519.Ed25519PublicKey):
+        raise _key_refused(type(key).__name__)
+
+    # 4. Possession.
+    try:
+        proven = (isinstance(key, ed25519.Ed25519PublicKey) or _strong_hash(csr)) and csr.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm):
+        proven = False
+    if not proven:
+        raise PossessionNotProven(
+            "certificate request is not signed by its own key",
+            expected="a SHA-2 signature by the key in the request",
+            do="make a new request with the agent's private key",
+        )
+
+    # 5. The names. A duplicated or unreadable extension is refused rather than skipped: it may hide an ID.
+    try:
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except x509.ExtensionNotFound:
+        uris = []
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise _malformed("names that cannot be read") from None
+    return Request(public_key=key, uris=tuple(uris))
+
+
+def _strong_hash(csr: x509.CertificateSigningRequest) -> bool:
+    return isinstance(csr.signature_hash_algorithm, _HASHES)
+
+
+def _malformed(got: str) -> RequestMalformed:
+    return RequestMalformed(
+        "certificate request",
+        got=got,
+        expected="one PKCS#10 request, DER or PEM",
+        do="make one with `openssl req -new` or the enrolment client",
+    )
+
+
+def _key_refused(got: str) -> RequestKeyRefused:
+    return RequestKeyRefused(
+        "key of the certificate request", got=got, expected="P-256, P-384 or Ed25519", do="make a new key"
+    )

@@ -1,0 +1,93 @@
+"""What the gate lets through, and what it says of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests.forge import NOW
+from tests.world import World
+from trust.authorize import exactly
+from trust.errors import Replayed, SignatureMissing
+from trust.oauth.scopes import Catalogue
+from trust.replay import MemoryReplayGuard
+
+WORLD = World()
+
+
+def test_a_valid_request_becomes_one_caller() -> None:
+    admission = WORLD.admit(WORLD.request())
+    caller = admission.caller
+    assert caller.agent_id == WORLD.planner.agent_id
+    assert caller.peer.thumbprint == WORLD.planner.thumbprint
+    assert caller.signer == WORLD.planner.agent_id
+    assert caller.subject == caller.client_id == caller.display_name == caller.user_name == str(WORLD.planner.agent_id)
+    assert caller.identity == caller.subject
+    assert caller.is_authenticated
+    assert caller.scopes == ("agent:execute",)
+    assert caller.actors == ()
+    assert admission.message is not None
+    assert caller.message_id == admission.message.message_id
+
+
+def test_the_callers_token_is_at_hand_but_not_in_its_repr() -> None:
+    token = WORLD.token()
+    caller = WORLD.admit(WORLD.request(token=token)).caller
+    assert caller.access_token == token
+    assert token not in repr(caller)
+
+
+def test_unsigned_passes_only_where_signatures_are_optional() -> None:
+    facts = WORLD.request(signature=None)
+    admission = WORLD.admit(facts, signatures="optional")
+    assert admission.message is None
+    assert admission.caller.signer is None
+    with pytest.raises(SignatureMissing):
+        WORLD.admit(facts)
+
+
+def test_the_same_request_is_accepted_once() -> None:
+    policy = WORLD.policy()
+    facts = WORLD.request()
+    from trust.gate import admit
+
+    admit(facts, policy)
+    with pytest.raises(Replayed):
+        admit(facts, policy)
+
+
+def test_a_request_that_fails_an_earlier_check_does_not_burn_its_message() -> None:
+    guard = MemoryReplayGuard(started_at=NOW - timedelta(minutes=1))
+    signature = WORLD.signature()
+    other = WORLD.forge.leaf("/auditor")
+    stolen = WORLD.request(peer=other, token=WORLD.token(other), signature=signature)
+    with pytest.raises(Exception, match="signed by another agent"):
+        WORLD.admit(stolen, authorize=exactly(WORLD.planner.agent_id, other.agent_id), replay=guard)
+    assert WORLD.admit(WORLD.request(signature=signature), replay=guard).caller.signer == WORLD.planner.agent_id
+
+
+def test_a_configured_relay_may_bring_the_messages_of_others() -> None:
+    relay = WORLD.forge.leaf("/relay")
+    facts = WORLD.request(peer=relay, token=WORLD.token(relay), signature=WORLD.signature(WORLD.planner, chain=True))
+    rule = exactly(WORLD.planner.agent_id)
+    caller = WORLD.admit(facts, authorize=exactly(relay.agent_id), relays={relay.agent_id: rule}).caller
+    assert (caller.agent_id, caller.signer) == (relay.agent_id, WORLD.planner.agent_id)
+    own = WORLD.request(peer=relay, token=WORLD.token(relay), signature=WORLD.signature(relay))
+    caller = WORLD.admit(own, authorize=exactly(relay.agent_id), relays={relay.agent_id: rule}).caller
+    assert caller.signer == relay.agent_id
+
+
+def test_the_required_scope_may_depend_on_the_request_and_on_a_catalogue() -> None:
+    catalogue = Catalogue({"agent:admin": ["agent:execute"]})
+    facts = WORLD.request(token=WORLD.token(scope="agent:admin"))
+    assert WORLD.admit(
+        facts, scope=lambda f: "agent:execute" if f.method == "POST" else "agent:read", catalogue=catalogue
+    )
+
+
+def test_a_delegated_token_names_every_actor() -> None:
+    act = {"sub": str(WORLD.planner.agent_id), "act": {"sub": "spiffe://fleet.example/first"}}
+    caller = WORLD.admit(WORLD.request(token=WORLD.token(sub="spiffe://fleet.example/root", act=act))).caller
+    assert caller.subject == "spiffe://fleet.example/root"
+    assert caller.actors == (str(WORLD.planner.agent_id), "spiffe://fleet.example/first")

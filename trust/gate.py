@@ -1,0 +1,189 @@
+"""The one page where the three proofs are joined: channel, authority, message. One identity, or no entry.
+
+`admit` runs seven checks in this order, and the first that fails decides:
+
+    (1) peer       the chain that the channel proved still verifies now, and its agent is allowed trust/peers.py
+    (2) token      a valid access token, for us, in time, not revoked                             trust/oauth/tokens.py
+    (3) binding    that token is bound to the certificate of (1)                                  trust/oauth/tokens.py
+    (4) signature  the body, method, target and receiver are what the signer signed               trust/signing/http.py
+    (5) signer     the signer is the peer of (1), or an origin that this peer may relay for
+    (6) replay     this message was never received before                                         trust/replay.py
+    (7) scope      the token grants what this request needs, now                                  trust/oauth/scopes.py
+
+Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from trust.authorize import Authorizer
+from trust.errors import InsufficientScope, PeerNotAllowed, SignatureMissing, SignerMismatch
+from trust.identity import AgentID, Caller, PeerIdentity
+from trust.oauth.scopes import Calendar, Catalogue, satisfies
+from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
+from trust.peers import PeerVerifier
+from trust.replay import ReplayGuard
+from trust.signing.envelope import VerifiedMessage
+from trust.signing.http import HEADER, authenticate_request, signature_of
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """What really arrived: nothing in it has been believed yet."""
+
+    peer_chain: tuple[bytes, ...]  # DER, leaf first; empty where the peer presented no certificate
+    method: str
+    url: str  # absolute, as the caller addressed it, with the query
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)  # names in lower case, as ASGI has them
+    body: bytes = field(repr=False)
+    now: datetime
+
+    def values(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key == name]
+
+    def line(self, name: bytes) -> str:
+        """All values of a header as one comma-separated line (RFC 9110 section 5.2); empty when absent."""
+        return ", ".join(value.decode("latin-1").strip() for value in self.values(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """Every decision that the gate needs, made once by the operator.
+
+    Args:
+        verifier: trust bundles and revocation lists, for check 1 and for signers that are not the peer.
+        authorize: which agents may call at all.
+        tokens: issuer, audience and keys of access tokens.
+        audience: our own SPIFFE ID, or our origin URL outside any trust domain: the `aud` of messages to us.
+        signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures.
+        replay: remembers messages.
+        scope: what a request needs: one scope for all, or a function of the request.
+        relays: for each peer that forwards messages of others: whose. Without an entry a peer speaks for itself only.
+        catalogue: the declared scope hierarchy.
+        calendars: the named calendars of time scopes.
+    """
+
+    verifier: PeerVerifier
+    authorize: Authorizer
+    tokens: TokenValidator
+    audience: AgentID | str
+    signatures: Literal["required", "optional"]
+    replay: ReplayGuard
+    scope: str | Callable[[RequestFacts], str]
+    relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
+    catalogue: Catalogue | None = None
+    calendars: Mapping[str, Calendar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The caller, and the signed request that an answer must be bound to (None where it was not signed)."""
+
+    caller: Caller
+    message: VerifiedMessage | None
+
+
+def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
+    """Run the seven checks of this module's docstring.
+
+    Not checked: whether the application allows this caller this act on this object; that is the application's.
+
+    Raises:
+        TrustError: the error of the first check that failed; its `check` names it.
+    """
+    # (1) peer. Verified in the handshake already; a connection outlives certificates, CRLs and allow-lists.
+    peer = policy.verifier.verify(facts.peer_chain, now=facts.now, usage="client")
+    policy.authorize.check(peer.agent_id)
+
+    # (2) token and (3) binding: `validate` compares `cnf.x5t#S256` with this very peer.
+    bearer = bearer_token(facts.values(b"authorization"))
+    token = policy.tokens.validate(bearer, peer=peer, now=facts.now)
+
+    # (4) signature
+    message = _message(facts, policy, peer)
+    if message is not None:
+        # (5) signer
+        _check_signer(message.signer.agent_id, peer.agent_id, policy.relays)
+        # (6) replay: only what is authentic and allowed is remembered, so nobody else can burn an identifier.
+        policy.replay.remember(
+            message.replay_key,
+            issued_at=message.issued_at.timestamp(),
+            expires_at=message.expires_at.timestamp(),
+            now=facts.now.timestamp(),
+        )
+
+    # (7) scope
+    required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
+    if not satisfies(token.scopes, required, policy.catalogue, now=facts.now, calendars=policy.calendars):
+        raise InsufficientScope(
+            "token does not grant what the request needs",
+            required=required,
+            got=" ".join(token.scopes) or "no scope",
+            expected=required,
+            do="ask the authorization server for it",
+        )
+    return Admission(caller=_caller(peer, token, bearer, message), message=message)
+
+
+def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:
+    """Check 4. An unsigned request passes only where the policy says that signatures are optional."""
+    if not facts.values(HEADER.lower().encode()):
+        if policy.signatures == "optional":
+            return None
+        raise SignatureMissing("request is not signed", expected=f"a {HEADER} header")
+    return authenticate_request(
+        signature_of(facts.headers),
+        method=facts.method,
+        url=facts.url,
+        body=facts.body,
+        audience=policy.audience,
+        verifier=policy.verifier,
+        peer=peer,
+        now=facts.now,
+        version=facts.line(b"a2a-version"),
+        extensions=extensions_of(facts),
+    )
+
+
+def extensions_of(facts: RequestFacts) -> tuple[str, ...]:
+    """The activated A2A extensions, in the order of the `A2A-Extensions` header."""
+    return tuple(uri.strip() for uri in facts.line(b"a2a-extensions").split(",") if uri.strip())
+
+
+def _check_signer(signer: AgentID, peer: AgentID, relays: Mapping[AgentID, Authorizer]) -> None:
+    """Check 5. A message of A that comes through B's channel is accepted only if B was configured to relay A."""
+    if signer == peer:
+        return
+    try:
+        if peer in relays:
+            relays[peer].check(signer)
+            return
+    except PeerNotAllowed:
+        pass
+    raise SignerMismatch(
+        "message is signed by another agent than the one that sent it",
+        got=signer,
+        expected=str(peer),
+        do="configure the sender as a relay if it may forward this agent's messages",
+    )
+
+
+def _caller(peer: PeerIdentity, token: AccessToken, bearer: str, message: VerifiedMessage | None) -> Caller:
+    return Caller(
+        peer=peer,
+        subject=token.subject,
+        actors=token.actors,
+        client_id=token.client_id,
+        scopes=token.scopes,
+        token_id=token.token_id,
+        expires_at=token.expires_at,
+        access_token=bearer,
+        signer=message.signer.agent_id if message else None,
+        message_id=message.message_id if message else None,
+    )

@@ -1,0 +1,310 @@
+"""The keys that access tokens are signed with: our own private ones, and an issuer's public ones (JWKS, RFC 7517).
+
+Of a JWKS only public asymmetric signature keys count, each for its own algorithm. Everything else in it (symmetric,
+encryption, weak or unreadable keys, private keys that somebody published, a key ID that occurs twice) is passed over,
+so that a token which names it is signed by an unknown key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import httpx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwcrypto.common import JWException
+from jwcrypto.jwk import JWK
+
+from trust.credentials import PrivateKey
+from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown, WrongPassword
+from trust.signing.jws import strict_json
+
+FRESH = timedelta(minutes=5)  # how long a fetched key set is used without asking again
+USABLE = timedelta(hours=1)  # how long it is used while the issuer cannot be reached: longer than any token lives
+UNKNOWN_KID_REST = timedelta(seconds=30)  # anyone can make up key IDs: they cause one fetch in this time
+FAILURE_REST = timedelta(seconds=10)  # after a failed fetch, so that an issuer in trouble is left in peace
+FETCH_SECONDS = 3.0  # of the whole fetch: requests wait for it
+MAX_JWKS_BYTES = 64 << 10  # 64 keys of the largest kind
+MAX_KEYS = 64  # of one issuer; a rotation needs two or three of each algorithm
+MAX_KID_CHARACTERS = 256
+RSA_BITS = range(2048, 8192 + 1)  # smaller is weak, larger costs the verifier more than it adds
+
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+
+# The algorithms that a key of each kind and curve is good for, the one that we sign with first. RSASSA-PKCS1-v1_5
+# is not among them; `EdDSA` is the older name of `Ed25519` (RFC 9864), the same algorithm.
+_ALGORITHMS = {
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("OKP", "Ed25519"): ("Ed25519", "EdDSA"),
+    ("RSA", None): ("PS256",),
+}
+_PUBLIC_MEMBERS = {"EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "RSA": ("n", "e")}
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+
+class KeySource(Protocol):
+    """The public keys of one issuer."""
+
+    def find(self, kid: str, alg: str, *, now: datetime) -> PublicKey:
+        """The key with this ID for this algorithm; the same object until the key set changes. Does no IO.
+
+        Raises:
+            TokenKeyUnknown: there is no such key.
+            KeysUnavailable: there are no keys that are recent enough: nothing can be said about the token.
+        """
+
+    async def prepare(self, kid: str | None, *, now: datetime) -> None:
+        """Fetch what `find` will need, where that takes a fetch.
+
+        Raises:
+            KeysUnavailable: as `find`.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """A private key that signs tokens, with its algorithm and its key ID (RFC 7638 thumbprint)."""
+
+    kid: str
+    alg: str
+    private_key: PrivateKey = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """A new P-256 key, for ES256."""
+        return cls.of(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def of(cls, private_key: PrivateKey) -> SigningKey:
+        """Wrap a key.
+
+        Raises:
+            ConfigurationError: the key is not EC P-256, EC P-384 or Ed25519.
+        """
+        if not isinstance(private_key, PrivateKey):
+            raise ConfigurationError("signing key", got=type(private_key).__name__, expected="EC P-256/P-384, Ed25519")
+        try:
+            jwk = JWK.from_pyca(private_key.public_key())
+        except JWException:
+            jwk = {}
+        algorithms = _ALGORITHMS.get((jwk.get("kty"), jwk.get("crv")), ())
+        if not algorithms:
+            raise ConfigurationError("signing key", got="another curve", expected="P-256, P-384 or Ed25519")
+        return cls(kid=jwk.thumbprint(), alg=algorithms[0], private_key=private_key)
+
+    @classmethod
+    def from_pem(cls, pem: bytes, password: bytes | None) -> SigningKey:
+        """Read a PKCS#8 PEM key.
+
+        Raises:
+            WrongPassword: it is encrypted and the password is missing or wrong.
+            ConfigurationError: not a PEM private key of a supported kind.
+        """
+        key: Any
+        try:
+            key = serialization.load_pem_private_key(pem, password)
+        except TypeError:
+            raise WrongPassword("signing key", expected="a password exactly when the key is encrypted") from None
+        except ValueError:
+            if password is not None:
+                raise WrongPassword("signing key cannot be decrypted", expected="its password") from None
+            raise ConfigurationError("signing key is not readable", expected="a PEM private key (PKCS#8)") from None
+        return cls.of(key)
+
+    def to_pem(self, password: bytes) -> bytes:
+        """The key as PKCS#8 PEM, encrypted with the password.
+
+        Raises:
+            ConfigurationError: the password is empty.
+        """
+        if not password:
+            raise ConfigurationError("password of the signing key is empty", do="choose one")
+        return self.private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password),
+        )
+
+    @property
+    def public_jwk(self) -> dict[str, str]:
+        members: dict[str, str] = JWK.from_pyca(self.private_key.public_key()).export_public(as_dict=True)
+        return {**members, "kid": self.kid, "use": "sig", "alg": self.alg}
+
+
+def public_jwks(keys: Iterable[SigningKey]) -> dict[str, list[dict[str, str]]]:
+    """The JWKS that publishes these keys: their public halves, and nothing else."""
+    return {"keys": [key.public_jwk for key in keys]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    public_key: PublicKey
+    algorithms: tuple[str, ...]
+
+
+def _usable_keys(jwks: object) -> dict[str, _Key]:
+    """The usable keys of a JWKS by key ID.
+
+    Raises:
+        ValueError: not a JWKS, or too many keys.
+    """
+    entries = jwks.get("keys") if isinstance(jwks, Mapping) else None
+    if not isinstance(entries, list):
+        raise ValueError('not a JSON object with a "keys" list')
+    if len(entries) > MAX_KEYS:
+        raise ValueError(f"more than {MAX_KEYS} keys")
+    found = [(entry["kid"], key) for entry in entries if (key := _usable_key(entry)) is not None]
+    # Which of two keys with one ID is meant cannot be known, and trying both would let the weaker one decide.
+    times = Counter(kid for kid, _ in found)
+    return {kid: key for kid, key in found if times[kid] == 1}
+
+
+def _usable_key(entry: object) -> _Key | None:
+    if not isinstance(entry, Mapping):
+        return None
+    kid, kty, operations = entry.get("kid"), entry.get("kty"), entry.get("key_ops", ["verify"])
+    if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
+        return None
+    # RFC 7517 sections 4.2 and 4.3. A private key that is in public is everyone's: what it signs proves nothing.
+    if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
+        return None
+    if not isinstance(kty, str) or kty not in _PUBLIC_MEMBERS or not _PRIVATE_MEMBERS.isdisjoint(entry):
+        return None
+    members = {name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}
+    if not all(isinstance(value, str) for value in members.values()):
+        return None
+    algorithms = _ALGORITHMS.get((kty, members.get("crv")), ())
+    if "alg" in entry:  # RFC 7517 section 4.4: a key is for one algorithm where it says so
+        algorithms = tuple(a for a in algorithms if a == entry["alg"])
+    if not algorithms:
+        return None
+    try:
+        public_key = JWK(kty=kty, **members).get_op_key("verify")
+    except (JWException, ValueError):  # not on the curve, not base64url, a wrong length
+        return None
+    if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size not in RSA_BITS:
+        return None
+    return _Key(public_key, algorithms)
+
+
+def _find(keys: Mapping[str, _Key], kid: str, alg: str) -> PublicKey:
+    key = keys.get(kid)
+    if key is None:
+        raise TokenKeyUnknown("token is signed by an unknown key", got=kid, expected="a key of the issuer's JWKS")
+    if alg not in key.algorithms:
+        raise TokenKeyUnknown("key is for another algorithm", got=alg, expected=" or ".join(key.algorithms))
+    return key.public_key
+
+
+class StaticKeys:
+    """A JWKS given by configuration, such as that of an authorization server in the same process.
+
+    Raises:
+        ConfigurationError: not a JWKS, or none of its keys can be used.
+    """
+
+    def __init__(self, jwks: Mapping[str, object]) -> None:
+        try:
+            self._keys = _usable_keys(jwks)
+        except ValueError as error:
+            raise ConfigurationError("JWKS", got=error, expected="a JWK set (RFC 7517)") from None
+        if not self._keys:
+            raise ConfigurationError("JWKS has no usable key", expected="a public signature key with a kid")
+
+    def find(self, kid: str, alg: str, *, now: datetime) -> PublicKey:
+        return _find(self._keys, kid, alg)
+
+    async def prepare(self, kid: str | None, *, now: datetime) -> None:
+        return
+
+
+class RemoteKeys:
+    """The JWKS at an https URL, fetched when it is needed and kept while the issuer is away.
+
+    A key set is used for 5 minutes without asking, and for an hour where asking fails; an unknown key ID causes one
+    fetch in 30 seconds. However many requests wait, there is one fetch, and it goes on when one of them is cancelled.
+    Belongs to the event loop of its `http` client.
+
+    Args:
+        url: `jwks_uri` of the issuer's metadata, or of the configuration; never from a token.
+        http: the client to fetch with. Its credentials other than TLS certificates are not sent.
+
+    Raises:
+        ConfigurationError: the URL is not https.
+    """
+
+    def __init__(self, url: str, http: httpx.AsyncClient) -> None:
+        if httpx.URL(url).scheme != "https" or not httpx.URL(url).host:
+            raise ConfigurationError("JWKS URL", got=url, expected="https://...")
+        self._url = url
+        self._http = http
+        self._keys: dict[str, _Key] = {}
+        self._fetched_at: datetime | None = None
+        self._failed_at: datetime | None = None
+        self._unknown_kid_at: datetime | None = None
+        self._failure = "not fetched yet"
+        self._fetch: asyncio.Task[None] | None = None
+
+    def find(self, kid: str, alg: str, *, now: datetime) -> PublicKey:
+        if not _within(self._fetched_at, USABLE, now):
+            raise KeysUnavailable("keys of the issuer are not available", got=self._failure, do=f"look at {self._url}")
+        return _find(self._keys, kid, alg)
+
+    async def prepare(self, kid: str | None, *, now: datetime) -> None:
+        if self._wants_fetch(kid, now):
+            if self._fetch is None or self._fetch.done():
+                self._fetch = asyncio.create_task(self._refresh(now))
+            await asyncio.shield(self._fetch)
+        if not _within(self._fetched_at, USABLE, now):
+            raise KeysUnavailable("keys of the issuer are not available", got=self._failure, do=f"look at {self._url}")
+
+    def _wants_fetch(self, kid: str | None, now: datetime) -> bool:
+        if _within(self._failed_at, FAILURE_REST, now):
+            return False
+        if not _within(self._fetched_at, FRESH, now):
+            return True
+        if kid is None or kid in self._keys or _within(self._unknown_kid_at, UNKNOWN_KID_REST, now):
+            return False
+        self._unknown_kid_at = now
+        return True
+
+    async def _refresh(self, now: datetime) -> None:
+        """Fetch once. A failure leaves the keys as they are: an attacker who breaks a fetch must not empty them."""
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                self._keys = _usable_keys(strict_json(await self._body()))
+        except Exception as error:
+            # Whatever went wrong - network, TLS, status, content, a closed client - there are no new keys.
+            self._failure = f"{type(error).__name__}: {error}"
+            self._failed_at = now
+        else:
+            self._fetched_at = now
+            self._failed_at = None
+
+    async def _body(self) -> bytes:
+        # `auth=None`: a client that adds access tokens to its requests must not do so here, where the token is not
+        # meant for the receiver and fetching one may itself need these keys. Redirects would let the answer of one
+        # host name another; a compressed answer could be larger than anyone counted.
+        headers = {"accept": "application/jwk-set+json, application/json", "accept-encoding": "identity"}
+        async with self._http.stream("GET", self._url, headers=headers, auth=None, follow_redirects=False) as response:
+            if response.status_code != httpx.codes.OK:
+                raise ValueError(f"status {response.status_code}")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise ValueError("compressed answer")
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_JWKS_BYTES:
+                    raise ValueError(f"more than {MAX_JWKS_BYTES} bytes")
+            return bytes(body)
+
+
+def _within(since: datetime | None, limit: timedelta, now: datetime) -> bool:
+    """Whether `since` is at most `limit` ago. A clock that was set back makes a time unknown, not recent."""
+    return since is not None and timedelta(0) <= now - since < limit

@@ -1,0 +1,51 @@
+"""An authorization server's name and where its metadata is (RFC 8414): agreed on by server, client and Agent Card."""
+
+from __future__ import annotations
+
+import httpx
+
+from trust.errors import ConfigurationError
+
+WELL_KNOWN = "/.well-known/oauth-authorization-server"
+
+
+def check_issuer(issuer: str) -> str:
+    """Return `issuer` when it can be an issuer identifier: https, a host, no query and no fragment.
+
+    Raises:
+        ConfigurationError: it cannot. RFC 8414 section 2.
+    """
+    url = _url(issuer)
+    if url is None or url.scheme != "https" or not url.host or url.userinfo or set(issuer) & set("?# "):
+        raise ConfigurationError("issuer", got=issuer, expected="an https URL without query or fragment")
+    return issuer
+
+
+def issuer_path(issuer: str) -> str:
+    """The path of an issuer without its final slash: empty for most."""
+    return httpx.URL(issuer).path.rstrip("/")
+
+
+def metadata_url(issuer: str) -> str:
+    """Where the metadata of an issuer is: the well-known part goes before its path. RFC 8414 section 3.1."""
+    return f"{origin_of(issuer)}{WELL_KNOWN}{issuer_path(issuer)}"
+
+
+def origin_of(url: str | httpx.URL) -> str:
+    """The https origin of a URL, in one spelling: lower case, default port left out.
+
+    Raises:
+        ConfigurationError: not an https URL with a host.
+    """
+    parsed = _url(url) if isinstance(url, str) else url
+    if parsed is None or parsed.scheme != "https" or not parsed.host:
+        raise ConfigurationError("URL", got=url, expected="https://host[:port]/...")
+    host = parsed.raw_host.decode("ascii").lower()
+    return f"https://{f'[{host}]' if ':' in host else host}" + (f":{parsed.port}" if parsed.port else "")
+
+
+def _url(text: str) -> httpx.URL | None:
+    try:
+        return httpx.URL(text)
+    except (httpx.InvalidURL, TypeError):
+        return None

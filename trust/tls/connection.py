@@ -1,0 +1,384 @@
+"""One TLS 1.3 connection as a state machine without sockets: bytes in, bytes out, and a verified peer.
+
+Whose certificate is acceptable is decided inside the handshake, by a `judge` that gets the chain the peer presented.
+OpenSSL trusts nothing here (its store is empty): it checks that the peer holds the key of its certificate, and it
+tells a refused peer why, with a TLS alert. The judge is the only one that can say yes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
+
+# pyOpenSSL's own verification callback can neither name the reason of a refusal (the peer would see
+# `internal_error`) nor see the chain as a whole, and it turns every "yes" into "no error at all". These are the
+# bindings that pyOpenSSL itself is written with; without one of them nothing below works, and nothing is accepted.
+from OpenSSL._util import ffi as _ffi
+from OpenSSL._util import lib as _lib
+
+from trust.credentials import Credentials
+from trust.errors import (
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    ChainTooLong,
+    ConfigurationError,
+    HandshakeFailed,
+    HandshakeRefused,
+    NoPeerCertificate,
+    PeerNotAllowed,
+    RevocationUnknown,
+    TransportError,
+    TrustError,
+    UnknownTrustDomain,
+    UntrustedChain,
+    WrongExtendedKeyUsage,
+    WrongKeyUsage,
+)
+from trust.identity import PeerIdentity
+
+MAX_CHAIN = 8  # certificates that OpenSSL puts together; the judge's own limit is lower
+RECORD_BYTES = 16 * 1024  # RFC 8446 section 5.1: no record holds more plaintext
+TLS_1_3 = 0x0304
+
+# The alert that tells a refused peer why (RFC 8446 section 6.2), by way of the X.509 error that OpenSSL turns into
+# it. OpenSSL has no way to `access_denied`: a peer that is not on the list gets `handshake_failure`.
+_X509_ERROR: dict[type[TrustError], int] = {
+    CertificateExpired: SSL.X509VerificationCodes.ERR_CERT_HAS_EXPIRED,  # certificate_expired
+    CertificateRevoked: SSL.X509VerificationCodes.ERR_CERT_REVOKED,  # certificate_revoked
+    CertificateNotYetValid: SSL.X509VerificationCodes.ERR_CERT_NOT_YET_VALID,  # bad_certificate
+    RevocationUnknown: SSL.X509VerificationCodes.ERR_CRL_PATH_VALIDATION_ERROR,  # certificate_unknown
+    UnknownTrustDomain: SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,  # unknown_ca
+    UntrustedChain: SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
+    ChainTooLong: SSL.X509VerificationCodes.ERR_CERT_CHAIN_TOO_LONG,
+    WrongKeyUsage: SSL.X509VerificationCodes.ERR_INVALID_PURPOSE,  # unsupported_certificate
+    WrongExtendedKeyUsage: SSL.X509VerificationCodes.ERR_INVALID_PURPOSE,
+    PeerNotAllowed: SSL.X509VerificationCodes.ERR_APPLICATION_VERIFICATION,  # handshake_failure
+}
+_OTHER_ERROR = SSL.X509VerificationCodes.ERR_CERT_REJECTED  # bad_certificate
+
+Judge = Callable[[list[bytes]], PeerIdentity]
+
+_running = threading.local()  # the connection whose handshake runs on this thread, for the callback from C
+
+
+def openssl_context(credentials: Credentials, *, server_side: bool, certificate_required: bool) -> SSL.Context:
+    """A TLS 1.3 context that presents `credentials`. The key goes from memory to memory, never through a file.
+
+    Raises:
+        ConfigurationError: OpenSSL refuses the certificate or the key.
+    """
+    context = SSL.Context(SSL.TLS_SERVER_METHOD if server_side else SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_max_proto_version(SSL.TLS1_3_VERSION)
+    # A resumed session skips certificate verification, and with it expiry and revocation: there are no sessions.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    context.set_verify_depth(MAX_CHAIN)
+    try:
+        context.use_certificate(credentials.certificate)
+        for certificate in credentials.chain[1:]:
+            context.add_extra_chain_cert(certificate)
+        context.use_privatekey(credentials.private_key)
+        context.check_privatekey()
+    except SSL.Error as error:
+        raise ConfigurationError(
+            "TLS refuses the credentials", got=_reason(error), expected="a certificate and its key"
+        ) from None
+    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if certificate_required else 0)
+    _lib.SSL_CTX_set_verify(context._context, mode, _verify)
+    if server_side:
+        context.set_alpn_select_callback(_choose_http)
+    return context
+
+
+class Connection:
+    """One end of a TLS connection.
+
+    Feed it with `receive`, send what `output` returns, and drive `handshake` until it returns True. It is used by
+    one thread at a time.
+
+    Attributes:
+        peer: the verified peer; None before the handshake, and for a client without a certificate where certificates
+            are optional.
+        error: why the connection failed; whatever is tried on it afterwards raises it again.
+        distrusted: set when the peer lost its trust after the handshake.
+        credentials: what we presented.
+    """
+
+    def __init__(
+        self,
+        context: SSL.Context,
+        credentials: Credentials,
+        judge: Judge,
+        *,
+        server_side: bool,
+        certificate_required: bool,
+        server_name: str | bytes | None = None,
+        alpn: list[str] | None = None,
+        on_failure: Callable[[TrustError], None] = lambda _: None,
+    ) -> None:
+        self.peer: PeerIdentity | None = None
+        self.error: TrustError | None = None
+        self.distrusted: TrustError | None = None
+        self.on_distrust: Callable[[TrustError], None] | None = None
+        self.established = False
+        self.heard = False  # whether any application data came; a refusal in TLS 1.3 comes before the first of it
+        self.drained = True  # whether OpenSSL has no complete record left
+        self.server_side = server_side
+        self.server_name = server_name.decode() if isinstance(server_name, bytes) else server_name
+        self.credentials = credentials
+        self._judge = judge
+        self._required = certificate_required
+        self._on_failure = on_failure
+        self._verdict: TrustError | None = None  # what the judge said against the peer
+        self._eof = False
+        self._ssl = SSL.Connection(context, None)
+        if server_side:
+            self._ssl.set_accept_state()
+        else:
+            self._ssl.set_connect_state()
+            name = _sni(self.server_name)
+            if name:
+                self._ssl.set_tlsext_host_name(name)
+            if alpn:
+                self._ssl.set_alpn_protos([p.encode() for p in alpn])
+
+    # Ciphertext.
+
+    def receive(self, data: bytes) -> None:
+        """Take ciphertext that came from the peer."""
+        if data:
+            self._ssl.bio_write(data)
+            self.drained = False
+
+    def receive_eof(self) -> None:
+        """The peer will send no more."""
+        self._eof = True
+        self._ssl.bio_shutdown()
+        self.drained = False
+
+    def output(self) -> bytes:
+        """Ciphertext to send to the peer. It may hold an alert after a failure, so it is sent then, too."""
+        size = 4 * RECORD_BYTES
+        parts = []
+        while True:
+            try:
+                part = self._ssl.bio_read(size)
+            except SSL.Error:
+                break
+            parts.append(part)
+            if len(part) < size:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # The handshake.
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; True when it is complete and the peer verified, False when more must come.
+
+        Raises:
+            PeerError: (the leaf that says why) the peer is not acceptable.
+            HandshakeRefused: the peer refused us.
+            HandshakeFailed: no TLS 1.3, no TLS at all, or the peer went away.
+        """
+        if self.error:
+            raise self.error
+        if self.established:
+            return True
+        _running.connection = self
+        try:
+            self._ssl.do_handshake()
+        except SSL.WantReadError:
+            self.drained = True
+            return False
+        except SSL.Error as error:
+            raise self.fail(self._verdict or self._explain(error)) from None
+        finally:
+            _running.connection = None
+        self._assert_identified()
+        self.established = True
+        return True
+
+    def fail(self, error: TrustError) -> TrustError:
+        """Give the connection up because of `error`; returns it. The first error stays, and is told once."""
+        if self.error is None:
+            self.error, self.peer = error, None
+            self._on_failure(error)
+        return self.error
+
+    def distrust(self, error: TrustError) -> None:
+        """The peer may no longer connect. Without a hook the connection is dead at once. Any thread may call this."""
+        self.distrusted = error
+        if self.on_distrust:
+            self.on_distrust(error)
+
+    def verify_chain(self, chain: list[bytes]) -> int:
+        """The X.509 error of a presented chain, 0 when the judge accepts it. Runs inside OpenSSL's handshake."""
+        try:
+            self.peer = self._judge(chain)
+        except TrustError as error:
+            self._verdict = error
+        except Exception as error:  # a defect or an outage on our side must refuse, never accept
+            self._verdict = HandshakeFailed("peer cannot be verified", got=f"{type(error).__name__}: {error}")
+        else:
+            return 0
+        return _X509_ERROR.get(type(self._verdict), _OTHER_ERROR)
+
+    def _assert_identified(self) -> None:
+        """Fail closed: whatever OpenSSL let through, there is a judged peer, or there rightly is none."""
+        certificate = self._ssl.get_peer_certificate(as_cryptography=True)
+        leaf = certificate.public_bytes(Encoding.DER) if certificate else None
+        if _lib.SSL_session_reused(self._ssl._ssl):
+            raise self.fail(HandshakeFailed("TLS session was resumed", expected="a full handshake"))
+        if leaf is None and (self._required or self.peer):
+            raise self.fail(NoPeerCertificate("peer presented no certificate", expected="an agent certificate"))
+        if leaf is not None and (self.peer is None or self.peer.chain[0] != leaf):
+            raise self.fail(UntrustedChain("peer certificate was not verified", do="report this as a defect"))
+
+    # Plaintext.
+
+    def read(self, size: int = RECORD_BYTES) -> bytes | None:
+        """Decrypted bytes; None when more must come; b"" when the peer has closed the connection properly.
+
+        Raises:
+            HandshakeRefused: (client) the server refused us after our side of the handshake was complete.
+            TransportError: the connection was cut short or tampered with.
+            TrustError: as `error` or `distrusted` say.
+        """
+        self._check_alive()
+        try:
+            data = self._ssl.recv(size)
+        except SSL.WantReadError:
+            self.drained = True
+            return None
+        except SSL.ZeroReturnError:
+            return b""
+        except SSL.Error as error:
+            raise self.fail(self._explain(error)) from None
+        self.heard = True
+        return data
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Encrypt all of `data` into `output`."""
+        self._check_alive()
+        try:
+            return self._ssl.sendall(data)  # `send` would stop at one record
+        except SSL.Error as error:
+            raise self.fail(self._explain(error)) from None
+
+    def close(self) -> bool:
+        """Say close_notify; True when the peer has said it, too."""
+        try:
+            done = self._ssl.shutdown()
+            self.drained = True
+            return done
+        except SSL.WantReadError:
+            self.drained = True
+            return False
+        except SSL.Error:  # nothing to close: the handshake is not done, or the connection is broken
+            return True
+
+    def pending(self) -> int:
+        """At least this many decrypted bytes can be read; 1 when that cannot be known before reading."""
+        return self._ssl.pending() or (0 if self.drained else 1)
+
+    def _check_alive(self) -> None:
+        if self.error:
+            raise self.error
+        if self.distrusted and self.on_distrust is None:
+            raise self.distrusted
+        if not self.established:
+            raise HandshakeFailed("handshake is not complete")
+
+    def _explain(self, error: SSL.Error) -> TrustError:
+        """Our error for one of OpenSSL's."""
+        reason = _reason(error)
+        if " alert " in reason:
+            alert = reason.partition(" alert ")[2].replace(" ", "_")
+            if self.established and self.heard:
+                return TransportError("peer ended the connection", got=f"alert {alert}")
+            return HandshakeRefused(
+                "peer refused the connection",
+                got=f"alert {alert}",
+                do="check this agent's certificate and the peer's list of who may connect",
+            )
+        if "peer did not return a certificate" in reason:
+            return NoPeerCertificate("peer presented no certificate", expected="an agent certificate")
+        if not self.established:
+            return HandshakeFailed("TLS handshake failed", got=reason, expected="TLS 1.3")
+        if self._eof:
+            return TransportError("connection was cut", got=reason, expected="close_notify before the end")
+        return TransportError("TLS connection is broken", got=reason)
+
+    # What the handshake agreed on.
+
+    @property
+    def group(self) -> str:
+        """The key exchange group, e.g. X25519MLKEM768; empty before the handshake."""
+        return self._ssl.get_group_name() or "" if self.established else ""
+
+    @property
+    def cipher(self) -> str | None:
+        return self._ssl.get_cipher_name() if self.established else None
+
+    @property
+    def alpn(self) -> str | None:
+        return self._ssl.get_alpn_proto_negotiated().decode() or None
+
+
+@_ffi.callback("int (*)(int, X509_STORE_CTX *)", error=0)  # type: ignore[untyped-decorator]
+def _verify(ok: int, store: Any) -> int:
+    """OpenSSL's verification callback: 1 goes on, 0 refuses. An exception refuses (`error=0`).
+
+    OpenSSL has nothing to trust, so it complains about every chain. Its complaints are passed over: each of these
+    checks is the judge's. At the end of its walk OpenSSL always asks about the leaf (depth 0, no complaint), and
+    then the judge speaks. If it never asks, nobody is accepted, because no peer was judged.
+    """
+    connection = getattr(_running, "connection", None)
+    if connection is None:
+        return 0
+    if not ok or _lib.X509_STORE_CTX_get_error_depth(store) != 0:
+        return 1
+    error = connection.verify_chain(_presented(store))
+    _lib.X509_STORE_CTX_set_error(store, error)
+    return 0 if error else 1
+
+
+def _presented(store: Any) -> list[bytes]:
+    """The chain that OpenSSL put together from what the peer sent, as DER, leaf first."""
+    stack = _lib.X509_STORE_CTX_get1_chain(store)
+    count = _lib.sk_X509_num(stack)
+    certificates = [crypto.X509._from_raw_x509_ptr(_lib.sk_X509_value(stack, i)) for i in range(count)]
+    _lib.sk_X509_free(stack)  # the certificates are freed by their objects
+    return [crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in certificates]
+
+
+def _choose_http(_: SSL.Connection, offered: list[bytes]) -> bytes | Any:
+    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _sni(name: str | None) -> bytes | None:
+    """The host name to ask for; none for an address (RFC 6066 section 3)."""
+    if not name:
+        return None
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.encode("idna")
+    return None
+
+
+def _reason(error: SSL.Error) -> str:
+    """OpenSSL's words for what went wrong."""
+    if isinstance(error, SSL.SysCallError):
+        return str(error.args[1])
+    if isinstance(error, SSL.ZeroReturnError):
+        return "closed by the peer"
+    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    return ", ".join(str(entry[-1]) for entry in queue) or "unknown reason"

@@ -1,0 +1,357 @@
+"""TLS contexts of an agent: what it presents, whom it trusts, who may connect - all of it replaceable while it runs.
+
+`server_context` and `client_context` are `ssl.SSLContext` to whatever wants one (asyncio, uvloop, anyio, httpx,
+uvicorn, websockets), but the work is done by pyOpenSSL, over an immutable snapshot of our credentials. TLS 1.3 only,
+no sessions, no tickets. The other end is identified by its SPIFFE ID, verified inside the handshake; host names
+identify nobody, so they are sent (SNI) and not checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, NoReturn
+
+from OpenSSL import SSL
+
+from trust.authorize import Authorizer
+from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.credentials import Credentials, CredentialSource
+from trust.errors import ConfigurationError, HandshakeFailed, TrustError
+from trust.identity import PeerIdentity
+from trust.peers import PeerVerifier
+from trust.tls.connection import Connection, openssl_context
+from trust.tls.sslobject import SslObject
+
+Address = tuple[str, int] | None
+Refused = Callable[[TrustError, Address], None]
+Clock = Callable[[], datetime]
+ClientCertificates = Literal["required", "optional"]
+
+logger = logging.getLogger(__name__)
+
+
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def server_context(
+    source: CredentialSource,
+    bundles: BundleSource,
+    authorize: Authorizer,
+    *,
+    crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
+    client_certificates: ClientCertificates = "required",
+    on_refused: Refused | None = None,
+    clock: Clock = _wall_clock,
+) -> TrustContext:
+    """The server's side: every client proves that it is an agent which `authorize` allows, or is refused.
+
+    Args:
+        source: our certificate and key.
+        bundles: the roots, by trust domain.
+        authorize: which agents may connect.
+        crls: revocation lists; none means that revocation is not checked.
+        client_certificates: with "optional" a client may present no certificate, and has no identity then. One that
+            is presented must still be right.
+        on_refused: called with the error and the peer's address (None where the transport does not tell) for each
+            handshake that fails. It runs in the event loop and must not block.
+        clock: returns the aware time now.
+
+    Raises:
+        ConfigurationError: the credentials cannot be used, or `client_certificates` is neither of the two.
+    """
+    if client_certificates not in ("required", "optional"):
+        raise ConfigurationError("client_certificates", got=client_certificates, expected='"required" or "optional"')
+    return TrustContext(
+        source, bundles, authorize, crls, True, client_certificates == "required", on_refused, clock
+    )
+
+
+def client_context(
+    source: CredentialSource,
+    bundles: BundleSource,
+    authorize: Authorizer,
+    *,
+    crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
+    clock: Clock = _wall_clock,
+) -> TrustContext:
+    """The client's side: the server proves that it is an agent which `authorize` allows, or is refused.
+
+    The arguments are those of `server_context`. The host name is sent as SNI and is not compared with anything.
+    """
+    return TrustContext(source, bundles, authorize, crls, False, True, None, clock)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trust:
+    """Whom we trust and who may connect, replaced as a whole. Its identity is the generation of the trust."""
+
+    bundles: BundleSource
+    crls: RevocationSource
+    authorize: Authorizer
+    verifier: PeerVerifier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    """What we present: credentials in an OpenSSL context that nothing changes any more."""
+
+    credentials: Credentials
+    openssl: SSL.Context
+
+
+class TrustContext(ssl.SSLContext):
+    """Made by `server_context` and `client_context`. Safe to use from several threads.
+
+    The inherited `ssl.SSLContext` has no key and no trust, so whatever would get past the methods below could not
+    complete a handshake.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> TrustContext:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        bundles: BundleSource,
+        authorize: Authorizer,
+        crls: RevocationSource,
+        server_side: bool,
+        certificate_required: bool,
+        on_refused: Refused | None,
+        clock: Clock,
+    ) -> None:
+        self.server_side = server_side
+        self._required = certificate_required
+        self._on_refused = on_refused
+        self._clock = clock
+        self._alpn: list[str] = []
+        self._lock = threading.Lock()
+        self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._source = source
+        self._snapshot = self._take(source.current())
+        self._trust = _Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
+
+    # Connections.
+
+    def connection(self, server_name: str | bytes | None = None, address: Address = None) -> Connection:
+        """A new connection with the credentials that are current now; for transports without `ssl` objects."""
+        snapshot = self._current()
+        connection = _Judged(
+            self,
+            snapshot.openssl,
+            snapshot.credentials,
+            server_side=self.server_side,
+            certificate_required=self._required,
+            server_name=server_name,
+            alpn=self._alpn,
+            on_failure=lambda error: self._refused(error, address),
+        )
+        with self._lock:
+            self._live.add(connection)
+        return connection
+
+    def wrap_bio(  # type: ignore[override]
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: object = None,
+    ) -> SslObject:
+        """An object with the interface of `ssl.SSLObject`, and with `peer` and `group` besides."""
+        if server_side != self.server_side:
+            side = "a server" if self.server_side else "a client"
+            raise ConfigurationError("TLS context used for the wrong side", expected=f"this context makes {side}")
+        if session is not None:
+            raise ConfigurationError("TLS sessions are not resumed", got="a session", expected="none")
+        return SslObject(self, self.connection(server_hostname), incoming, outgoing)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Blocking sockets are not supported.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "blocking sockets are not supported", do="use asyncio, anyio or httpx.AsyncClient with this context"
+        )
+
+    def stale(self, connection: Connection) -> bool:
+        """Whether a client should not send another request on this connection: trust lost, expired, or renewed.
+
+        After a renewal our tokens are bound to the new certificate, which this connection does not present.
+        """
+        peer = connection.peer
+        return (
+            connection.distrusted is not None
+            or peer is None
+            or peer.not_after < self._clock()
+            or connection.credentials is not self._source.current()
+        )
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    # Reloading.
+
+    def reload(
+        self,
+        source: CredentialSource | None = None,
+        bundles: BundleSource | None = None,
+        authorize: Authorizer | None = None,
+        crls: RevocationSource | None = None,
+    ) -> None:
+        """Use what the sources hold now, or other sources, and drop every live connection that lost its trust.
+
+        New connections see a source's new value without this; connections that are open already are judged again
+        only here. A peer that may no longer connect is disconnected; a server lets its request in flight finish.
+
+        Raises:
+            TrustError: the new sources cannot be used. Everything stays as it was.
+        """
+        with self._lock:
+            old = self._trust
+            bundles, crls = bundles or old.bundles, crls or old.crls
+            new = _Trust(bundles, crls, authorize or old.authorize, PeerVerifier(bundles, crls))
+            snapshot = self._snapshot
+            credentials = (source or self._source).current()
+            if snapshot.credentials is not credentials:
+                snapshot = self._take(credentials)
+            self._trust, self._snapshot, self._source = new, snapshot, source or self._source
+            live = list(self._live)
+        # A handshake that is judged from here on is judged by the new trust; one that was judged before shows its
+        # peer here, or compares the trust itself when it completes.
+        for connection in live:
+            peer = connection.peer
+            if peer is None or connection.distrusted:
+                continue
+            try:
+                self.judge(peer.chain, new)
+            except TrustError as error:
+                connection.distrust(error)
+            except Exception as error:  # a defect or an outage on our side must refuse, never accept
+                connection.distrust(HandshakeFailed("peer cannot be verified", got=type(error).__name__))
+
+    def judge(self, chain: Iterable[bytes], trust: _Trust) -> PeerIdentity:
+        """The peer that a chain proves now, if it may connect."""
+        peer = trust.verifier.verify(
+            list(chain), now=self._clock(), usage="client" if self.server_side else "server"
+        )
+        trust.authorize.check(peer.agent_id)
+        return peer
+
+    @property
+    def trust(self) -> _Trust:
+        return self._trust
+
+    def _current(self) -> _Snapshot:
+        snapshot = self._snapshot
+        credentials = self._source.current()
+        if snapshot.credentials is not credentials:
+            with self._lock:
+                snapshot = self._snapshot
+                credentials = self._source.current()
+                if snapshot.credentials is not credentials:
+                    self._snapshot = snapshot = self._take(credentials)
+        return snapshot
+
+    def _take(self, credentials: Credentials) -> _Snapshot:
+        return _Snapshot(
+            credentials,
+            openssl_context(credentials, server_side=self.server_side, certificate_required=self._required),
+        )
+
+    def _refused(self, error: TrustError, address: Address) -> None:
+        if self._on_refused is None:
+            return
+        try:
+            self._on_refused(error, address)
+        except Exception:  # a broken audit trail must not decide about connections
+            logger.exception("on_refused failed")
+
+    # What libraries read from, and do to, an ssl.SSLContext. Nothing of it can weaken a connection.
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        """Recorded for the connections to come; httpcore calls it before each one. A server speaks http/1.1."""
+        self._alpn = list(alpn_protocols)
+
+    @property
+    def verify_mode(self) -> ssl.VerifyMode:
+        return ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
+
+    @verify_mode.setter
+    def verify_mode(self, value: object) -> None:
+        """Ignored."""
+
+    @property
+    def check_hostname(self) -> bool:
+        return False
+
+    @check_hostname.setter
+    def check_hostname(self, value: object) -> None:
+        """Ignored."""
+
+    @property
+    def minimum_version(self) -> ssl.TLSVersion:
+        return ssl.TLSVersion.TLSv1_3
+
+    @minimum_version.setter
+    def minimum_version(self, value: object) -> None:
+        """Ignored."""
+
+    maximum_version = minimum_version
+
+    @property
+    def options(self) -> ssl.Options:
+        return ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TLSv1_2
+
+    @options.setter
+    def options(self, value: object) -> None:
+        """Ignored."""
+
+    def _fixed(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigurationError(
+            "this TLS context takes its certificate, key and trust from its sources",
+            do="give it other sources: context.reload(source=..., bundles=..., crls=...)",
+        )
+
+    load_cert_chain = _fixed
+    load_verify_locations = _fixed
+    load_default_certs = _fixed
+    set_default_verify_paths = _fixed
+    set_ciphers = _fixed
+    set_ecdh_curve = _fixed
+    load_dh_params = _fixed
+    set_npn_protocols = _fixed
+    set_servername_callback = _fixed
+
+
+class _Judged(Connection):
+    """A connection that is judged by its context's trust: the one of the moment, at the end as at the start."""
+
+    def __init__(self, context: TrustContext, *args: Any, **kwargs: Any) -> None:
+        self._context = context
+        self._judged_by: _Trust | None = None
+        super().__init__(*args, judge=self._ask, **kwargs)
+
+    def handshake(self) -> bool:
+        if self.established or not super().handshake():
+            return self.established
+        if self.peer is not None and self._judged_by is not self._context.trust:
+            try:
+                self._ask(list(self.peer.chain))  # the trust was reloaded in the middle of this handshake
+            except TrustError as error:
+                self.established = False
+                raise self.fail(error) from None
+        return True
+
+    def _ask(self, chain: list[bytes]) -> PeerIdentity:
+        self._judged_by = trust = self._context.trust
+        return self._context.judge(chain, trust)
