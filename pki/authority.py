@@ -8,8 +8,6 @@ an edge: it reads the clock, draws serial numbers and writes; what is allowed an
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,29 +15,25 @@ from pathlib import Path
 from types import TracebackType
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import keys, policy, profiles, requests
+from pki import founding, keys, policy, profiles, requests
 from pki.errors import (
     AuthorityDamaged,
-    AuthorityExists,
-    AuthorityMissing,
     AuthorityNotValid,
-    PKIError,
     ReasonRefused,
     UnknownSerial,
     WrongPassword,
 )
+from pki.founding import INTERMEDIATE_KEY_FILE, ROOT_KEY_FILE
 from pki.profiles import Issuer, RevokedSerial
-from pki.store import DATABASE_FILE, Record, Settings, Store
+from pki.store import Record, Settings, Store
 from trust import identity
 from trust.bundles import RevocationLists, TrustBundle
 from trust.credentials import Credentials, PrivateKey
 from trust.identity import AgentID, utc
-
-ROOT_KEY_FILE = "root-key.pem"
-INTERMEDIATE_KEY_FILE = "intermediate-key.pem"
 
 Clock = Callable[[], datetime]
 
@@ -95,7 +89,9 @@ class CertificateAuthority:
         self._root = self._newest("root")
         self._intermediate = self._newest("intermediate")
         # Opened with the password at once, so that a wrong one is told now and not at the first request.
-        self._key = signing_key or (self._load(INTERMEDIATE_KEY_FILE, self._intermediate) if password else None)
+        self._key = signing_key or (
+            self._load(INTERMEDIATE_KEY_FILE, self._intermediate) if password is not None else None
+        )
         # Opened when it is first needed: scrypt takes a moment, and the root signs once a day.
         self._root_key = root_key
 
@@ -131,34 +127,21 @@ class CertificateAuthority:
             PolicyRefused: the URL is not one.
             PKIError: the folder cannot be written.
         """
-        target = vacant(folder)
+        target = founding.vacant(folder)
         settings = Settings(
             trust_domain=identity.trust_domain(trust_domain),
             crl_base_url=None if crl_base_url is None else policy.crl_base_url(crl_base_url),
         )
         if not password:
             raise WrongPassword("password of the new CA", got="nothing", expected="at least one character")
-        moment = utc(now or clock())
-        root_key, key = keys.generate(), keys.generate()
-        root, intermediate = _ca_certificates(settings, root_key, key, moment, serials, name_constraint)
-
-        # Built under another name and then renamed: whoever looks, or is interrupted, sees a whole CA or none.
-        building = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            building.mkdir(mode=0o700)
-            keys.save(root_key, building / ROOT_KEY_FILE, password)
-            keys.save(key, building / INTERMEDIATE_KEY_FILE, password)
-            Store.create(building, settings, [root, intermediate])
-            _sync_folder(building)
-            building.rename(vacant(target))  # a rename would replace an empty folder without a word
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise PKIError(
-                f"cannot make {target}", got=error.strerror, expected="a place where a folder can be made"
-            ) from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        root_key, key = founding.found(
+            target,
+            settings,
+            password=password,
+            now=utc(clock() if now is None else now),
+            serials=serials,
+            name_constraint=name_constraint,
+        )
         return cls(
             target,
             Store.open(target),
@@ -186,7 +169,7 @@ class CertificateAuthority:
             AuthorityDamaged: the key is not the one of the certificate.
             StoreError: the database cannot be used.
         """
-        path = _folder(folder)
+        path = founding.folder_of(folder)
         store = Store.open(path)
         try:
             return cls(path, store, password=password, clock=clock, serials=serials)
@@ -276,7 +259,7 @@ class CertificateAuthority:
             now=moment,
             crl_base_url=self._settings.crl_base_url,
         )
-        leaf = _sign(builder, key)
+        leaf = keys.sign(builder, key)
         record = Record.of(leaf, kind="agent", issuer=issuer.key_id, spiffe_id=str(agent_id))
         self._store.add(record, issuer_serial=issuer.certificate.serial_number)
         return Issued(
@@ -304,7 +287,7 @@ class CertificateAuthority:
         csr = (
             x509.CertificateSigningRequestBuilder(x509.Name([]))
             .add_extension(names, critical=True)
-            .sign(key, profiles.signature_hash(key))
+            .sign(key, hashes.SHA256())
         )
         issued = self.issue(
             csr.public_bytes(Encoding.DER),
@@ -377,9 +360,9 @@ class CertificateAuthority:
             return made <= now < made + profiles.CRL_LIFETIME / 2
 
         def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-            key = signing_key()
-            builder = profiles.revocation_list(revoked, issuer=issuer, number=number, now=now)
-            return builder.sign(key, profiles.signature_hash(key), ecdsa_deterministic=True)
+            return keys.sign_crl(
+                profiles.revocation_list(revoked, issuer=issuer, number=number, now=now), signing_key()
+            )
 
         return self._store.crl(issuer.key_id, now=now, fresh=fresh, make=make)
 
@@ -411,78 +394,6 @@ class CertificateAuthority:
                 f"{self._folder / name} is the key of another CA", expected="the key of the certificate in the database"
             )
         return key
-
-
-def vacant(where: str | os.PathLike[str]) -> Path:
-    """The path of a CA that is still to be made.
-
-    Raises:
-        AuthorityExists: there is something already, be it a file, an empty folder or a dangling link.
-    """
-    target = _folder(where)
-    if os.path.lexists(target):
-        raise AuthorityExists(
-            f"{target} exists already", expected="a folder that does not exist", do="choose another, or use that CA"
-        )
-    return target
-
-
-def _ca_certificates(
-    settings: Settings,
-    root_key: ec.EllipticCurvePrivateKey,
-    key: ec.EllipticCurvePrivateKey,
-    now: datetime,
-    serials: Callable[[], int],
-    name_constraint: bool,
-) -> tuple[Record, Record]:
-    domain = settings.trust_domain
-    root = _sign(
-        profiles.root(trust_domain=domain, public_key=root_key.public_key(), serial=serials(), now=now), root_key
-    )
-    issuer = Issuer.of(root)
-    intermediate = _sign(
-        profiles.intermediate(
-            trust_domain=domain,
-            public_key=key.public_key(),
-            issuer=issuer,
-            serial=serials(),
-            now=now,
-            name_constraint=name_constraint,
-            crl_base_url=settings.crl_base_url,
-        ),
-        root_key,
-    )
-    spiffe_id = f"spiffe://{domain}"
-    return (
-        Record.of(root, kind="root", issuer=issuer.key_id, spiffe_id=spiffe_id),
-        Record.of(intermediate, kind="intermediate", issuer=issuer.key_id, spiffe_id=spiffe_id),
-    )
-
-
-def _sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    # RFC 6979: a signature cannot give the key away through a weak random number.
-    return builder.sign(key, profiles.signature_hash(key), ecdsa_deterministic=True)
-
-
-def _folder(where: str | os.PathLike[str]) -> Path:
-    """The CA's folder, from its path or from the URL of its database."""
-    text = os.fspath(where)
-    if "://" not in text:
-        return Path(text)
-    path = Path(text.removeprefix("sqlite:///"))
-    if not text.startswith("sqlite:///") or path.name != DATABASE_FILE:
-        raise AuthorityMissing("CA", got=text, expected=f"a folder, or sqlite:///folder/{DATABASE_FILE}")
-    return path.parent
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; where folders cannot be opened (Windows), the system does it itself."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _no_password() -> WrongPassword:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pki import policy
-from pki.authority import CertificateAuthority, vacant
-from pki.errors import LifetimeRefused, PKIError, UnknownSerial, WrongPassword
+from pki import passwords, policy
+from pki.authority import CertificateAuthority
+from pki.errors import LifetimeRefused, PKIError, UnknownSerial
+from pki.founding import vacant
 from pki.profiles import CRL_LIFETIME, NO_REV_AVAIL
 from pki.requests import MAX_REQUEST_BYTES
 from pki.store import Record
@@ -34,9 +34,6 @@ from trust.credentials import CHAIN_FILE, KEY_FILE, read_bounded, write_atomical
 from trust.errors import TrustError
 from trust.identity import AgentID, thumbprint
 
-PASSWORD_VARIABLE = "A2A_PKI_PASSWORD"  # noqa: S105 (the name of a variable)
-MAX_PASSWORD_BYTES = 4096
-GENERATED_PASSWORD_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
 
 app = typer.Typer(
@@ -52,7 +49,7 @@ PasswordFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=f"File with the CA's password. Else: ${PASSWORD_VARIABLE}, then DIR.password, then a prompt.",
+        help=f"File with the CA's password. Else: ${passwords.VARIABLE}, then DIR.password, then a prompt.",
     ),
 ]
 
@@ -92,8 +89,8 @@ def init(
 ) -> None:
     """Make a CA: a root and an intermediate, in a new folder."""
     vacant(folder)
-    password, generated = _new_password(folder, password_file, generate_password)
-    beside = _password_beside(folder)
+    password, generated = passwords.new(folder, password_file, generate_password)
+    beside = passwords.beside(folder)
     if generated:  # before the CA: a CA whose password is lost would be worse than a password without a CA
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(beside, password.encode() + b"\n", mode=0o600)
@@ -135,7 +132,8 @@ def issue(
         Path | None, typer.Option(metavar="DIR", help="Folder for chain.pem and key.pem; default: the ID's last part.")
     ] = None,
     dns: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="DNS name; repeatable. Default without --csr: localhost.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="DNS name, for TLS clients that do not know SPIFFE; repeatable."),
     ] = None,
     ip: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="IP address; repeatable.")] = None,
     lifetime: Annotated[str, typer.Option(help="Such as 45m, 24h or 7d (the longest).")] = "24h",
@@ -154,11 +152,9 @@ def issue(
     if not replace and (there := [str(f) for f in files if os.path.lexists(f)]):
         raise PKIError(f"{there[0]} exists already", expected="a new folder", do="choose another --out, or --replace")
     request = read_bounded(csr, MAX_REQUEST_BYTES) if csr else None
-    with _open(folder, _password(folder, password_file)) as ca:
+    with _open(folder, passwords.existing(folder, password_file)) as ca:
         if request is None:
-            credentials = ca.issue_credentials(
-                agent_id, dns_names=dns or ("localhost",), ip_addresses=ip or (), lifetime=life
-            )
+            credentials = ca.issue_credentials(agent_id, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
             credentials.save(target)
             leaf = credentials.certificate
         else:
@@ -264,7 +260,7 @@ def crl(
     as_json: AsJson = False,
 ) -> None:
     """Publish the current revocation lists, one of each issuer (PEM)."""
-    with _open(folder, _password(folder, password_file)) as ca:
+    with _open(folder, passwords.existing(folder, password_file)) as ca:
         lists = dict(zip(("intermediate", "root"), ca.crl().crls, strict=True))
     answers: list[dict[str, Any]] = []
     for name, item in lists.items():
@@ -296,9 +292,7 @@ def crl(
 @app.command()
 def bundle(
     folder: Folder,
-    spiffe: Annotated[
-        bool, typer.Option(help="Only the SPIFFE bundle document, as a bundle endpoint serves it.")
-    ] = False,
+    spiffe: Annotated[bool, typer.Option(help="Only the SPIFFE bundle document, for a bundle endpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the trust bundle: whoever has it can verify the agents of this CA. It is JSON in any case."""
@@ -309,62 +303,6 @@ def bundle(
 
 def _open(folder: Path, password: str | None = None) -> CertificateAuthority:
     return CertificateAuthority.open(folder, password=password)
-
-
-def _password(folder: Path, file: Path | None) -> str | None:
-    """The password of an existing CA; None where there is no CA, for that is what `open` will say."""
-    if file is not None:
-        return _read_password(file)
-    if (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
-        return password
-    if (beside := _password_beside(folder)).is_file():
-        return _read_password(beside)
-    if not folder.is_dir():
-        return None
-    if sys.stdin.isatty():
-        return _prompt("Password of the CA", confirm=False)
-    raise WrongPassword(
-        "CA is locked",
-        got="no password",
-        expected="its password",
-        do=f"set {PASSWORD_VARIABLE} or give --password-file",
-    )
-
-
-def _new_password(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
-    """The password of a new CA, and whether it was generated."""
-    if generate and file is not None:
-        raise typer.BadParameter("--generate-password keeps it in DIR.password; leave --password-file out")
-    if file is not None:
-        return _read_password(file), False
-    if not generate and (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
-        return password, False
-    if not generate and sys.stdin.isatty():
-        return _prompt("Password of the new CA", confirm=True), False
-    if os.path.lexists(beside := _password_beside(folder)):
-        raise PKIError(f"{beside} exists already", expected="no password of another CA", do="move it away")
-    return secrets.token_urlsafe(GENERATED_PASSWORD_BYTES), True
-
-
-def _prompt(text: str, *, confirm: bool) -> str:
-    # On stderr, so that `--json` and `bundle >file` stay clean.
-    return str(typer.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True))
-
-
-def _password_beside(folder: Path) -> Path:
-    """Beside the folder and not in it: whoever copies the folder does not copy the password with the keys."""
-    absolute = folder.absolute()
-    return absolute.with_name(absolute.name + ".password")
-
-
-def _read_password(file: Path) -> str:
-    try:
-        password = read_bounded(file, MAX_PASSWORD_BYTES).decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise WrongPassword(f"{file}", got="other bytes", expected="a password in UTF-8") from None
-    if not password:
-        raise WrongPassword(f"{file}", got="nothing", expected="a password")
-    return password
 
 
 def _find(ca: CertificateAuthority, text: str) -> Record:
@@ -412,7 +350,8 @@ def _print(table: Table) -> None:
 
 
 def _fail(message: str, code: int = 1) -> int:
-    typer.echo(f"a2a-pki: {message}", err=True)
+    if message:  # without: the help has been shown instead
+        typer.echo(f"a2a-pki: {message}", err=True)
     return code
 
 

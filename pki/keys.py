@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives import padding
+from cryptography.hazmat.primitives import hashes, padding
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -70,11 +70,23 @@ def load(path: Path, password: str) -> ec.EllipticCurvePrivateKey:
         key = load_pem_private_key(pem, _bytes(password))
     except (ValueError, TypeError):
         raise WrongPassword(
-            f"{path.name} does not open", got="a wrong password", expected="the password of `a2a-pki init`"
+            f"{path.name} does not open", got="a wrong password", expected="the password given to `a2a-pki init`"
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise damaged
     return key
+
+
+def sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """Sign a certificate, deterministically (RFC 6979): a weak random number cannot give the key away."""
+    return builder.sign(key, _hash(key), ecdsa_deterministic=True)
+
+
+def sign_crl(
+    builder: x509.CertificateRevocationListBuilder, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateRevocationList:
+    """Sign a revocation list, likewise."""
+    return builder.sign(key, _hash(key), ecdsa_deterministic=True)
 
 
 def encrypted_pem(key: ec.EllipticCurvePrivateKey, password: str) -> bytes:
@@ -95,6 +107,11 @@ def encrypted_pem(key: ec.EllipticCurvePrivateKey, password: str) -> bytes:
     return "\n".join(
         ["-----BEGIN ENCRYPTED PRIVATE KEY-----", *lines, "-----END ENCRYPTED PRIVATE KEY-----", ""]
     ).encode()
+
+
+def _hash(key: ec.EllipticCurvePrivateKey) -> hashes.SHA256 | hashes.SHA384:
+    """The hash that fits the curve (RFC 5480 section 4)."""
+    return hashes.SHA384() if key.curve.key_size > 256 else hashes.SHA256()
 
 
 def _bytes(password: str) -> bytes:

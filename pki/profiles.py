@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -161,11 +160,6 @@ def revocation_list(
         .add_extension(issuer.authority_key, critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
     )
-
-
-def signature_hash(key: ec.EllipticCurvePrivateKey) -> hashes.SHA256 | hashes.SHA384:
-    """The hash that fits the curve (RFC 5480 section 4)."""
-    return hashes.SHA384() if key.curve.key_size > 256 else hashes.SHA256()
 
 
 def _whole(now: datetime) -> datetime:

@@ -31,8 +31,10 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    bindparam,
     create_engine,
     event,
+    exists,
     insert,
     select,
     update,
@@ -88,6 +90,14 @@ _crls = Table(
 )
 _records = select(_certificates, _revocations.c.revoked_at, _revocations.c.reason).select_from(
     _certificates.outerjoin(_revocations)
+)
+# One statement, made once: a certificate is stored only if its issuer has not been revoked.
+_columns = [column for column in _certificates.c if column.name != "id"]
+_add = insert(_certificates).from_select(
+    _columns,
+    select(*(bindparam(column.name, type_=column.type) for column in _columns)).where(
+        ~exists().where(_revocations.c.serial == bindparam("issuer_serial"))
+    ),
 )
 
 
@@ -202,11 +212,9 @@ class Store:
             AuthorityNotValid: the issuer has been revoked, perhaps by another process and a moment ago.
             DuplicateCertificate: the serial number or the certificate is there already.
         """
-        issuer_revoked = select(_revocations.c.serial).where(_revocations.c.serial == _hex(issuer_serial))
         with self._write() as connection:
-            if connection.execute(issuer_revoked).first() is not None:
+            if connection.execute(_add, {**_row(record), "issuer_serial": _hex(issuer_serial)}).rowcount != 1:
                 raise AuthorityNotValid("intermediate CA has been revoked", expected="a CA that may issue")
-            connection.execute(insert(_certificates), _row(record))
 
     def find(self, serial: int) -> Record | None:
         with self._read() as connection:
@@ -255,11 +263,11 @@ class Store:
         stored = select(_crls).where(_crls.c.issuer == issuer)
         with self._read() as connection:
             row = connection.execute(stored).mappings().first()
-        if current := _fresh(row, fresh):
+        if (current := _fresh(row, fresh)) is not None:  # an empty list is a list too
             return current
         with self._write() as connection:
             row = connection.execute(stored).mappings().first()
-            if current := _fresh(row, fresh):  # somebody else was faster
+            if (current := _fresh(row, fresh)) is not None:  # somebody else was faster
                 return current
             number = 1 if row is None else row["number"] + 1
             crl = make(number, _revoked(connection, issuer, now - CRL_RETENTION))

@@ -1,0 +1,47 @@
+"""Agents that speak A2A know which agent is calling, what it may do, and that nobody altered what it said."""
+
+from trust.agent import agent_client, serve, serving, uvicorn_config
+from trust.audit import AuditLog
+from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_any_peer
+from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from trust.credentials import Credentials
+from trust.errors import TrustError
+from trust.identity import AgentID, Caller, PeerIdentity
+from trust.middleware import Gate
+from trust.oauth.client import TokenSource
+from trust.oauth.keys import RemoteKeys
+from trust.oauth.tokens import TokenValidator
+from trust.peers import verify_peer
+from trust.signing.http import MessageSigner
+from trust.sources import Live
+from trust.tls.engine import client_context, server_context
+
+__all__ = [
+    "AgentID",
+    "AuditLog",
+    "Caller",
+    "Credentials",
+    "Gate",
+    "Live",
+    "MessageSigner",
+    "PeerIdentity",
+    "RemoteKeys",
+    "RevocationLists",
+    "TokenSource",
+    "TokenValidator",
+    "TrustBundle",
+    "TrustBundles",
+    "TrustError",
+    "agent_client",
+    "all_of",
+    "any_of",
+    "client_context",
+    "exactly",
+    "members_of",
+    "serve",
+    "server_context",
+    "serving",
+    "unsafe_allow_any_peer",
+    "uvicorn_config",
+    "verify_peer",
+]

@@ -86,12 +86,19 @@ class TrustBundles:
 
     by_domain: Mapping[str, TrustBundle]
 
+    def __post_init__(self) -> None:
+        # A copy nobody can change: what was verified against a value is remembered for as long as it is the same.
+        object.__setattr__(self, "by_domain", MappingProxyType(dict(self.by_domain)))
+        for domain, bundle in self.by_domain.items():
+            if domain != bundle.trust_domain:
+                raise BundleError("trust bundles", got=f"{bundle.trust_domain} under {domain}", expected="its own name")
+
     @classmethod
     def of(cls, *bundles: TrustBundle) -> TrustBundles:
         by_domain = {b.trust_domain: b for b in bundles}
         if len(by_domain) != len(bundles):
             raise BundleError("trust bundles", got="one trust domain twice", expected="one bundle a domain")
-        return cls(MappingProxyType(by_domain))
+        return cls(by_domain)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrustBundles:
@@ -154,6 +161,8 @@ class RevocationLists:
         return self
 
 
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+
 BundleSource = Source[TrustBundles]
 RevocationSource = Source[RevocationLists]
 
@@ -197,7 +206,9 @@ def _jwk(root: x509.Certificate) -> dict[str, Any]:
     if isinstance(key, ec.EllipticCurvePublicKey):
         size = (key.key_size + 7) // 8
         numbers = key.public_numbers()
-        curve = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}[key.curve.name]
+        curve = _CURVES.get(key.curve.name)
+        if curve is None:
+            raise BundleError("root key", got=f"curve {key.curve.name}", expected="P-256, P-384 or P-521")
         members = {"kty": "EC", "crv": curve, "x": _b64u(numbers.x, size), "y": _b64u(numbers.y, size)}
     elif isinstance(key, rsa.RSAPublicKey):
         n, e = key.public_numbers().n, key.public_numbers().e

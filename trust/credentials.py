@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -51,7 +52,11 @@ class Credentials:
             raise CredentialsError("no certificate", expected="a PEM chain, leaf first")
         if not isinstance(private_key, PrivateKey):
             raise CredentialsError("private key", got=type(private_key).__name__, expected="an EC or Ed25519 key")
-        if chain[0].public_key() != private_key.public_key():
+        try:
+            belongs = chain[0].public_key() == private_key.public_key()
+        except (ValueError, UnsupportedAlgorithm):  # a key that no private key of ours could have
+            belongs = False
+        if not belongs:
             raise CredentialsError("private key belongs to another certificate", expected="the key of the first one")
         try:
             agent_id = AgentID.of(chain[0])
@@ -102,7 +107,10 @@ class Credentials:
     def save(self, folder: str | os.PathLike[str], password: str | bytes | None = None) -> None:
         """Write `chain.pem` and `key.pem` (0600; PKCS#8, encrypted when there is a password), each atomically."""
         folder = Path(folder)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CredentialsError(f"cannot create {folder}", got=error.strerror, expected="a folder") from None
         write_atomically(folder / KEY_FILE, self.key_pem(password), mode=0o600)
         write_atomically(folder / CHAIN_FILE, self.chain_pem, mode=0o644)
 
@@ -168,7 +176,7 @@ def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:
             key = _unencrypted(pem)
         else:
             raise WrongPassword("private key is encrypted", expected="its password", do="give the password") from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         if b"ENCRYPTED" in pem and password:
             raise WrongPassword("private key cannot be decrypted", expected="the right password") from None
         raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
@@ -180,7 +188,7 @@ def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:
 def _unencrypted(pem: bytes) -> object:
     try:
         return serialization.load_pem_private_key(pem, None)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
 
 

@@ -79,20 +79,24 @@ class TrustError(Exception):
     def __init__(self, failed: str, *, got: object = None, expected: str = "", do: str = "") -> None:
         self.failed = failed
         line = failed
-        details = [f"got {_printable(got)}"] if got is not None else []
+        details = [f"got {_bounded(got)}"] if got is not None else []
         if expected:
             details.append(f"expected {expected}")
         if details:
             line += ": " + ", ".join(details)
         if do:
             line += "; " + do
-        super().__init__(line)
+        super().__init__(_escaped(line))
 
 
-def _printable(value: object) -> str:
-    """One bounded line of printable characters: an attacker's text must not forge log lines."""
+def _bounded(value: object) -> str:
+    """One bounded line: an attacker's text must not flood the log."""
     text = str(value)
-    text = text if len(text) <= 200 else text[:200] + "..."
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _escaped(text: str) -> str:
+    """One line of printable characters: nobody's text, wherever it stands in the message, forges log lines."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

@@ -23,6 +23,7 @@ from OpenSSL.SSL import X509VerificationCodes as Codes
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.certificates import Certificate
 from trust.errors import (
+    BundleError,
     CertificateExpired,
     CertificateIsCA,
     CertificateNotYetValid,
@@ -121,6 +122,7 @@ class PeerVerifier:
 
         Raises:
             PeerError: its leaf classes name the check that failed.
+            ConfigurationError: `usage` is neither, or the bundle of that trust domain cannot be used.
         """
         now = utc(now)
         # (1) Bounds come before any work on the bytes.
@@ -232,7 +234,10 @@ class _Snapshot:
                     expected=" or ".join(d for d, b in sorted(self.bundles.by_domain.items()) if b.roots) or "none",
                     do="add its bundle if it should be trusted",
                 )
-            roots = self._roots[domain] = tuple(crypto.X509.from_cryptography(root) for root in bundle.roots)
+            try:
+                roots = self._roots[domain] = tuple(crypto.X509.from_cryptography(root) for root in bundle.roots)
+            except crypto.Error as error:
+                raise BundleError(f"a root of {domain} cannot be read by OpenSSL", got=error) from None
         return roots
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from trust.errors import Replayed, ReplayGuardFull
+from trust.identity import utc
 
 BUCKET_SECONDS = 30  # whole buckets are dropped, so that forgetting costs nothing per entry
 DEFAULT_CAPACITY = (
@@ -50,7 +51,7 @@ class MemoryReplayGuard:
     """
 
     def __init__(self, *, started_at: datetime, capacity: int = DEFAULT_CAPACITY) -> None:
-        self._started_at = int(started_at.timestamp())  # `iat` has whole seconds
+        self._started_at = int(utc(started_at).timestamp())  # `iat` has whole seconds
         self._capacity = capacity
         self._size = 0
         self._buckets: dict[int, set[bytes]] = {}

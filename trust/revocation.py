@@ -190,9 +190,6 @@ class _Indexed:
         usage = issuer.extension(x509.KeyUsage)
         if usage is None or not usage.crl_sign:
             return "a CRL whose issuer may not sign CRLs"
-        try:
-            if not self._signer and self.crl.is_signature_valid(issuer.public_key):  # type: ignore[arg-type]
-                self._signer = issuer.public_key_der
-        except UNREADABLE:
-            return "a CRL signed with another kind of key"
+        if not self._signer and self.crl.is_signature_valid(issuer.public_key):  # type: ignore[arg-type]
+            self._signer = issuer.public_key_der
         return "" if self._signer == issuer.public_key_der else "a CRL signed by another key"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
-from tests.forge import HOUR, KEEP, NOW, Forge, _usage, spiffe
+from tests.forge import HOUR, NOW, Forge, _usage, spiffe
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.errors import (
     CertificateExpired,
@@ -72,11 +73,11 @@ class Case:
 
 def certificate(
     name: str,
-    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    key: Any,
     extensions: Extensions,
     *,
     issuer: x509.Certificate | None = None,
-    signer: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    signer: Any,
     algorithm: hashes.HashAlgorithm | None = None,
     lifetime: timedelta = DAY,
 ) -> x509.Certificate:
@@ -95,7 +96,8 @@ def certificate(
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
-    return builder.sign(signer, algorithm or hashes.SHA256())
+    own_hash = isinstance(signer, ed25519.Ed25519PrivateKey)
+    return builder.sign(signer, None if own_hash else algorithm or hashes.SHA256())
 
 
 CA: Extensions = [(x509.BasicConstraints(True, 0), True), (_usage(key_cert_sign=True, crl_sign=True), True)]
@@ -109,12 +111,20 @@ def below(
     extensions: Extensions = CA,
     *,
     algorithm: hashes.HashAlgorithm | None = None,
-    sans: list[x509.GeneralName] = KEEP,
+    names: tuple[x509.GeneralName, ...] = (),
+    key: Any = None,
 ) -> Case:
-    """A leaf below another intermediate, which has these extensions."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    """A leaf, with these names beside its SPIFFE ID, below another intermediate, which has these extensions."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     issuer = certificate("ca", key, extensions, issuer=HERE.root, signer=HERE.root_key, algorithm=algorithm)
-    return Case(chain=[HERE.leaf(sans=sans, issuer=issuer, issuer_key=key).chain_der[0], der(issuer)])
+    sans = [spiffe("spiffe://fleet.example/billing"), x509.DNSName("localhost"), *names]
+    agent: Extensions = [
+        (x509.SubjectAlternativeName(sans), False),
+        (_usage(digital_signature=True), True),
+        (x509.ExtendedKeyUsage([CLIENT_AUTH]), False),
+    ]
+    made = certificate("agent", ec.generate_private_key(ec.SECP256R1()), agent, issuer=issuer, signer=key)
+    return Case(chain=[der(made), der(issuer)])
 
 
 def unknown(critical: bool) -> Extensions:
@@ -191,6 +201,12 @@ def with_san(content: bytes, **changes: object) -> Case:
     return Case(chain=[data.replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x11"), INTERMEDIATE])
 
 
+def off_curve() -> Case:
+    point = VALID.certificate.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)  # type: ignore[union-attr]
+    assert point in LEAF
+    return Case(chain=[LEAF.replace(point, flipped(point)), INTERMEDIATE])
+
+
 def nested() -> Case:
     """One intermediate more than the path length of the first allows."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -259,6 +275,11 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
     "an empty SAN": (lambda: with_san(b"\x30\x00", sans=None), NoSpiffeID),
     "a name of a kind that nobody uses": (lambda: with_san(b"\x30\x02\xa3\x00", sans=None), MalformedCertificate),
     "a SAN that is not ASCII": (lambda: Case(chain=[LEAF.replace(b"/billing", b"/b\xfflling")]), MalformedCertificate),
+    "a key that is no point of its curve": (off_curve, MalformedCertificate),
+    "a name that OpenSSL cannot read": (
+        lambda: Case(chain=[LEAF.replace(b"\x0c\x05agent", b"\x1a\x05agent"), INTERMEDIATE]),
+        MalformedCertificate,
+    ),
     # (2) the leaf
     "no SAN": (lambda: leaf(sans=None), NoSpiffeID),
     "DNS names only": (lambda: leaf(sans=[x509.DNSName("billing.fleet.example")]), NoSpiffeID),
@@ -410,7 +431,7 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
     "a constraint on names of a kind that is not processed": (
         lambda: below(
             [*CA, (x509.NameConstraints([x509.RegisteredID(x509.ObjectIdentifier("1.2.3"))], None), True)],
-            sans=[spiffe("spiffe://fleet.example/billing"), x509.RegisteredID(x509.ObjectIdentifier("1.2.3"))],
+            names=(x509.RegisteredID(x509.ObjectIdentifier("1.2.3")),),
         ),
         NameConstraintViolated,
     ),
@@ -499,6 +520,8 @@ ACCEPTED: dict[str, Callable[[], Case]] = {
     "an intermediate for any purpose": lambda: below(
         [*CA, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), False)]
     ),
+    "an Ed25519 CA": lambda: below(key=ed25519.Ed25519PrivateKey.generate()),
+    "an RSA CA": lambda: below(key=rsa.generate_private_key(65537, 2048)),
     "a name inside of the constraint": lambda: constrained("fleet.example"),
     "the last second": lambda: Case(now=VALID.certificate.not_valid_after_utc),
     "the first second": lambda: Case(now=VALID.certificate.not_valid_before_utc),

@@ -88,12 +88,12 @@ class Client:
         return self.agent_id.path[1:]
 
     def _broad_grants(self) -> list[str]:
-        notes = []
-        for member, scopes in (("scopes", self.scopes), ("exchange_scopes", self.exchange_scopes)):
-            for text in scopes:
-                if self._scope(text).has_wildcard:
-                    notes.append(f"{self.client_id}: {member} holds the wildcard {text}")
-        return notes
+        granted = [("scopes", s) for s in self.scopes] + [("exchange_scopes", s) for s in self.exchange_scopes]
+        return [
+            f"{self.client_id}: {member} holds the wildcard {text}"
+            for member, text in granted
+            if self._scope(text).has_wildcard
+        ]
 
     def _scope(self, text: str) -> Scope:
         try:

@@ -83,7 +83,7 @@ class Grant:
     claims: dict[str, Any]
     issued: Issued
     scope: str
-    target: str
+    expires_in: int  # seconds that are really left, so that no client believes in a longer life
 
 
 def parse_form(body: bytes) -> Form:
@@ -297,7 +297,8 @@ def _grant(
     # A token is of no use without its certificate, nor an exchanged one without the token it came from.
     ends = [issued_at + client.lifetime, peer.not_after, not_after, cap]
     expires_at = min(end for end in ends if end is not None).replace(microsecond=0)
-    if expires_at <= now:
+    expires_in = int((expires_at - now).total_seconds())
+    if expires_in < 1:
         raise GrantNotAllowed("nothing is left of the lifetime", got=expires_at, expected=f"later than {now}")
     claims = {
         "iss": policy.issuer,
@@ -322,7 +323,7 @@ def _grant(
         issued_at=issued_at,
         expires_at=expires_at,
     )
-    return Grant(claims=claims, issued=issued, scope=" ".join(scopes), target=target)
+    return Grant(claims=claims, issued=issued, scope=" ".join(scopes), expires_in=expires_in)
 
 
 def _target(form: Form, client: Client) -> str:

@@ -38,7 +38,7 @@ PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublic
 
 # The algorithms that a key of each kind and curve is good for, the one that we sign with first. RSASSA-PKCS1-v1_5
 # is not among them; `EdDSA` is the older name of `Ed25519` (RFC 9864), the same algorithm.
-_ALGORITHMS = {
+_ALGORITHMS: dict[tuple[object, object], tuple[str, ...]] = {
     ("EC", "P-256"): ("ES256",),
     ("EC", "P-384"): ("ES384",),
     ("OKP", "Ed25519"): ("Ed25519", "EdDSA"),
@@ -91,8 +91,8 @@ class SigningKey:
             raise ConfigurationError("signing key", got=type(private_key).__name__, expected="EC P-256/P-384, Ed25519")
         try:
             jwk = JWK.from_pyca(private_key.public_key())
-        except JWException:
-            jwk = {}
+        except KeyError:  # jwcrypto's word for a curve that it does not know
+            jwk = JWK()
         algorithms = _ALGORITHMS.get((jwk.get("kty"), jwk.get("crv")), ())
         if not algorithms:
             raise ConfigurationError("signing key", got="another curve", expected="P-256, P-384 or Ed25519")
@@ -188,9 +188,8 @@ def _usable_key(entry: object) -> _Key | None:
         public_key = JWK(kty=kty, **members).get_op_key("verify")
     except (JWException, ValueError):  # not on the curve, not base64url, a wrong length
         return None
-    if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size not in RSA_BITS:
-        return None
-    return _Key(public_key, algorithms)
+    weak = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size not in RSA_BITS
+    return _Key(public_key, algorithms) if isinstance(public_key, PublicKey) and not weak else None
 
 
 def _find(keys: Mapping[str, _Key], kid: str, alg: str) -> PublicKey:
@@ -245,6 +244,7 @@ class RemoteKeys:
         self._url = url
         self._http = http
         self._keys: dict[str, _Key] = {}
+        self._body_of_keys = b""
         self._fetched_at: datetime | None = None
         self._failed_at: datetime | None = None
         self._unknown_kid_at: datetime | None = None
@@ -278,7 +278,9 @@ class RemoteKeys:
         """Fetch once. A failure leaves the keys as they are: an attacker who breaks a fetch must not empty them."""
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                self._keys = _usable_keys(strict_json(await self._body()))
+                body = await self._body()
+            if body != self._body_of_keys:  # an unchanged set keeps its key objects, as `find` promises
+                self._keys, self._body_of_keys = _usable_keys(strict_json(body)), body
         except Exception as error:
             # Whatever went wrong - network, TLS, status, content, a closed client - there are no new keys.
             self._failure = f"{type(error).__name__}: {error}"
@@ -306,5 +308,9 @@ class RemoteKeys:
 
 
 def _within(since: datetime | None, limit: timedelta, now: datetime) -> bool:
-    """Whether `since` is at most `limit` ago. A clock that was set back makes a time unknown, not recent."""
-    return since is not None and timedelta(0) <= now - since < limit
+    """Whether `since` is less than `limit` away from `now`.
+
+    Either way: requests that overlap are not in order, so that `now` may be a little before. But a clock that was set
+    far back must not keep a set for as long.
+    """
+    return since is not None and abs(now - since) < limit

@@ -259,7 +259,7 @@ def _answer(grant: Grant, token: str) -> dict[str, str | int]:
     members: dict[str, str | int] = {
         "access_token": token,
         "token_type": "Bearer",
-        "expires_in": grant.claims["exp"] - grant.claims["iat"],
+        "expires_in": grant.expires_in,
         "scope": grant.scope,
     }
     if grant.issued.parent_id is not None:

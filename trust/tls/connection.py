@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -44,7 +45,6 @@ from trust.identity import PeerIdentity
 
 MAX_CHAIN = 8  # certificates that OpenSSL puts together; the judge's own limit is lower
 RECORD_BYTES = 16 * 1024  # RFC 8446 section 5.1: no record holds more plaintext
-TLS_1_3 = 0x0304
 
 # The alert that tells a refused peer why (RFC 8446 section 6.2), by way of the X.509 error that OpenSSL turns into
 # it. OpenSSL has no way to `access_denied`: a peer that is not on the list gets `handshake_failure`.
@@ -60,14 +60,24 @@ _X509_ERROR: dict[type[TrustError], int] = {
     WrongExtendedKeyUsage: SSL.X509VerificationCodes.ERR_INVALID_PURPOSE,
     PeerNotAllowed: SSL.X509VerificationCodes.ERR_APPLICATION_VERIFICATION,  # handshake_failure
 }
-_OTHER_ERROR = SSL.X509VerificationCodes.ERR_CERT_REJECTED  # bad_certificate
+_OTHER_ERROR: int = SSL.X509VerificationCodes.ERR_CERT_REJECTED  # bad_certificate
 
 Judge = Callable[[list[bytes]], PeerIdentity]
 
 _running = threading.local()  # the connection whose handshake runs on this thread, for the callback from C
 
 
-def openssl_context(credentials: Credentials, *, server_side: bool, certificate_required: bool) -> SSL.Context:
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What we present: credentials in an OpenSSL context that nothing changes any more."""
+
+    credentials: Credentials
+    server_side: bool
+    certificate_required: bool
+    openssl: SSL.Context = field(repr=False)
+
+
+def snapshot(credentials: Credentials, *, server_side: bool, certificate_required: bool) -> Snapshot:
     """A TLS 1.3 context that presents `credentials`. The key goes from memory to memory, never through a file.
 
     Raises:
@@ -94,7 +104,7 @@ def openssl_context(credentials: Credentials, *, server_side: bool, certificate_
     _lib.SSL_CTX_set_verify(context._context, mode, _verify)
     if server_side:
         context.set_alpn_select_callback(_choose_http)
-    return context
+    return Snapshot(credentials, server_side, certificate_required, context)
 
 
 class Connection:
@@ -102,6 +112,9 @@ class Connection:
 
     Feed it with `receive`, send what `output` returns, and drive `handshake` until it returns True. It is used by
     one thread at a time.
+
+    Each step begins by clearing this thread's OpenSSL error queue: what another connection or a failed signature
+    check left there would make OpenSSL report a sound connection as broken (SSL_get_error(3)).
 
     Attributes:
         peer: the verified peer; None before the handshake, and for a client without a certificate where certificates
@@ -113,12 +126,9 @@ class Connection:
 
     def __init__(
         self,
-        context: SSL.Context,
-        credentials: Credentials,
+        snapshot: Snapshot,
         judge: Judge,
         *,
-        server_side: bool,
-        certificate_required: bool,
         server_name: str | bytes | None = None,
         alpn: list[str] | None = None,
         on_failure: Callable[[TrustError], None] = lambda _: None,
@@ -130,16 +140,16 @@ class Connection:
         self.established = False
         self.heard = False  # whether any application data came; a refusal in TLS 1.3 comes before the first of it
         self.drained = True  # whether OpenSSL has no complete record left
-        self.server_side = server_side
+        self.server_side = snapshot.server_side
         self.server_name = server_name.decode() if isinstance(server_name, bytes) else server_name
-        self.credentials = credentials
+        self.credentials = snapshot.credentials
         self._judge = judge
-        self._required = certificate_required
+        self._required = snapshot.certificate_required
         self._on_failure = on_failure
         self._verdict: TrustError | None = None  # what the judge said against the peer
         self._eof = False
-        self._ssl = SSL.Connection(context, None)
-        if server_side:
+        self._ssl = SSL.Connection(snapshot.openssl, None)
+        if snapshot.server_side:
             self._ssl.set_accept_state()
         else:
             self._ssl.set_connect_state()
@@ -192,6 +202,7 @@ class Connection:
         if self.established:
             return True
         _running.connection = self
+        _lib.ERR_clear_error()
         try:
             self._ssl.do_handshake()
         except SSL.WantReadError:
@@ -201,7 +212,7 @@ class Connection:
             raise self.fail(self._verdict or self._explain(error)) from None
         finally:
             _running.connection = None
-        self._assert_identified()
+        self.assert_identified()
         self.established = True
         return True
 
@@ -222,15 +233,17 @@ class Connection:
         """The X.509 error of a presented chain, 0 when the judge accepts it. Runs inside OpenSSL's handshake."""
         try:
             self.peer = self._judge(chain)
-        except TrustError as error:
-            self._verdict = error
         except Exception as error:  # a defect or an outage on our side must refuse, never accept
-            self._verdict = HandshakeFailed("peer cannot be verified", got=f"{type(error).__name__}: {error}")
-        else:
-            return 0
-        return _X509_ERROR.get(type(self._verdict), _OTHER_ERROR)
+            self.peer, self._verdict = None, as_trust_error(error)
+            return _X509_ERROR.get(type(self._verdict), _OTHER_ERROR)
+        return 0
 
-    def _assert_identified(self) -> None:
+    def judge_again(self) -> None:
+        """Ask the judge about the peer once more, at the end of the handshake."""
+        if self.peer is not None and self.verify_chain(list(self.peer.chain)) and self._verdict:
+            raise self.fail(self._verdict)
+
+    def assert_identified(self) -> None:
         """Fail closed: whatever OpenSSL let through, there is a judged peer, or there rightly is none."""
         certificate = self._ssl.get_peer_certificate(as_cryptography=True)
         leaf = certificate.public_bytes(Encoding.DER) if certificate else None
@@ -252,6 +265,7 @@ class Connection:
             TrustError: as `error` or `distrusted` say.
         """
         self._check_alive()
+        _lib.ERR_clear_error()
         try:
             data = self._ssl.recv(size)
         except SSL.WantReadError:
@@ -267,6 +281,7 @@ class Connection:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Encrypt all of `data` into `output`."""
         self._check_alive()
+        _lib.ERR_clear_error()
         try:
             return self._ssl.sendall(data)  # `send` would stop at one record
         except SSL.Error as error:
@@ -274,6 +289,7 @@ class Connection:
 
     def close(self) -> bool:
         """Say close_notify; True when the peer has said it, too."""
+        _lib.ERR_clear_error()
         try:
             done = self._ssl.shutdown()
             self.drained = True
@@ -324,8 +340,15 @@ class Connection:
         return self._ssl.get_group_name() or "" if self.established else ""
 
     @property
-    def cipher(self) -> str | None:
-        return self._ssl.get_cipher_name() if self.established else None
+    def version(self) -> str | None:
+        return self._ssl.get_protocol_version_name() if self.established else None
+
+    @property
+    def cipher(self) -> tuple[str, str, int] | None:
+        """Name, protocol and secret bits, as `ssl.SSLObject.cipher` has them."""
+        if not self.established:
+            return None
+        return str(self._ssl.get_cipher_name()), str(self._ssl.get_cipher_version()), self._ssl.get_cipher_bits() or 0
 
     @property
     def alpn(self) -> str | None:
@@ -346,6 +369,7 @@ def _verify(ok: int, store: Any) -> int:
     if not ok or _lib.X509_STORE_CTX_get_error_depth(store) != 0:
         return 1
     error = connection.verify_chain(_presented(store))
+    _lib.ERR_clear_error()
     _lib.X509_STORE_CTX_set_error(store, error)
     return 0 if error else 1
 
@@ -361,6 +385,13 @@ def _presented(store: Any) -> list[bytes]:
 
 def _choose_http(_: SSL.Connection, offered: list[bytes]) -> bytes | Any:
     return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def as_trust_error(error: Exception) -> TrustError:
+    """An error of ours as it is; any other as the failure to verify that it is."""
+    if isinstance(error, TrustError):
+        return error
+    return HandshakeFailed("peer cannot be verified", got=f"{type(error).__name__}: {error}")
 
 
 def _sni(name: str | None) -> bytes | None:

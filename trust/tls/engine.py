@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn
 
-from OpenSSL import SSL
-
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import Credentials, CredentialSource
-from trust.errors import ConfigurationError, HandshakeFailed, TrustError
+from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
-from trust.tls.connection import Connection, openssl_context
+from trust.tls.connection import Connection, Snapshot, as_trust_error, snapshot
 from trust.tls.sslobject import SslObject
 
 Address = tuple[str, int] | None
@@ -68,9 +66,7 @@ def server_context(
     """
     if client_certificates not in ("required", "optional"):
         raise ConfigurationError("client_certificates", got=client_certificates, expected='"required" or "optional"')
-    return TrustContext(
-        source, bundles, authorize, crls, True, client_certificates == "required", on_refused, clock
-    )
+    return TrustContext(source, bundles, authorize, crls, True, client_certificates == "required", on_refused, clock)
 
 
 def client_context(
@@ -96,14 +92,6 @@ class _Trust:
     crls: RevocationSource
     authorize: Authorizer
     verifier: PeerVerifier
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Snapshot:
-    """What we present: credentials in an OpenSSL context that nothing changes any more."""
-
-    credentials: Credentials
-    openssl: SSL.Context
 
 
 class TrustContext(ssl.SSLContext):
@@ -142,13 +130,9 @@ class TrustContext(ssl.SSLContext):
 
     def connection(self, server_name: str | bytes | None = None, address: Address = None) -> Connection:
         """A new connection with the credentials that are current now; for transports without `ssl` objects."""
-        snapshot = self._current()
         connection = _Judged(
             self,
-            snapshot.openssl,
-            snapshot.credentials,
-            server_side=self.server_side,
-            certificate_required=self._required,
+            self._current(),
             server_name=server_name,
             alpn=self._alpn,
             on_failure=lambda error: self._refused(error, address),
@@ -173,7 +157,7 @@ class TrustContext(ssl.SSLContext):
             raise ConfigurationError("TLS sessions are not resumed", got="a session", expected="none")
         return SslObject(self, self.connection(server_hostname), incoming, outgoing)
 
-    def wrap_socket(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Blocking sockets are not supported.
 
         Raises:
@@ -220,11 +204,10 @@ class TrustContext(ssl.SSLContext):
             old = self._trust
             bundles, crls = bundles or old.bundles, crls or old.crls
             new = _Trust(bundles, crls, authorize or old.authorize, PeerVerifier(bundles, crls))
-            snapshot = self._snapshot
-            credentials = (source or self._source).current()
-            if snapshot.credentials is not credentials:
-                snapshot = self._take(credentials)
-            self._trust, self._snapshot, self._source = new, snapshot, source or self._source
+            source = source or self._source
+            credentials = source.current()
+            present = self._snapshot if self._snapshot.credentials is credentials else self._take(credentials)
+            self._trust, self._snapshot, self._source = new, present, source
             live = list(self._live)
         # A handshake that is judged from here on is judged by the new trust; one that was judged before shows its
         # peer here, or compares the trust itself when it completes.
@@ -234,39 +217,32 @@ class TrustContext(ssl.SSLContext):
                 continue
             try:
                 self.judge(peer.chain, new)
-            except TrustError as error:
-                connection.distrust(error)
             except Exception as error:  # a defect or an outage on our side must refuse, never accept
-                connection.distrust(HandshakeFailed("peer cannot be verified", got=type(error).__name__))
+                connection.distrust(as_trust_error(error))
 
     def judge(self, chain: Iterable[bytes], trust: _Trust) -> PeerIdentity:
         """The peer that a chain proves now, if it may connect."""
-        peer = trust.verifier.verify(
-            list(chain), now=self._clock(), usage="client" if self.server_side else "server"
-        )
+        peer = trust.verifier.verify(list(chain), now=self._clock(), usage="client" if self.server_side else "server")
         trust.authorize.check(peer.agent_id)
         return peer
 
     @property
     def trust(self) -> _Trust:
+        """The trust that judges now."""
         return self._trust
 
-    def _current(self) -> _Snapshot:
-        snapshot = self._snapshot
-        credentials = self._source.current()
-        if snapshot.credentials is not credentials:
-            with self._lock:
-                snapshot = self._snapshot
-                credentials = self._source.current()
-                if snapshot.credentials is not credentials:
-                    self._snapshot = snapshot = self._take(credentials)
-        return snapshot
+    def _current(self) -> Snapshot:
+        present = self._snapshot
+        if present.credentials is self._source.current():
+            return present
+        with self._lock:
+            credentials = self._source.current()
+            if self._snapshot.credentials is not credentials:
+                self._snapshot = self._take(credentials)
+            return self._snapshot
 
-    def _take(self, credentials: Credentials) -> _Snapshot:
-        return _Snapshot(
-            credentials,
-            openssl_context(credentials, server_side=self.server_side, certificate_required=self._required),
-        )
+    def _take(self, credentials: Credentials) -> Snapshot:
+        return snapshot(credentials, server_side=self.server_side, certificate_required=self._required)
 
     def _refused(self, error: TrustError, address: Address) -> None:
         if self._on_refused is None:
@@ -336,21 +312,16 @@ class TrustContext(ssl.SSLContext):
 class _Judged(Connection):
     """A connection that is judged by its context's trust: the one of the moment, at the end as at the start."""
 
-    def __init__(self, context: TrustContext, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, context: TrustContext, snapshot: Snapshot, **options: Any) -> None:
         self._context = context
         self._judged_by: _Trust | None = None
-        super().__init__(*args, judge=self._ask, **kwargs)
+        super().__init__(snapshot, self._ask, **options)
 
-    def handshake(self) -> bool:
-        if self.established or not super().handshake():
-            return self.established
+    def assert_identified(self) -> None:
+        super().assert_identified()
+        # The trust was reloaded in the middle of this handshake, perhaps too early for the sweep to see the peer.
         if self.peer is not None and self._judged_by is not self._context.trust:
-            try:
-                self._ask(list(self.peer.chain))  # the trust was reloaded in the middle of this handshake
-            except TrustError as error:
-                self.established = False
-                raise self.fail(error) from None
-        return True
+            self.judge_again()
 
     def _ask(self, chain: list[bytes]) -> PeerIdentity:
         self._judged_by = trust = self._context.trust

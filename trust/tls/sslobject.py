@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from typing import Any, NoReturn
 
 from trust.errors import PeerError, TrustError
-from trust.identity import AgentID, PeerIdentity
+from trust.identity import PeerIdentity
 from trust.tls.connection import Connection
 
 
@@ -57,10 +58,12 @@ class SslObject:
                 self._raise_eof()
             raise _want_read()
 
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        size = min(len, _length(buffer)) if buffer is not None and len else len
+    def read(self, size: int = 1024, buffer: Any = None) -> Any:
+        """As `ssl.SSLObject.read`: bytes, or into `buffer` and how many."""
+        if buffer is not None:
+            size = min(size, len(buffer)) if size else len(buffer)
         try:
-            data = self._advance(lambda: self.connection.read(size))
+            data = self._advance(functools.partial(self.connection.read, size))
         except TrustError as error:
             self._flush()
             if self._eof_told and self.connection.error is error and not isinstance(error, PeerError):
@@ -71,8 +74,8 @@ class SslObject:
             raise _want_read()
         if buffer is None:
             return data
-        buffer[: data.__len__()] = data
-        return data.__len__()
+        buffer[: len(data)] = data
+        return len(data)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         try:
@@ -176,10 +179,6 @@ def peer_certificate(peer: PeerIdentity | None, binary_form: bool) -> Any:
 
 def _want_read() -> ssl.SSLWantReadError:
     return ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)")
-
-
-def _length(buffer: Any) -> int:
-    return len(buffer)
 
 
 def _raise(error: TrustError) -> NoReturn:

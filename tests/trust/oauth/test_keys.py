@@ -82,9 +82,9 @@ def test_what_is_published_holds_no_private_part() -> None:
 
 @pytest.mark.parametrize(
     "private_key",
-    [ec.generate_private_key(ec.SECP521R1()), ec.generate_private_key(ec.BrainpoolP256R1()), RSA,
+    [ec.generate_private_key(ec.SECP521R1()), ec.generate_private_key(ec.SECP224R1()), RSA,
      ed448.Ed448PrivateKey.generate()],
-    ids=["P-521", "brainpool", "RSA", "Ed448"],
+    ids=["P-521", "P-224", "RSA", "Ed448"],
 )  # fmt: skip
 def test_other_keys_do_not_sign(private_key: Any) -> None:
     with pytest.raises(ConfigurationError):
@@ -256,6 +256,10 @@ def test_a_fresh_set_is_not_fetched_again() -> None:
         assert issuer.fetches == 1
         await keys.prepare(OLD.kid, now=NOW + FRESH)
         assert issuer.fetches == 2
+        assert keys.find(OLD.kid, "ES256", now=NOW + FRESH) is key
+        issuer.keys = (OLD, NEW)
+        await keys.prepare(OLD.kid, now=NOW + FRESH * 2)
+        assert keys.find(OLD.kid, "ES256", now=NOW + FRESH * 2) == key
 
     asyncio.run(run())
 
@@ -327,10 +331,22 @@ def test_a_clock_set_back_makes_the_set_unknown_not_fresh() -> None:
         keys = RemoteKeys(URL, issuer.client())
         await keys.prepare(OLD.kid, now=NOW)
         with pytest.raises(KeysUnavailable):
-            keys.find(OLD.kid, "ES256", now=NOW - SECOND)
-        await keys.prepare(OLD.kid, now=NOW - SECOND)
+            keys.find(OLD.kid, "ES256", now=NOW - USABLE)
+        await keys.prepare(OLD.kid, now=NOW - FRESH)
         assert issuer.fetches == 2
+        assert keys.find(OLD.kid, "ES256", now=NOW - USABLE)
+
+    asyncio.run(run())
+
+
+def test_a_request_that_came_before_the_fetch_can_use_it() -> None:
+    async def run() -> None:
+        issuer = Issuer(OLD)
+        keys = RemoteKeys(URL, issuer.client())
+        await keys.prepare(OLD.kid, now=NOW)
+        await keys.prepare(OLD.kid, now=NOW - SECOND)
         assert keys.find(OLD.kid, "ES256", now=NOW - SECOND)
+        assert issuer.fetches == 1
 
     asyncio.run(run())
 

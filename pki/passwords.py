@@ -1,0 +1,73 @@
+"""Where the command line finds the CA's password: a file, the environment, a file beside the folder, a prompt."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import typer
+
+from pki.errors import PKIError, WrongPassword
+from trust.credentials import read_bounded
+
+VARIABLE = "A2A_PKI_PASSWORD"
+MAX_BYTES = 4096
+GENERATED_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
+
+
+def existing(folder: Path, file: Path | None) -> str | None:
+    """The password of an existing CA; None where there is no CA, for that is what `open` will say."""
+    if file is not None:
+        return _read(file)
+    if (password := os.environ.get(VARIABLE)) is not None:
+        return password
+    if (kept := beside(folder)).is_file():
+        return _read(kept)
+    if not folder.is_dir():
+        return None
+    if sys.stdin.isatty():
+        return _prompt("Password of the CA", confirm=False)
+    raise WrongPassword(
+        "CA is locked",
+        got="no password",
+        expected="its password",
+        do=f"set {VARIABLE} or give --password-file",
+    )
+
+
+def new(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
+    """The password of a new CA, and whether it was generated."""
+    if generate and file is not None:
+        raise PKIError("--generate-password with --password-file", expected="one of them", do="leave one out")
+    if file is not None:
+        return _read(file), False
+    if not generate and (password := os.environ.get(VARIABLE)) is not None:
+        return password, False
+    if not generate and sys.stdin.isatty():
+        return _prompt("Password of the new CA", confirm=True), False
+    if os.path.lexists(kept := beside(folder)):
+        raise PKIError(f"{kept} exists already", expected="no password of another CA", do="move it away")
+    return secrets.token_urlsafe(GENERATED_BYTES), True
+
+
+def _prompt(text: str, *, confirm: bool) -> str:
+    # On stderr, so that `--json` and `bundle >file` stay clean.
+    return str(typer.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def beside(folder: Path) -> Path:
+    """Beside the folder and not in it: whoever copies the folder does not copy the password with the keys."""
+    absolute = folder.absolute()
+    return absolute.with_name(absolute.name + ".password")
+
+
+def _read(file: Path) -> str:
+    try:
+        password = read_bounded(file, MAX_BYTES).decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise WrongPassword(f"{file}", got="other bytes", expected="a password in UTF-8") from None
+    if not password:
+        raise WrongPassword(f"{file}", got="nothing", expected="a password")
+    return password

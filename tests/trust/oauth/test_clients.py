@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trust.errors import ConfigurationError, CredentialsError
+from trust.identity import AgentID
+from trust.oauth.clients import Client, ClientRegistry, is_resource
+
+BILLING = AgentID.parse("spiffe://fleet.example/billing")
+VALID: dict[str, Any] = {
+    "agent_id": BILLING,
+    "scopes": ("read:rates",),
+    "exchange_scopes": ("read:ledger.eu",),
+    "resources": ("spiffe://fleet.example/ledger",),
+}
+
+FILE = """
+[[client]]
+agent_id = "spiffe://fleet.example/billing"
+scopes = ["read:rates"]
+exchange_scopes = ["read:ledger.*"]
+resources = ["spiffe://fleet.example/ledger", "https://ledger.example/api"]
+lifetime_seconds = 300
+
+[[client]]
+client_id = "the-planner"
+agent_id = "spiffe://fleet.example/planner"
+scopes = ["agent:execute"]
+resources = ["spiffe://fleet.example/billing"]
+audiences = ["https://planner.example/"]
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "clients.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_read_with_defaults(tmp_path: Path) -> None:
+    registry = ClientRegistry.load(written(tmp_path, FILE))
+    billing, planner = registry.find(str(BILLING)), registry.find("the-planner")
+    assert billing == Client(
+        agent_id=BILLING,
+        scopes=("read:rates",),
+        exchange_scopes=("read:ledger.*",),
+        resources=("spiffe://fleet.example/ledger", "https://ledger.example/api"),
+        lifetime=timedelta(minutes=5),
+    )
+    assert billing is not None and billing.client_id == str(BILLING) and billing.audiences == (str(BILLING),)
+    assert planner is not None and planner.lifetime == timedelta(minutes=10)
+    assert planner.audiences == ("https://planner.example/",)
+    assert registry.find("spiffe://fleet.example/planner") is None
+    assert registry.current() is registry
+
+
+def test_wildcards_are_allowed_and_noted(tmp_path: Path) -> None:
+    assert ClientRegistry.load(written(tmp_path, FILE)).notes == (
+        f"{BILLING}: exchange_scopes holds the wildcard read:ledger.*",
+    )
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("lifetime_seconds", "lifetime_second"),
+        ("lifetime_seconds = 300", "lifetime_seconds = 1801"),
+        ("lifetime_seconds = 300", "lifetime_seconds = 0"),
+        ("lifetime_seconds = 300", "lifetime_seconds = true"),
+        ("lifetime_seconds = 300", 'lifetime_seconds = "300"'),
+        ('scopes = ["agent:execute"]', 'tls_client_auth_subject_dn = "CN=planner"'),
+        ('scopes = ["agent:execute"]', 'client_secret = "hunter2"'),
+        ('scopes = ["agent:execute"]', 'scopes = "agent:execute"'),
+        ('scopes = ["agent:execute"]', "scopes = [1]"),
+        ('scopes = ["agent:execute"]', 'scopes = ["agent"]'),
+        ('scopes = ["agent:execute"]', "scopes = []"),
+        ('agent_id = "spiffe://fleet.example/planner"', 'agent_id = "fleet.example/planner"'),
+        ('agent_id = "spiffe://fleet.example/planner"', "agent_id = 7"),
+        ('agent_id = "spiffe://fleet.example/planner"', ""),
+        ('client_id = "the-planner"', 'client_id = "the planner"'),
+        ('client_id = "the-planner"', "client_id = 7"),
+        ("[[client]]", "[[agent]]"),
+        ("[[client]]", "default = 1\n[[client]]"),
+        (FILE, "client = 1"),
+        (FILE, "client = [1]"),
+        (FILE, "client = []"),
+        (FILE, ""),
+        (FILE, "[[client"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    assert old in FILE
+    with pytest.raises(ConfigurationError) as caught:
+        ClientRegistry.load(written(tmp_path, FILE.replace(old, new, 1)))
+    assert type(caught.value) is ConfigurationError
+
+
+def test_a_file_that_is_not_text_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "clients.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match="TOML"):
+        ClientRegistry.load(path)
+    with pytest.raises(CredentialsError, match="cannot read"):
+        ClientRegistry.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scopes": (), "exchange_scopes": ()},
+        {"scopes": ("read",)},
+        {"exchange_scopes": ("read:",)},
+        {"resources": ()},
+        {"resources": ("ledger",)},
+        {"resources": ("https://ledger.example/#part",)},
+        {"audiences": ("ledger",)},
+        {"lifetime": timedelta(0)},
+        {"lifetime": timedelta(minutes=30, seconds=1)},
+        {"client_id": "a b"},
+        {"client_id": "x" * 2049},
+        # No scope can name this agent, so no caller could ever consent to its delegation.
+        {"agent_id": AgentID.parse("spiffe://fleet.example/a..b")},
+    ],
+    ids=str,
+)
+def test_a_client_that_no_token_could_be_issued_for_is_refused(change: dict[str, Any]) -> None:
+    assert Client(**VALID).delegate_name == "billing"
+    with pytest.raises(ConfigurationError) as caught:
+        Client(**{**VALID, **change})
+    assert type(caught.value) is ConfigurationError
+
+
+def test_each_agent_and_each_client_id_once() -> None:
+    other = AgentID.parse("spiffe://fleet.example/other")
+    for second in ({**VALID}, {**VALID, "client_id": "again"}, {**VALID, "agent_id": other, "client_id": str(BILLING)}):
+        with pytest.raises(ConfigurationError, match="twice"):
+            ClientRegistry.of(Client(**VALID), Client(**second))
+    with pytest.raises(ConfigurationError, match="no clients"):
+        ClientRegistry.of()
+
+
+def test_a_delegation_never_means_the_agents_of_two_trust_domains() -> None:
+    foreign = {**VALID, "agent_id": AgentID.parse("spiffe://partner.example/billing")}
+    with pytest.raises(ConfigurationError, match="delegate:billing"):
+        ClientRegistry.of(Client(**VALID), Client(**foreign))
+    ClientRegistry.of(Client(**VALID), Client(**{**foreign, "exchange_scopes": ()}))
+
+
+@pytest.mark.parametrize(
+    "uri, good",
+    [
+        ("spiffe://fleet.example/billing", True),
+        ("https://billing.example/api?v=1", True),
+        ("https://[::1]:8443/", True),
+        ("urn:example:ledger", True),
+        ("", False),
+        ("https:", False),
+        ("//billing.example", False),
+        ("/api", False),
+        ("HTTPS://billing.example", False),
+        ("https://billing.example/#", False),
+        ("https://billing.example/a b", False),
+        ("https://user@billing.example/", False),
+        ("https://[::1", False),
+        ("https://billing.example/\n", False),
+        ("https://b\u00fcro.example/", False),
+        ("urn:" + "x" * 2045, False),
+    ],
+)
+def test_resources(uri: str, good: bool) -> None:
+    assert is_resource(uri) is good
+
+
+@given(st.text())
+def test_is_resource_never_raises(text: str) -> None:
+    assert is_resource("https:" + text) in (True, False)
+    assert is_resource(text) in (True, False)

@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from jwcrypto.jwk import JWK
+from jwcrypto.jws import JWS
+from jwcrypto.jwt import JWT
+
+from tests.forge import Forge
+from trust.credentials import Credentials
+from trust.errors import (
+    ConfigurationError,
+    IdentityError,
+    KeysUnavailable,
+    TokenBoundElsewhere,
+    TokenError,
+    TokenExpired,
+    TokenKeyUnknown,
+    TokenMissing,
+    TokenNotYetValid,
+    TokenRequestMalformed,
+    TokenRevoked,
+    TokenSignatureWrong,
+    TokenWithoutCertificate,
+)
+from trust.identity import PeerIdentity
+from trust.oauth import tokens
+from trust.oauth.keys import RemoteKeys, SigningKey, StaticKeys, public_jwks
+from trust.oauth.tokens import TokenValidator, bearer_token, sign_access_token
+from trust.signing import jws
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+T = int(NOW.timestamp())
+ISSUER = "https://auth.fleet.example"
+AUDIENCE = "https://billing.fleet.example"
+KEY = SigningKey.generate()
+FORGE = Forge()
+
+
+def peer_with(credentials: Credentials) -> PeerIdentity:
+    return PeerIdentity(
+        agent_id=credentials.agent_id,
+        thumbprint=credentials.thumbprint,
+        serial=credentials.certificate.serial_number,
+        not_before=credentials.certificate.not_valid_before_utc,
+        not_after=credentials.certificate.not_valid_after_utc,
+        chain=tuple(credentials.chain_der),
+        public_key=credentials.certificate.public_key(),
+    )
+
+
+PEER = peer_with(FORGE.leaf("/planner"))
+OTHER_PEER = peer_with(FORGE.leaf("/planner"))  # the same agent, with another certificate
+CLAIMS: dict[str, Any] = {
+    "iss": ISSUER,
+    "sub": "spiffe://fleet.example/planner",
+    "aud": AUDIENCE,
+    "client_id": "spiffe://fleet.example/planner",
+    "iat": T,
+    "exp": T + 900,
+    "jti": "token-1",
+    "scope": "agent:execute read:customers.*",
+    "cnf": {"x5t#S256": PEER.thumbprint},
+}
+
+
+def token(key: SigningKey = KEY, **claims: Any) -> str:
+    return sign_access_token({**CLAIMS, **claims}, key)
+
+
+def validator(*keys: SigningKey, **options: Any) -> TokenValidator:
+    options = {"issuer": ISSUER, "audience": AUDIENCE, "keys": StaticKeys(public_jwks(keys or [KEY])), **options}
+    return TokenValidator(**options)
+
+
+class Denied(set[tuple[str, str]]):
+    def contains(self, issuer: str, jti: str) -> bool:
+        return (issuer, jti) in self
+
+
+# What a valid token says.
+
+
+def test_a_valid_token() -> None:
+    access = validator().validate(token(), peer=PEER, now=NOW)
+    assert access.issuer == ISSUER
+    assert access.subject == access.client_id == "spiffe://fleet.example/planner"
+    assert access.audience == (AUDIENCE,)
+    assert access.scopes == ("agent:execute", "read:customers.*")
+    assert access.token_id == "token-1"
+    assert access.issued_at == NOW
+    assert access.expires_at == NOW + timedelta(minutes=15)
+    assert access.thumbprint == PEER.thumbprint
+    assert access.actors == ()
+    assert access.claims["scope"] == CLAIMS["scope"]
+    assert "claims" not in repr(access)
+    with pytest.raises(TypeError):
+        access.claims["sub"] = "root"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": [AUDIENCE]},
+        {"aud": ["https://other.example", AUDIENCE]},
+        {"nbf": T},
+        {"nbf": T + 10},
+        {"iat": T + 10},
+        {"exp": T + 0.5, "iat": T - 0.5},
+        {"exp": T + 1800},
+        {"cnf": {"x5t#S256": PEER.thumbprint, "jkt": "also-bound-to-a-dpop-key"}},
+        {"may_act": {"sub": "somebody"}, "unknown": [{"deep": None}]},
+    ],
+    ids=json.dumps,
+)
+def test_also_valid(claims: dict[str, Any]) -> None:
+    validator().validate(token(**claims), peer=PEER, now=NOW)
+
+
+@pytest.mark.parametrize("scope", [None, ""])
+def test_a_token_may_have_no_scopes(scope: str | None) -> None:
+    claims = {k: v for k, v in CLAIMS.items() if k != "scope"} | ({"scope": ""} if scope == "" else {})
+    assert validator().validate(sign_access_token(claims, KEY), peer=PEER, now=NOW).scopes == ()
+
+
+def test_actors_are_outermost_first() -> None:
+    act = {"sub": "c", "act": {"sub": "b", "client_id": "x", "act": {"sub": "a"}}}
+    assert validator().validate(token(act=act), peer=PEER, now=NOW).actors == ("c", "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("private_key", "alg"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), "ES256"),
+        (ec.generate_private_key(ec.SECP384R1()), "ES384"),
+        (rsa.generate_private_key(65537, 2048), "PS256"),
+        (ed25519.Ed25519PrivateKey.generate(), "EdDSA"),
+    ],
+    ids=["ES256", "ES384", "PS256", "EdDSA"],
+)
+@pytest.mark.parametrize("typ", ["at+jwt", "application/at+jwt"])
+def test_tokens_that_jwcrypto_made(private_key: Any, alg: str, typ: str) -> None:
+    jwk = JWK.from_pyca(private_key)
+    public = {**jwk.export_public(as_dict=True), "kid": "foreign"}
+    made = JWT(header={"alg": alg, "typ": typ, "kid": "foreign"}, claims=CLAIMS)
+    made.make_signed_token(jwk)
+    keys = StaticKeys({"keys": [public]})
+    assert validator(keys=keys).validate(made.serialize(), peer=PEER, now=NOW).token_id == "token-1"
+
+
+@pytest.mark.parametrize("private_key", [ec.generate_private_key(ec.SECP384R1()), KEY.private_key])
+def test_our_tokens_verify_with_jwcrypto(private_key: Any) -> None:
+    key = SigningKey.of(private_key)
+    parsed = JWS()
+    parsed.deserialize(token(key), JWK(**key.public_jwk))
+    assert json.loads(parsed.payload) == CLAIMS
+    assert parsed.jose_header == {"alg": key.alg, "typ": "at+jwt", "kid": key.kid}
+
+
+def test_our_ed25519_tokens() -> None:
+    key = SigningKey.of(ed25519.Ed25519PrivateKey.generate())
+    assert key.alg == "Ed25519"
+    assert validator(key).validate(token(key), peer=PEER, now=NOW)
+
+
+def test_a_token_that_is_not_json_is_not_made() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        token(exp=float("nan"))
+
+
+# Time.
+
+
+def test_the_last_moment_of_a_token() -> None:
+    valid = validator()
+    end = NOW + timedelta(minutes=15)
+    valid.validate(token(), peer=PEER, now=end - timedelta(microseconds=1))
+    for again in (valid, validator()):
+        with pytest.raises(TokenExpired):
+            again.validate(token(), peer=PEER, now=end)
+
+
+def test_the_first_moment_of_a_token() -> None:
+    for claims in ({"iat": T + 11}, {"nbf": T + 11}, {"iat": T - 600, "nbf": T + 11}):
+        valid = validator()
+        with pytest.raises(TokenNotYetValid):
+            valid.validate(token(**claims), peer=PEER, now=NOW)
+        valid.validate(token(**claims), peer=PEER, now=NOW + SECOND)
+
+
+def test_now_needs_a_zone() -> None:
+    with pytest.raises(IdentityError):
+        validator().validate(token(), peer=PEER, now=NOW.replace(tzinfo=None))
+
+
+# What is remembered, and what is checked again.
+
+
+@pytest.fixture
+def parsings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen: list[str] = []
+    parse = jws.parse_compact
+
+    def counting(text: str, **options: Any) -> Any:
+        seen.append(text)
+        return parse(text, **options)
+
+    monkeypatch.setattr(tokens.jws, "parse_compact", counting)
+    return seen
+
+
+def test_a_token_is_verified_once(parsings: list[str]) -> None:
+    valid, text = validator(), token()
+    first = valid.validate(text, peer=PEER, now=NOW)
+    assert valid.validate(text, peer=PEER, now=NOW + SECOND) is first
+    asyncio.run(valid.prepare(text, now=NOW))
+    assert parsings == [text]
+    valid.validate(token(), peer=PEER, now=NOW)  # another signature over the same claims, or the same text again
+    valid.validate(token(jti="token-2"), peer=PEER, now=NOW)
+    assert len(set(parsings)) == len(parsings) >= 2
+
+
+def test_a_remembered_token_is_still_checked() -> None:
+    denied = Denied()
+    valid, text = validator(denylist=denied), token()
+    valid.validate(text, peer=PEER, now=NOW)
+    with pytest.raises(TokenExpired):
+        valid.validate(text, peer=PEER, now=NOW + timedelta(minutes=15))
+    with pytest.raises(TokenNotYetValid):
+        valid.validate(text, peer=PEER, now=NOW - timedelta(seconds=11))
+    with pytest.raises(TokenBoundElsewhere):
+        valid.validate(text, peer=OTHER_PEER, now=NOW)
+    with pytest.raises(TokenWithoutCertificate):
+        valid.validate(text, peer=None, now=NOW)
+    denied.add((ISSUER, "another token"))
+    denied.add(("https://another.example", "token-1"))
+    valid.validate(text, peer=PEER, now=NOW)
+    denied.add((ISSUER, "token-1"))
+    with pytest.raises(TokenRevoked):
+        valid.validate(text, peer=PEER, now=NOW)
+
+
+class ChangingKeys:
+    """A key source whose set is replaced, as that of an issuer is."""
+
+    def __init__(self, jwks: dict[str, Any]) -> None:
+        self.keys = StaticKeys(jwks)
+
+    def find(self, kid: str, alg: str, *, now: datetime) -> Any:
+        return self.keys.find(kid, alg, now=now)
+
+    async def prepare(self, kid: str | None, *, now: datetime) -> None:
+        raise KeysUnavailable("issuer is away")
+
+
+def test_a_withdrawn_key_ends_remembered_tokens() -> None:
+    keys = ChangingKeys(public_jwks([KEY]))
+    valid, text = validator(keys=keys), token()
+    valid.validate(text, peer=PEER, now=NOW)
+    other = SigningKey.generate()
+    keys.keys = StaticKeys(public_jwks([other]))
+    with pytest.raises(TokenKeyUnknown):
+        valid.validate(text, peer=PEER, now=NOW)
+    keys.keys = StaticKeys({"keys": [{**other.public_jwk, "kid": KEY.kid}]})
+    with pytest.raises(TokenSignatureWrong):
+        valid.validate(text, peer=PEER, now=NOW)
+    keys.keys = StaticKeys(public_jwks([KEY]))
+    valid.validate(text, peer=PEER, now=NOW)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, parsings: list[str]) -> None:
+    monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
+    valid = validator()
+    texts = [token(jti=f"token-{n}") for n in range(5)]
+    for text in texts:
+        valid.validate(text, peer=PEER, now=NOW)
+    assert parsings == texts
+    for text in texts[2:]:
+        valid.validate(text, peer=PEER, now=NOW)
+    assert parsings == texts
+    valid.validate(texts[0], peer=PEER, now=NOW)
+    assert parsings == [*texts, texts[0]]
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 4)
+    valid = validator()
+    texts = [token(jti=f"token-{n}") for n in range(8)]
+
+    def run(n: int) -> bool:
+        return valid.validate(texts[n % 8], peer=PEER, now=NOW).token_id == f"token-{n % 8}"
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(400)))
+
+
+# Preparing.
+
+
+class Recording(ChangingKeys):
+    def __init__(self) -> None:
+        super().__init__(public_jwks([KEY]))
+        self.prepared: list[str | None] = []
+
+    async def prepare(self, kid: str | None, *, now: datetime) -> None:
+        self.prepared.append(kid)
+
+
+def test_prepare_asks_for_the_key_of_the_token() -> None:
+    keys = Recording()
+    valid = validator(keys=keys)
+    asyncio.run(valid.prepare(token(), now=NOW))
+    valid.validate(token(), peer=PEER, now=NOW)
+    asyncio.run(valid.prepare(token(), now=NOW))
+    assert keys.prepared == [KEY.kid, KEY.kid]
+
+
+NO_KEY_ID = jws.sign_compact(b"{}", key=KEY.private_key, header={"alg": "ES256", "typ": "at+jwt"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [NO_KEY_ID, "", "x", "a.b", "..", "a.b.c", "\u00e9", "x" * 100_000, token() + ".", token()[1:]],
+    ids=[
+        "no key ID",
+        "empty",
+        "word",
+        "two parts",
+        "empty parts",
+        "not JSON",
+        "not ASCII",
+        "huge",
+        "four parts",
+        "cut",
+    ],
+)
+def test_a_malformed_token_causes_no_fetch(text: str) -> None:
+    keys = Recording()
+    asyncio.run(validator(keys=keys).prepare(text, now=NOW))
+    assert keys.prepared == []
+
+
+def test_prepare_says_that_keys_are_unavailable() -> None:
+    with pytest.raises(KeysUnavailable):
+        asyncio.run(validator(keys=ChangingKeys(public_jwks([KEY]))).prepare(token(), now=NOW))
+
+
+def test_with_remote_keys() -> None:
+    """An outage before the first fetch is 503; an unknown key ID is 401; neither is an internal error."""
+    answers = iter([httpx.Response(500), httpx.Response(200, json=public_jwks([KEY]))])
+
+    async def run() -> None:
+        http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: next(answers)))
+        valid = validator(keys=RemoteKeys(f"{ISSUER}/jwks", http))
+        with pytest.raises(KeysUnavailable) as caught:
+            valid.validate(token(), peer=PEER, now=NOW)
+        assert caught.value.status == 503
+        with pytest.raises(KeysUnavailable):
+            await valid.prepare(token(), now=NOW)
+        later = NOW + timedelta(minutes=1)
+        await valid.prepare(token(), now=later)
+        assert valid.validate(token(), peer=PEER, now=later)
+        with pytest.raises(TokenKeyUnknown) as unknown:
+            valid.validate(token(SigningKey.generate()), peer=PEER, now=later)
+        assert unknown.value.status == 401
+
+    asyncio.run(run())
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"issuer": ""},
+        {"audience": ""},
+        {"algorithms": []},
+        {"algorithms": ["ES256", "RS256"]},
+        {"algorithms": ["none"]},
+        {"algorithms": ["HS256"]},
+        {"max_lifetime": timedelta(0)},
+    ],
+    ids=str,
+)
+def test_unsafe_configuration_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        validator(**options)
+
+
+def test_a_narrower_policy_is_kept() -> None:
+    es384 = SigningKey.of(ec.generate_private_key(ec.SECP384R1()))
+    narrow = validator(KEY, es384, algorithms=["ES384"], max_lifetime=timedelta(minutes=5))
+    assert narrow.validate(token(es384, exp=T + 300), peer=PEER, now=NOW)
+    for text in (token(es384, exp=T + 301), token(exp=T + 300)):
+        with pytest.raises(TokenError):
+            narrow.validate(text, peer=PEER, now=NOW)
+
+
+# The header.
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (["Bearer a.b.c"], "a.b.c"),
+        ([b"Bearer a.b.c"], "a.b.c"),
+        (["bearer a.b.c"], "a.b.c"),
+        (["BEARER   a.b.c=="], "a.b.c=="),
+        (["Bearer -._~+/09azAZ"], "-._~+/09azAZ"),
+        ([], TokenMissing),
+        ([""], TokenMissing),
+        (["Basic dXNlcjpwYXNz"], TokenMissing),
+        (["DPoP a.b.c"], TokenMissing),
+        (["Bearera.b.c"], TokenMissing),
+        ([" Bearer a.b.c"], TokenMissing),
+        (["Bearer\ta.b.c"], TokenMissing),
+        (["B\u0130earer a"], TokenMissing),
+        (["Bearer"], TokenRequestMalformed),
+        (["Bearer "], TokenRequestMalformed),
+        (["Bearer a.b.c "], TokenRequestMalformed),
+        (["Bearer a.b.c\n"], TokenRequestMalformed),
+        (["Bearer a b"], TokenRequestMalformed),
+        (["Bearer a.b.c, Bearer d.e.f"], TokenRequestMalformed),
+        (["Bearer a=b"], TokenRequestMalformed),
+        (["Bearer =="], TokenRequestMalformed),
+        (["Bearer a\u00e9"], TokenRequestMalformed),
+        ([b"Bearer a\xff"], TokenRequestMalformed),
+        (['Bearer "a.b.c"'], TokenRequestMalformed),
+        (["Bearer a.b.c", "Bearer a.b.c"], TokenRequestMalformed),
+        (["Basic dXNlcjpwYXNz", "Bearer a.b.c"], TokenRequestMalformed),
+    ],
+)
+def test_bearer_token(headers: list[str | bytes], expected: Any) -> None:
+    if isinstance(expected, str):
+        assert bearer_token(headers) == expected
+        return
+    with pytest.raises(TokenError) as caught:
+        bearer_token(headers)
+    assert type(caught.value) is expected
+
+
+@given(st.text(max_size=40) | st.builds("Bearer {}".format, st.text(max_size=40)))
+def test_bearer_token_never_fails_otherwise(value: str) -> None:
+    try:
+        found = bearer_token([value])
+    except TokenError:
+        return
+    assert found
+    assert value.lower().startswith("bearer ")
+    assert value.endswith(found)
+
+
+# Anything at all.
+
+TEXT = token()
+VALIDATOR = validator()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.integers(0, len(TEXT) - 1), st.characters(max_codepoint=0x17F))
+def test_no_altered_token_is_accepted(place: int, character: str) -> None:
+    altered = TEXT[:place] + character + TEXT[place + 1 :]
+    if altered != TEXT:
+        with pytest.raises(TokenError):
+            VALIDATOR.validate(altered, peer=PEER, now=NOW)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=60))
+def test_no_text_is_accepted(text: str) -> None:
+    with pytest.raises(TokenError):
+        VALIDATOR.validate(text, peer=PEER, now=NOW)
+    asyncio.run(VALIDATOR.prepare(text, now=NOW))
+
+
+@given(st.sampled_from([*CLAIMS, "nbf", "act"]), JSON)
+def test_whatever_a_claim_holds_the_answer_is_an_access_token_or_a_token_error(name: str, value: Any) -> None:
+    try:
+        access = VALIDATOR.validate(token(**{name: value}), peer=PEER, now=NOW)
+    except TokenError:
+        return
+    assert access.thumbprint == PEER.thumbprint
+    assert access.expires_at > NOW
+    assert AUDIENCE in access.audience
+    assert all(isinstance(s, str) for s in (*access.scopes, *access.actors, access.subject, access.token_id))
+
+
+def test_part_order_of_a_token() -> None:
+    header, payload, _ = (base64.urlsafe_b64decode(p + "==") for p in TEXT.split("."))
+    assert json.loads(header) == {"alg": "ES256", "typ": "at+jwt", "kid": KEY.kid}
+    assert json.loads(payload) == CLAIMS

@@ -1,0 +1,23 @@
+"""The face of the library, pinned: a name that users import does not disappear by accident."""
+
+from __future__ import annotations
+
+import pki
+import trust
+
+TRUST = """
+AgentID AuditLog Caller Credentials Gate Live MessageSigner PeerIdentity RemoteKeys RevocationLists TokenSource
+TokenValidator TrustBundle TrustBundles TrustError agent_client all_of any_of client_context exactly members_of serve
+server_context serving unsafe_allow_any_peer uvicorn_config verify_peer
+""".split()
+
+
+def test_trust_exports_exactly_these() -> None:
+    assert trust.__all__ == TRUST == sorted(trust.__all__)
+    assert all(hasattr(trust, name) for name in trust.__all__)
+
+
+def test_pki_exports_are_sorted_and_real() -> None:
+    assert pki.__all__ == sorted(pki.__all__)
+    assert all(hasattr(pki, name) for name in pki.__all__)
+    assert "CertificateAuthority" in pki.__all__

@@ -1,0 +1,369 @@
+"""The gate's ASGI edge: what the application sees, what the wire learns, what is signed, what is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.forge import NOW
+from tests.world import URL, World
+from trust import middleware
+from trust.audit import AuditSink
+from trust.authorize import exactly
+from trust.credentials import Credentials
+from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned, TrustError
+from trust.identity import PEER_EXTENSION
+from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
+from trust.peers import PeerVerifier
+from trust.signing.http import HEADER, MessageSigner, SigningTransport
+
+W = World()
+BASE = "https://billing.fleet.example"
+
+
+class Trail:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def record(self, **facts: Any) -> None:
+        self.events.append(facts)
+
+
+@requires("agent:execute")
+async def whoami(request: Request) -> Response:
+    caller = request.state.caller
+    return JSONResponse(
+        {
+            "user": request.user.display_name,
+            "peer": str(caller.agent_id),
+            "scopes": list(request.auth.scopes),
+            "authorization": request.headers.get("authorization"),
+            "body": (await request.body()).decode(),
+        }
+    )
+
+
+@requires("agent:admin")
+async def admin(request: Request) -> Response:
+    return PlainTextResponse("admin")
+
+
+async def card(request: Request) -> Response:
+    return JSONResponse({"user": request.user.is_authenticated})
+
+
+async def events(request: Request) -> Response:
+    async def stream() -> Any:
+        yield b"data: 1\n\n"
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+async def broken(request: Request) -> Response:
+    raise RuntimeError("secret detail of the application")
+
+
+async def empty(request: Request) -> Response:
+    return Response(status_code=204)
+
+
+APP = Starlette(
+    routes=[
+        Route("/whoami", whoami, methods=["GET", "POST"]),
+        Route("/admin", admin, methods=["POST"]),
+        Route(AGENT_CARD_PATH, card, methods=["GET", "POST"]),
+        Route("/events", events, methods=["POST"]),
+        Route("/broken", broken, methods=["POST"]),
+        Route("/empty", empty, methods=["POST"]),
+    ]
+)
+
+
+def gate(trail: AuditSink | None = None, **changes: Any) -> Gate:
+    settings: dict[str, Any] = {
+        "source": W.billing,
+        "bundles": W.forge.bundles,
+        "authorize": exactly(W.planner.agent_id),
+        "tokens": W.validator(),
+        "scope": "agent:execute",
+        "signatures": "required",
+        "public_paths": (AGENT_CARD_PATH,),
+        "audit": trail or Trail(),
+        **changes,
+    }
+    return Gate(APP, **settings)
+
+
+def served(app: Any, peer: Credentials | None = W.planner) -> httpx.ASGITransport:
+    """The gate as a TLS server would run it: with the verified peer in the scope."""
+
+    async def with_peer(scope: Any, receive: Any, send: Any) -> None:
+        if peer is not None:
+            identity = PeerVerifier(W.forge.bundles).verify(peer.chain_der, now=NOW, usage="client")
+            scope = {**scope, "extensions": {**scope.get("extensions", {}), PEER_EXTENSION: identity}}
+        await app(scope, receive, send)
+
+    return httpx.ASGITransport(with_peer, raise_app_exceptions=False)
+
+
+def signing_client(app: Any, peer: Credentials = W.planner) -> httpx.AsyncClient:
+    signer = MessageSigner(peer, audience=W.billing.agent_id, bundles=W.forge.bundles)
+    return httpx.AsyncClient(
+        transport=SigningTransport(served(app, peer), signer),
+        base_url=BASE,
+        headers={"authorization": f"Bearer {W.token(peer)}"},
+    )
+
+
+async def call(app: Any, method: str = "POST", path: str = "/whoami", **options: Any) -> httpx.Response:
+    async with signing_client(app) as client:
+        return await client.request(method, path, **options)
+
+
+def plain(app: Any, peer: Credentials | None = W.planner) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=served(app, peer), base_url=BASE)
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def test_the_application_sees_the_caller_and_never_the_token() -> None:
+    trail = Trail()
+    response = run(call(gate(trail), content=b"hello"))
+    assert response.json() == {
+        "user": str(W.planner.agent_id),
+        "peer": str(W.planner.agent_id),
+        "scopes": ["agent:execute"],
+        "authorization": None,
+        "body": "hello",
+    }
+    assert [(e["decision"], e["check"], e["target"]) for e in trail.events] == [("allow", "all", "POST /whoami")]
+
+
+def test_starlettes_requires_asks_for_the_applications_own_scopes() -> None:
+    assert run(call(gate(), path="/admin")).status_code == 403
+
+
+def test_requires_goes_by_containment() -> None:
+    policy = W.policy()
+    caller = W.admit(W.request(token=W.token(scope="agent:*"))).caller
+    auth = CallerCredentials(caller, policy, NOW)
+    assert "agent:execute" in auth.scopes
+    assert "other:execute" not in auth.scopes
+    assert 7 not in auth.scopes  # type: ignore[comparison-overlap]
+
+
+def test_the_answer_of_the_application_is_signed_whatever_its_status() -> None:
+    # SigningTransport verifies every answer, so a status alone shows that its signature was right.
+    assert run(call(gate(), path="/nowhere")).status_code == 404
+    assert run(call(gate(), path="/empty")).status_code == 204
+    assert HEADER in run(call(gate())).headers
+
+
+def test_head_and_get_are_signed_too() -> None:
+    assert run(call(gate(), "GET")).status_code == 200
+    assert run(call(gate(), "HEAD")).status_code == 200
+
+
+def test_an_application_that_fails_gives_a_signed_500_without_detail(caplog: pytest.LogCaptureFixture) -> None:
+    response = run(call(gate(), path="/broken"))
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "secret detail" in caplog.text
+
+
+def test_a_refusal_is_signed_once_the_peer_is_known() -> None:
+    response = run(call(gate(scope="agent:admin")))
+    assert response.status_code == 403
+    assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="agent:admin"'
+    assert response.json() == {"error": "insufficient_scope"}
+
+
+def test_an_event_stream_is_never_an_unsigned_answer_to_a_signed_request() -> None:
+    response = run(call(gate(), path="/events"))
+    assert response.status_code == 501
+
+
+def test_an_unsigned_stream_passes_where_signatures_are_optional() -> None:
+    async def go() -> httpx.Response:
+        async with plain(gate(signatures="optional")) as client:
+            return await client.post("/events", headers={"authorization": f"Bearer {W.token()}"})
+
+    response = run(go())
+    assert (response.status_code, response.text) == (200, "data: 1\n\n")
+
+
+REFUSALS: dict[str, tuple[dict[str, str], Credentials | None, int, str | None, str]] = {
+    "no certificate": ({}, None, 401, 'Bearer error="invalid_token"', "peer.certificate"),
+    "no token": ({}, W.planner, 401, "Bearer", "token.missing"),
+    "not a token": ({"authorization": "Bearer x"}, W.planner, 401, 'Bearer error="invalid_token"', "token.malformed"),
+    "two hosts": ({"host": "a, b"}, W.planner, 401, "Bearer", "token.missing"),
+    "not on the list": ({}, W.forge.leaf("/x"), 403, 'Bearer error="access_denied"', "peer.allowed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_tell_the_wire_a_status_and_a_code(name: str) -> None:
+    headers, peer, status, challenge, check = REFUSALS[name]
+    trail = Trail()
+
+    async def go() -> httpx.Response:
+        async with plain(gate(trail), peer) as client:
+            return await client.post("/whoami", headers=headers)
+
+    response = run(go())
+    assert (response.status_code, response.headers.get("www-authenticate")) == (status, challenge)
+    assert set(response.json()) == {"error"}
+    assert [(e["decision"], e["check"]) for e in trail.events] == [("deny", check)]
+
+
+def test_only_get_and_head_reach_a_public_path() -> None:
+    async def go() -> list[int]:
+        async with plain(gate(), None) as client:
+            answers = [await client.get(AGENT_CARD_PATH), await client.post(AGENT_CARD_PATH)]
+            answers.append(await client.get(AGENT_CARD_PATH + "/"))
+            answers.append(await client.get("/whoami"))
+            assert answers[0].json() == {"user": False}
+            return [a.status_code for a in answers]
+
+    assert run(go()) == [200, 401, 401, 401]
+
+
+def test_a_large_body_is_refused_before_any_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the gate was asked")
+
+    monkeypatch.setattr(middleware, "admit", never)
+    trail = Trail()
+    app = gate(trail, max_body_bytes=10)
+
+    async def chunks() -> Any:
+        yield b"12345"
+        yield b"678901"
+
+    async def go() -> list[int]:
+        async with plain(app) as client:
+            declared = await client.post("/whoami", content=b"x" * 11)
+            undeclared = await client.post("/whoami", content=chunks())
+            lying = await client.post("/whoami", content=b"", headers={"content-length": "-1"})
+            return [declared.status_code, undeclared.status_code, lying.status_code]
+
+    assert run(go()) == [413, 413, 413]
+    assert {e["check"] for e in trail.events} == {"request.size"}
+
+
+def _raw(app: Any, messages: list[dict[str, Any]], **scope: Any) -> list[dict[str, Any]]:
+    """Drive the gate with ASGI messages that no HTTP client would make."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    base = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/whoami",
+        "raw_path": b"/whoami",
+        "query_string": b"",
+        "headers": [(b"host", b"billing.fleet.example")],
+    }
+    asyncio.run(app({**base, **scope}, receive, send))
+    return sent
+
+
+def test_a_slow_body_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+    sent = _raw(gate(), [{"type": "http.request", "body": b"1", "more_body": True}])
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"headers": []},
+        {"headers": [(b"host", b"a"), (b"host", b"b")]},
+        {"headers": [(b"host", b"\xff")]},
+    ],
+)
+def test_a_request_without_one_clear_target_is_malformed(scope: dict[str, Any]) -> None:
+    trail = Trail()
+    sent = _raw(gate(trail), [{"type": "http.request", "body": b""}], **scope)
+    assert sent[0]["status"] == 400
+    assert trail.events[0]["check"] == "request.form"
+
+
+def test_a_peer_that_goes_away_is_recorded_with_its_address() -> None:
+    trail = Trail()
+    _raw(gate(trail), [{"type": "http.disconnect"}], client=("192.0.2.1", 5))
+    assert trail.events[0]["peer"] == "192.0.2.1:5"
+
+
+def test_websockets_are_refused_before_they_are_accepted() -> None:
+    assert _raw(gate(), [], type="websocket") == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_an_unknown_kind_of_connection_is_not_let_through() -> None:
+    with pytest.raises(ConfigurationError):
+        _raw(gate(), [], type="raw")
+
+
+def test_lifespan_passes() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    guarded = gate()
+    guarded._app = app
+    _raw(guarded, [], type="lifespan")
+    assert seen == ["lifespan"]
+
+
+class Unreachable:
+    def find(self, kid: str, alg: str, *, now: Any) -> Any:
+        raise KeysUnavailable("keys of the issuer")
+
+    async def prepare(self, kid: str | None, *, now: Any) -> None:
+        raise KeysUnavailable("keys of the issuer")
+
+
+def test_an_issuer_without_keys_is_503_with_retry_after() -> None:
+    response = run(call(gate(tokens=W.validator(keys=Unreachable()))))
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
+    assert response.json() == {"error": "temporarily_unavailable"}
+
+
+def test_an_answer_behind_our_back_is_noticed_by_the_client() -> None:
+    async def unsigned(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    with pytest.raises(ResponseNotSigned):
+        run(call(unsigned))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"public_paths": AGENT_CARD_PATH}, {"signatures": "sometimes"}, {"signatures": None}]
+)
+def test_a_gate_cannot_be_half_made(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        gate(**changes)

@@ -1,0 +1,309 @@
+"""CRLs: which of them answer for a certificate, and at what cost. Seen through the verifier that uses them."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.forge import HOUR, NOW, Forge, _usage
+from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from trust.credentials import Credentials
+from trust.errors import CertificateRevoked, PeerError, RevocationUnknown
+from trust.peers import PeerVerifier, verify_peer
+from trust.revocation import RevocationIndex
+from trust.sources import Live
+
+FORGE = Forge()
+POINT = x509.UniformResourceIdentifier("http://ca.fleet.example/crl/3")
+OTHER_POINT = x509.UniformResourceIdentifier("http://ca.fleet.example/crl/4")
+
+
+def with_points(*points: x509.DistributionPoint) -> Credentials:
+    return FORGE.leaf(extra=[(x509.CRLDistributionPoints(list(points)), False)])
+
+
+def point(*names: x509.GeneralName, **changes: Any) -> x509.DistributionPoint:
+    parts = {"full_name": list(names) or None, "relative_name": None, "reasons": None, "crl_issuer": None}
+    return x509.DistributionPoint(**(parts | changes))
+
+
+AGENT = with_points(point(POINT))
+
+
+def scope(**changes: Any) -> x509.IssuingDistributionPoint:
+    parts: dict[str, Any] = {
+        "full_name": None,
+        "relative_name": None,
+        "only_contains_user_certs": False,
+        "only_contains_ca_certs": False,
+        "only_some_reasons": None,
+        "indirect_crl": False,
+        "only_contains_attribute_certs": False,
+    }
+    return x509.IssuingDistributionPoint(**(parts | changes))
+
+
+def crl(
+    *serials: int,
+    extensions: list[tuple[x509.ExtensionType, bool]] | None = None,
+    reason: x509.ReasonFlags | None = None,
+    key: Any = FORGE.key,
+    issuer: x509.Certificate = FORGE.intermediate,
+    algorithm: hashes.HashAlgorithm | None = None,
+) -> x509.CertificateRevocationList:
+    entries = []
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - HOUR)
+        if reason is not None:
+            entry = entry.add_extension(x509.CRLReason(reason), False)
+        entries.append(entry.build())
+    # The entries go in at once: adding them one by one copies the list each time.
+    builder = x509.CertificateRevocationListBuilder(
+        issuer.subject,
+        NOW - HOUR,
+        NOW + HOUR,
+        [],
+        entries,  # type: ignore[arg-type]
+    )
+    for extension, critical in extensions or []:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key, algorithm or hashes.SHA256())
+
+
+ROOT_CRL = crl(key=FORGE.root_key, issuer=FORGE.root)
+
+
+def judge(*crls: x509.CertificateRevocationList, agent: Credentials = AGENT, now: datetime = NOW) -> None:
+    verify_peer(agent.chain_der, bundles=FORGE.bundles, now=now, crls=[*crls, ROOT_CRL], usage="client")
+
+
+def unknown_critical(oid: str) -> list[tuple[x509.ExtensionType, bool]]:
+    return [(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), b"\x05\x00"), True)]
+
+
+GOOD = {
+    "no extensions at all": crl(),
+    "a number and a key identifier": crl(
+        extensions=[
+            (x509.CRLNumber(7), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(FORGE.key.public_key()), False),
+        ]
+    ),
+    "a freshest CRL beside it": crl(extensions=[(x509.FreshestCRL([point(POINT)]), False)]),
+    "user certificates only": crl(extensions=[(scope(only_contains_user_certs=True), True)]),
+    "our distribution point": crl(extensions=[(scope(full_name=[POINT]), True)]),
+    "ours among several": crl(extensions=[(scope(full_name=[OTHER_POINT, POINT]), True)]),
+    "SHA-384": crl(algorithm=hashes.SHA384()),
+}
+
+UNUSABLE = {
+    "a delta CRL": (crl(extensions=[(x509.DeltaCRLIndicator(1), True)]), "delta"),
+    "a delta CRL that hides it": (crl(extensions=[(x509.DeltaCRLIndicator(1), False)]), "delta"),
+    "an indirect CRL": (crl(extensions=[(scope(indirect_crl=True), True)]), "indirect or partial"),
+    "some reasons only": (
+        crl(extensions=[(scope(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise])), True)]),
+        "indirect or partial",
+    ),
+    "attribute certificates only": (
+        crl(extensions=[(scope(only_contains_attribute_certs=True), True)]),
+        "indirect or partial",
+    ),
+    "CA certificates only": (crl(extensions=[(scope(only_contains_ca_certs=True), True)]), "other kind"),
+    "another distribution point": (crl(extensions=[(scope(full_name=[OTHER_POINT]), True)]), "another distribution"),
+    "a relative distribution point": (
+        crl(
+            extensions=[
+                (
+                    scope(
+                        relative_name=x509.RelativeDistinguishedName(
+                            [x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")]
+                        )
+                    ),
+                    True,
+                )
+            ]
+        ),
+        "relative",
+    ),
+    "an unknown critical extension": (
+        crl(extensions=unknown_critical("1.2.3.4")),
+        "unknown critical extension 1.2.3.4",
+    ),
+    "a scope that cannot be read": (crl(extensions=unknown_critical("2.5.29.28")), "cannot be read"),
+    "SHA-224": (crl(algorithm=hashes.SHA224()), "signature algorithm"),
+    "the key of the root": (crl(key=FORGE.root_key), "another key"),
+    "a key of another kind": (crl(key=rsa.generate_private_key(65537, 2048)), "another key"),
+    "the name of the root": (crl(key=FORGE.key, issuer=FORGE.root), "no CRL of"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_crl_answers(name: str) -> None:
+    judge(GOOD[name])
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_crl_that_is_not_understood_answers_nothing(name: str) -> None:
+    unusable, problem = UNUSABLE[name]
+    with pytest.raises(RevocationUnknown, match=problem):
+        judge(unusable)
+    judge(unusable, crl())  # and does not stand in the way of one that is
+
+
+@pytest.mark.parametrize("reason", [None, *(r for r in x509.ReasonFlags)])
+def test_every_entry_means_revoked(reason: x509.ReasonFlags | None) -> None:
+    with pytest.raises(CertificateRevoked):
+        judge(crl(AGENT.certificate.serial_number, reason=reason))
+
+
+def test_an_entry_with_an_unknown_critical_extension_means_revoked() -> None:
+    entry = (
+        x509.RevokedCertificateBuilder()
+        .serial_number(AGENT.certificate.serial_number)
+        .revocation_date(NOW + HOUR)  # and one that lies ahead makes no difference
+        .add_extension(x509.CertificateIssuer([x509.DirectoryName(FORGE.root.subject)]), True)
+        .build()
+    )
+    builder = x509.CertificateRevocationListBuilder(FORGE.intermediate.subject, NOW - HOUR, NOW + HOUR, [], [entry])
+    with pytest.raises(CertificateRevoked):
+        judge(builder.sign(FORGE.key, hashes.SHA256()))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        FORGE.leaf(),
+        with_points(point(OTHER_POINT)),
+        with_points(point(POINT, reasons=frozenset([x509.ReasonFlags.key_compromise]))),
+        with_points(point(POINT, crl_issuer=[x509.DirectoryName(FORGE.root.subject)])),
+        with_points(point(crl_issuer=[x509.DirectoryName(FORGE.root.subject)])),
+    ],
+    ids=["no point", "another point", "some reasons", "another issuer", "only an issuer"],
+)
+def test_the_crl_of_a_distribution_point_is_not_about_others(agent: Credentials) -> None:
+    sharded = crl(extensions=[(scope(full_name=[POINT]), True)])
+    with pytest.raises(RevocationUnknown, match="another distribution point"):
+        judge(sharded, agent=agent)
+
+
+def test_a_crl_about_user_certificates_says_nothing_about_a_ca() -> None:
+    users = crl(extensions=[(scope(only_contains_user_certs=True), True)], key=FORGE.root_key, issuer=FORGE.root)
+    with pytest.raises(RevocationUnknown, match="other kind"):
+        verify_peer(AGENT.chain_der, bundles=FORGE.bundles, now=NOW, crls=[crl(), users], usage="client")
+
+
+def test_a_ca_that_may_not_sign_crls() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    silent = FORGE._certificate(
+        "silent",
+        key.public_key(),
+        FORGE.root,
+        FORGE.root_key,
+        [(x509.BasicConstraints(True, 0), True), (_usage(key_cert_sign=True), True)],
+        HOUR,
+    )
+    agent = FORGE.leaf(issuer=silent, issuer_key=key)
+    chain = [agent.chain_der[0], silent.public_bytes(Encoding.DER)]
+    with pytest.raises(RevocationUnknown, match="may not sign CRLs"):
+        verify_peer(chain, bundles=FORGE.bundles, now=NOW, crls=[crl(key=key, issuer=silent), ROOT_CRL], usage="client")
+
+
+def test_two_cas_of_one_name_have_a_crl_each() -> None:
+    """A CA got a new key under its old name; certificates of both keys are in use."""
+    new = Forge()
+    renewed = new.ca("fleet.example intermediate", new.key, FORGE.root, FORGE.root_key, pathlen=0)
+    agent = new.leaf(issuer=renewed)
+    chain = [agent.chain_der[0], renewed.public_bytes(Encoding.DER)]
+    crls = RevocationLists.of([crl(), crl(agent.certificate.serial_number, key=new.key, issuer=renewed), ROOT_CRL])
+    verifier = PeerVerifier(FORGE.bundles, crls)
+    for _ in range(2):
+        verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+        with pytest.raises(CertificateRevoked):
+            verifier.verify(chain, now=NOW, usage="client")
+
+
+def tlv(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    assert size < 256
+    return bytes([tag, size] if size < 128 else [tag, 0x81, size]) + content
+
+
+def test_a_crl_without_next_update_answers_nothing() -> None:
+    """RFC 5280 section 5.1.2.5 requires it, and no builder leaves it out: taken away, and signed again."""
+    template = crl()
+    tbs = template.tbs_certlist_bytes
+    inner = tbs[2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0) :]
+    times = [f"{t:%y%m%d%H%M%S}Z".encode() for t in (NOW - HOUR, NOW + HOUR)]
+    this_update, next_update = (tlv(0x17, t) for t in times)
+    assert this_update + next_update in inner
+    altered = tlv(0x30, inner.replace(this_update + next_update, this_update))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    signature = FORGE.key.sign(altered, ec.ECDSA(hashes.SHA256()))
+    unlimited = x509.load_der_x509_crl(tlv(0x30, altered + algorithm + tlv(0x03, b"\0" + signature)))
+    assert unlimited.next_update_utc is None and unlimited.is_signature_valid(FORGE.key.public_key())
+    with pytest.raises(RevocationUnknown, match="without nextUpdate"):
+        judge(unlimited)
+
+
+def test_the_issuer_of_a_crl_is_shown_where_there_is_none() -> None:
+    with pytest.raises(
+        RevocationUnknown, match=r"no CRL of spiffe://fleet\.example, for spiffe://fleet\.example/billing"
+    ):
+        judge()
+
+
+def test_crls_are_indexed_once_and_looked_up_flat() -> None:
+    rng = random.Random(7)
+    big = crl(*{rng.getrandbits(152) + 1 for _ in range(30_000)})
+    crls = Live(RevocationLists.of([big, ROOT_CRL]))
+    verifier = PeerVerifier(FORGE.bundles, crls)
+    verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+    started = time.perf_counter()
+    for _ in range(500):
+        verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+    assert time.perf_counter() - started < 0.25  # reading through the list would take 2 ms each
+    indexed = verifier._snapshot.revocation._indexed[0]
+    crls.replace(RevocationLists.of([big, crl(key=FORGE.root_key, issuer=FORGE.root)]))
+    verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+    assert verifier._snapshot.revocation._indexed[0] is indexed
+
+
+def test_without_crls_there_is_nothing_to_ask() -> None:
+    assert RevocationIndex(RevocationLists()).answers(()) == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_crls_of_any_bytes_are_judged(data: st.DataObject) -> None:
+    der = bytearray(GOOD["a number and a key identifier"].public_bytes(Encoding.DER))
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(der) - 1))
+        der[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        altered = x509.load_der_x509_crl(bytes(der))
+    except ValueError:
+        return
+    try:
+        judge(altered)
+    except PeerError:
+        return
+    assert bytes(der) == GOOD["a number and a key identifier"].public_bytes(Encoding.DER)
+
+
+def test_a_root_and_bundle_of_two_roots_with_their_own_crls() -> None:
+    other = Forge()
+    bundles = TrustBundles.of(TrustBundle(trust_domain=FORGE.domain, roots=(FORGE.root, other.root)))
+    crls = [*FORGE.crls(AGENT).crls, *other.crls().crls]
+    verify_peer(other.leaf().chain_der, bundles=bundles, now=NOW, crls=crls, usage="server")
+    with pytest.raises(CertificateRevoked):
+        verify_peer(AGENT.chain_der, bundles=bundles, now=NOW + timedelta(seconds=1), crls=crls, usage="server")

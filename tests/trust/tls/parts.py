@@ -1,0 +1,146 @@
+"""The parts that the TLS tests are made of: an ASGI application, event loops, a blocking TLS client, a pair in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import httpx
+import uvloop
+from OpenSSL import SSL
+
+from tests.forge import Forge
+from trust.authorize import exactly
+from trust.credentials import Credentials
+from trust.errors import TrustError
+from trust.identity import peer_of
+from trust.tls import AgentTransport
+from trust.tls.connection import Connection
+from trust.tls.transport import Deadlines
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+HTTP = ("h11", "httptools")
+
+FORGE = Forge()
+OTHER = Forge("other.example")  # another trust domain, with a CA of its own
+SERVER = FORGE.leaf("/server")
+AGENT = FORGE.leaf("/billing")
+SERVER_ID = "spiffe://fleet.example/server"
+AGENT_ID = "spiffe://fleet.example/billing"
+AGENTS = exactly(AGENT_ID, "spiffe://fleet.example/second")
+SERVERS = exactly(SERVER_ID)
+SWIFT = Deadlines(handshake=0.3, request_head=0.3, linger=0.2, grace=0.5, close=0.5, expiry_check=0.2)
+
+
+def run(main: Coroutine[Any, Any, None], loop: str = "asyncio") -> None:
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main)
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the caller's path and the request's body; /slow waits for the test's event in between."""
+    if scope["type"] != "http":
+        return
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    peer = peer_of(scope)
+    name = peer.agent_id.path if peer else "nobody"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-peer", name.encode())]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def client(credentials: Credentials = AGENT, **options: Any) -> httpx.AsyncClient:
+    arguments = {"bundles": FORGE.bundles, "authorize": SERVERS, **options}
+    return httpx.AsyncClient(transport=AgentTransport(credentials, **arguments), trust_env=False)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Wait until a condition holds; a test that waits in vain fails."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class RawClient:
+    """A blocking client that trusts anybody and tells what it saw: OpenSSL's own words for an alert."""
+
+    def __init__(
+        self,
+        port: int,
+        credentials: Credentials | None = AGENT,
+        *,
+        version: int = SSL.TLS1_3_VERSION,
+        session: SSL.Session | None = None,
+    ) -> None:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_max_proto_version(version)
+        context.set_session_cache_mode(SSL.SESS_CACHE_CLIENT)
+        context.set_alpn_protos([b"http/1.1"])
+        if credentials:
+            context.use_certificate(credentials.certificate)
+            for certificate in credentials.chain[1:]:
+                context.add_extra_chain_cert(certificate)
+            context.use_privatekey(credentials.private_key)
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.tls = SSL.Connection(context, self.socket)
+        self.tls.set_connect_state()
+        if session:
+            self.tls.set_session(session)
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def request(self, data: bytes = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") -> str:
+        """The status line of the answer, or what OpenSSL says about the alert, or "closed"."""
+        try:
+            self.tls.do_handshake()
+            self.tls.sendall(data)
+            return self.tls.recv(65536).split(b"\r\n")[0].decode()
+        except (SSL.ZeroReturnError, SSL.SysCallError, ConnectionError):
+            return "closed"
+        except SSL.Error as error:
+            return error.args[0][0][-1]
+
+
+async def raw(port: int, credentials: Credentials | None = AGENT, **options: Any) -> str:
+    """The request of a `RawClient`, from the event loop's point of view."""
+
+    def talk() -> str:
+        with RawClient(port, credentials, **options) as connection:
+            return connection.request()
+
+    return await asyncio.to_thread(talk)
+
+
+def port_of(url: str) -> int:
+    return httpx.URL(url).port or 0
+
+
+def shake(client: Connection, server: Connection) -> tuple[TrustError | None, TrustError | None]:
+    """Let two connections talk until both are done; the error of each."""
+    for _ in range(6):
+        for here, there in ((client, server), (server, client)):
+            with contextlib.suppress(TrustError):
+                if here.handshake() and here is client:
+                    here.read()
+            there.receive(here.output())
+    return client.error, server.error
+
+
+Check = Callable[[], Awaitable[None]]

@@ -1,0 +1,573 @@
+"""The state machine, two ends of it in memory: who is accepted, what the refused side is told, and failing closed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from OpenSSL import SSL
+from OpenSSL._util import lib
+
+from tests.forge import HOUR, NOW, Forge, spiffe
+from tests.trust.tls.parts import AGENT, AGENT_ID, FORGE, OTHER, SERVER, SERVER_ID, shake
+from trust.authorize import exactly, unsafe_allow_any_peer
+from trust.bundles import RevocationLists, TrustBundles
+from trust.credentials import Credentials
+from trust.errors import (
+    CertificateExpired,
+    CertificateIsCA,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    ConfigurationError,
+    HandshakeFailed,
+    HandshakeRefused,
+    NoPeerCertificate,
+    NoSpiffeID,
+    PeerNotAllowed,
+    RevocationUnknown,
+    SeveralSpiffeIDs,
+    TransportError,
+    TrustError,
+    UnknownTrustDomain,
+    UntrustedChain,
+    WrongExtendedKeyUsage,
+    WrongKeyUsage,
+)
+from trust.tls import client_context, server_context
+from trust.tls import connection as connection_module
+from trust.tls.connection import Connection
+from trust.tls.connection import snapshot as take
+
+ANY = unsafe_allow_any_peer()
+BOTH = TrustBundles.of(FORGE.bundle, OTHER.bundle)
+STRANGER = Forge()  # the same trust domain, by a CA that nobody trusts
+
+
+def ends(
+    client: Credentials = AGENT,
+    server: Credentials = SERVER,
+    *,
+    bundles: TrustBundles = BOTH,
+    server_options: dict[str, Any] | None = None,
+    client_options: dict[str, Any] | None = None,
+    allow: Any = ANY,
+    name: str | None = None,
+) -> tuple[Connection, Connection]:
+    contexts = (
+        client_context(client, bundles, allow, **(client_options or {})),
+        server_context(server, bundles, allow, **(server_options or {})),
+    )
+    ours, theirs = contexts[0].connection(name), contexts[1].connection()
+    ours.contexts = theirs.contexts = contexts  # type: ignore[attr-defined]
+    return ours, theirs
+
+
+def established(**options: Any) -> tuple[Connection, Connection]:
+    client, server = ends(**options)
+    assert shake(client, server) == (None, None)
+    assert client.established and server.established
+    return client, server
+
+
+def test_both_ends_know_each_other() -> None:
+    client, server = established()
+    assert str(client.peer.agent_id) == SERVER_ID and client.peer.thumbprint == SERVER.thumbprint
+    assert str(server.peer.agent_id) == AGENT_ID and server.peer.thumbprint == AGENT.thumbprint
+    assert list(server.peer.chain) == AGENT.chain_der
+    assert client.version == server.version == "TLSv1.3"
+    assert client.group == server.group == "X25519MLKEM768"  # post-quantum without being asked
+    assert client.cipher == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+    assert client.handshake()  # once more is no harm
+
+
+def test_nothing_is_known_before_the_handshake() -> None:
+    client, _ = ends()
+    assert (client.peer, client.version, client.cipher, client.group) == (None, None, None, "")
+    with pytest.raises(HandshakeFailed):
+        client.read()
+    with pytest.raises(HandshakeFailed):
+        client.write(b"too early")
+    assert client.close()
+
+
+Case = tuple[str, Callable[[], tuple[Credentials, dict[str, Any]]], type[TrustError], str]
+
+
+def leaf(*args: Any, **changes: Any) -> Callable[[], tuple[Credentials, dict[str, Any]]]:
+    return lambda: (FORGE.leaf(*args, **changes), {})
+
+
+def revoked(**times: datetime) -> tuple[Credentials, dict[str, Any]]:
+    credentials = FORGE.leaf()
+    on_list = () if times else (credentials,)
+    return credentials, {"crls": FORGE.crls(*on_list, **times)}
+
+
+def self_signed() -> Credentials:
+    key = ec.generate_private_key(ec.SECP256R1())
+    own = FORGE.ca("agent", key, None, key, pathlen=None)
+    return Credentials.of((FORGE.leaf(key=key, issuer=own, issuer_key=key).certificate,), key)
+
+
+REFUSED: list[Case] = [
+    ("by a CA that nobody trusts", lambda: (STRANGER.leaf(), {}), UntrustedChain, "unknown_ca"),
+    (
+        "of a trust domain that is not trusted",
+        lambda: (Forge("far.example").leaf(), {}),
+        UnknownTrustDomain,
+        "unknown_ca",
+    ),
+    ("ID of one domain, CA of another", lambda: (OTHER.leaf(AGENT_ID), {}), UntrustedChain, "unknown_ca"),
+    ("without its intermediate", lambda: (_alone(FORGE.leaf()), {}), UntrustedChain, "unknown_ca"),
+    ("self-signed", lambda: (self_signed(), {}), UntrustedChain, "unknown_ca"),
+    ("expired", leaf(not_before=NOW - 3 * HOUR, not_after=NOW - HOUR), CertificateExpired, "certificate_expired"),
+    ("not yet valid", leaf(not_before=NOW + HOUR), CertificateNotYetValid, "bad_certificate"),
+    ("revoked", lambda: revoked(), CertificateRevoked, "certificate_revoked"),
+    ("stale CRL", lambda: revoked(next_update=NOW - HOUR / 2), RevocationUnknown, "certificate_unknown"),
+    ("CRL of another CA", lambda: (FORGE.leaf(), {"crls": OTHER.crls()}), RevocationUnknown, "certificate_unknown"),
+    ("no SPIFFE ID", leaf(sans=[x509.DNSName("localhost")]), NoSpiffeID, "bad_certificate"),
+    (
+        "two SPIFFE IDs",
+        leaf(sans=[spiffe(AGENT_ID), spiffe("spiffe://fleet.example/admin")]),
+        SeveralSpiffeIDs,
+        "bad_certificate",
+    ),
+    ("a CA certificate", leaf(is_ca=True), CertificateIsCA, "bad_certificate"),
+    ("no keyUsage", leaf(usage=None), WrongKeyUsage, "unsupported_certificate"),
+    (
+        "for other purposes",
+        leaf(eku=[ExtendedKeyUsageOID.CODE_SIGNING]),
+        WrongExtendedKeyUsage,
+        "unsupported_certificate",
+    ),
+    (
+        "not on the list",
+        lambda: (FORGE.leaf("/intruder"), {"authorize": exactly(AGENT_ID, SERVER_ID)}),
+        PeerNotAllowed,
+        "handshake_failure",
+    ),
+]
+
+
+def _alone(credentials: Credentials) -> Credentials:
+    return Credentials.of(credentials.chain[:1], credentials.private_key)
+
+
+@pytest.mark.parametrize(("case", "make", "expected", "alert"), REFUSED, ids=[c[0] for c in REFUSED])
+@pytest.mark.parametrize("refused", ["client", "server"])
+def test_refused(refused: str, case: str, make: Any, expected: type[TrustError], alert: str) -> None:
+    """Whoever presents this certificate is refused, and told why; the other side knows which check refused it."""
+    told: list[Any] = []
+    credentials, options = make()
+    authorize = options.pop("authorize", ANY)
+    if refused == "client":
+        server_options = {**options, "on_refused": lambda error, address: told.append((error, address))}
+        client, server = ends(credentials, server_options=server_options, allow=authorize)
+        shake(client, server)
+        judging, judged = server, client
+    else:
+        client, server = ends(server=credentials, client_options=options, allow=authorize)
+        shake(client, server)
+        judging, judged = client, server
+    assert type(judging.error) is expected
+    assert judging.peer is None and not judging.established
+    assert type(judged.error) is HandshakeRefused
+    assert f"alert {alert};" in str(judged.error)
+    assert told == ([(server.error, None)] if refused == "client" else [])
+    with pytest.raises(expected):
+        judging.handshake()  # it stays refused
+    with pytest.raises(expected):
+        judging.read()
+    with pytest.raises(expected):
+        judging.write(b"x")
+
+
+def test_both_domains_are_trusted_for_themselves() -> None:
+    """The other half of "ID of one domain, CA of another": each domain's own CA is fine."""
+    _, server = established(client=OTHER.leaf("/partner"))
+    assert str(server.peer.agent_id) == "spiffe://other.example/partner"
+
+
+def test_a_domain_removed_is_refused() -> None:
+    client, server = ends(OTHER.leaf("/partner"), bundles=FORGE.bundles)
+    shake(client, server)
+    assert type(server.error) is UnknownTrustDomain
+
+
+def test_unrevoked_is_accepted_with_crls() -> None:
+    established(server_options={"crls": FORGE.crls(FORGE.leaf())}, client_options={"crls": FORGE.crls()})
+
+
+def test_the_root_may_be_sent() -> None:
+    sent = Credentials.of((*AGENT.chain, FORGE.root), AGENT.private_key)
+    _, server = established(client=sent)
+    assert list(server.peer.chain) == AGENT.chain_der  # the root is left out
+
+
+def test_ed25519() -> None:
+    _, server = established(client=FORGE.leaf(key=ed25519.Ed25519PrivateKey.generate()))
+    assert isinstance(server.peer.public_key, ed25519.Ed25519PublicKey)
+
+
+# Certificates of clients.
+
+
+class Foreign:
+    """A client that is not ours: plain OpenSSL, trusting anybody."""
+
+    error: TrustError | None = None
+
+    def __init__(self, credentials: Credentials | None, *, version: int = SSL.TLS1_3_VERSION) -> None:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(version)
+        if credentials:
+            context.use_certificate(credentials.certificate)
+            for certificate in credentials.chain[1:]:
+                context.add_extra_chain_cert(certificate)
+            context.use_privatekey(credentials.private_key)
+        self.tls = SSL.Connection(context, None)
+        self.tls.set_connect_state()
+        self.reason = ""
+
+    def talk(self, server: Connection) -> None:
+        for _ in range(6):
+            try:
+                self.tls.do_handshake()
+                self.tls.recv(100)
+            except SSL.WantReadError:
+                pass
+            except SSL.Error as error:
+                self.reason = self.reason or error.args[0][0][-1]
+            try:
+                server.receive(self.tls.bio_read(65536))
+            except SSL.WantReadError:
+                pass
+            try:
+                server.handshake()
+            except TrustError:
+                pass
+            data = server.output()
+            if data:
+                self.tls.bio_write(data)
+
+
+def test_no_certificate_where_one_is_required() -> None:
+    _, server = ends()
+    client = Foreign(None)
+    client.talk(server)
+    assert type(server.error) is NoPeerCertificate and not server.established
+    assert client.reason == "tlsv13 alert certificate required"
+
+
+def test_no_certificate_where_it_is_optional() -> None:
+    _, server = ends(server_options={"client_certificates": "optional"})
+    client = Foreign(None)
+    client.talk(server)
+    assert server.established and server.peer is None and server.error is None
+
+
+def test_optional_does_not_mean_any() -> None:
+    """A certificate that is presented must be right, also where none would do."""
+    _, server = ends(server_options={"client_certificates": "optional"})
+    client = Foreign(STRANGER.leaf())
+    client.talk(server)
+    assert type(server.error) is UntrustedChain and not server.established
+    assert client.reason == "tlsv1 alert unknown ca"
+
+
+def test_only_required_or_optional() -> None:
+    with pytest.raises(ConfigurationError):
+        server_context(SERVER, BOTH, ANY, client_certificates="none")  # type: ignore[arg-type]
+
+
+def test_tls_1_2_is_refused() -> None:
+    _, server = ends()
+    client = Foreign(AGENT, version=SSL.TLS1_2_VERSION)
+    client.talk(server)
+    assert type(server.error) is HandshakeFailed and "unsupported protocol" in str(server.error)
+    assert client.reason == "tlsv1 alert protocol version"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "http request"),
+        (b"\x16\x03\x01\x00\x05hello", ""),
+        (b"\x16\x03\x01\xff\xff" + b"\x00" * 70_000, ""),
+        (b"\x00" * 100, ""),
+        (bytes(range(256)) * 300, ""),
+    ],
+    ids=["plain HTTP", "no ClientHello", "a record too long", "zeros", "noise"],
+)
+@pytest.mark.parametrize("side", [0, 1])
+def test_garbage(side: int, data: bytes, says: str) -> None:
+    connection = ends()[side]
+    with pytest.raises(TrustError):
+        connection.handshake()
+        connection.output()
+        connection.receive(data)
+        connection.handshake()
+    assert type(connection.error) in (HandshakeFailed, HandshakeRefused)
+    if side == 1:
+        assert says in str(connection.error)
+
+
+def test_eof_in_the_handshake() -> None:
+    client, server = ends()
+    client.handshake()
+    server.receive(client.output()[:100])
+    assert server.handshake() is False
+    server.receive_eof()
+    with pytest.raises(HandshakeFailed):
+        server.handshake()
+
+
+# Failing closed.
+
+
+def test_a_judge_that_breaks_refuses() -> None:
+    def judge(_: list[bytes]) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    client, _ = ends()
+    server = Connection(take(SERVER, server_side=True, certificate_required=True), judge)
+    shake(client, server)
+    assert type(server.error) is HandshakeFailed and "ZeroDivisionError" in str(server.error)
+    assert type(client.error) is HandshakeRefused
+
+
+def test_a_judge_that_was_not_asked_refuses() -> None:
+    """Whatever may go wrong in OpenSSL or in the binding: a certificate that was not judged is not accepted."""
+    present = take(SERVER, server_side=True, certificate_required=True)
+    present.openssl.set_verify(SSL.VERIFY_PEER, lambda *_: True)  # OpenSSL accepts whatever comes
+    for judged in (None, "another"):
+        client, _ = ends()
+        server = Connection(present, lambda _: pytest.fail("asked"))
+        if judged:
+            server.peer = established(client=FORGE.leaf("/second"))[1].peer
+        shake(client, server)
+        assert type(server.error) is UntrustedChain and not server.established
+        assert server.peer is None
+
+
+def test_a_required_certificate_that_openssl_forgot_refuses() -> None:
+    present = take(SERVER, server_side=True, certificate_required=True)
+    present.openssl.set_verify(SSL.VERIFY_NONE)
+    client, _ = ends()
+    server = Connection(present, lambda _: pytest.fail("asked"))
+    shake(client, server)
+    assert type(server.error) is NoPeerCertificate and not server.established
+
+
+def test_the_callback_outside_of_a_handshake_refuses() -> None:
+    assert connection_module._verify(1, connection_module._ffi.NULL) == 0
+
+
+def test_errors_of_others_do_not_break_a_connection() -> None:
+    """An OpenSSL error that somebody left on this thread is not this connection's (SSL_get_error(3))."""
+
+    def poison() -> None:
+        assert lib.BIO_new_file(b"/nowhere", b"r") == connection_module._ffi.NULL
+        assert lib.ERR_peek_error() != 0
+
+    client, server = ends()
+    poison()
+    assert client.handshake() is False
+    server.receive(client.output())
+    poison()
+    assert server.handshake() is False
+    assert shake(client, server) == (None, None)
+    poison()
+    assert server.read() is None
+    poison()
+    assert client.write(b"hello") == 5
+    server.receive(client.output())
+    poison()
+    assert server.read() == b"hello"
+    poison()
+    assert server.close() is False
+
+
+def test_reload_in_the_middle_of_a_handshake() -> None:
+    """A peer that was judged by the old trust does not slip through between the sweep and the end."""
+    client, server = ends()
+    client.handshake()
+    server.receive(client.output())
+    server.handshake()
+    client.receive(server.output())
+    client.handshake()
+    finished = client.output()
+    context = server.contexts[1]  # type: ignore[attr-defined]
+    judge = context.judge
+
+    def slow(chain: Any, trust: Any) -> Any:
+        peer = judge(chain, trust)
+        context.judge = judge
+        context.reload(authorize=exactly("spiffe://fleet.example/nobody"))  # between the judgement and its record
+        return peer
+
+    context.judge = slow
+    server.receive(finished)
+    with pytest.raises(PeerNotAllowed):
+        server.handshake()
+    assert not server.established and server.peer is None
+    with pytest.raises(PeerNotAllowed):
+        server.read()
+
+
+def test_a_resumed_session_is_refused() -> None:
+    """Nothing offers a session; should OpenSSL resume one all the same, the connection is killed."""
+    present = take(SERVER, server_side=True, certificate_required=True)
+    context = server_context(SERVER, BOTH, ANY)
+    server = Connection(present, lambda chain: context.judge(chain, context.trust))
+    client, _ = ends()
+    original = connection_module._lib
+    try:
+        connection_module._lib = _Resumed(original)
+        shake(client, server)
+    finally:
+        connection_module._lib = original
+    assert type(server.error) is HandshakeFailed and "resumed" in str(server.error)
+
+
+class _Resumed:
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda _: 1) if name == "SSL_session_reused" else getattr(self._lib, name)
+
+
+# Data.
+
+
+def test_large_data_both_ways() -> None:
+    client, server = established()
+    sent = bytes(range(256)) * 4096 * 3
+    for here, there in ((client, server), (server, client)):
+        assert here.write(memoryview(sent)) == len(sent)
+        there.receive(here.output())
+        got = bytearray()
+        while (part := there.read(65536)) is not None:
+            got += part
+        assert bytes(got) == sent
+        assert there.pending() == 0 and there.drained
+
+
+def test_pending_is_never_zero_while_a_record_waits() -> None:
+    """uvloop stops reading when this is 0: a record that OpenSSL holds must not wait for the next packet."""
+    client, server = established()
+    for _ in range(5):
+        client.write(b"x" * 10)
+    server.receive(client.output())
+    for _ in range(5):
+        assert server.pending() > 0
+        assert server.read() == b"x" * 10
+    assert server.read() is None
+    assert server.pending() == 0
+
+
+def test_tampered_record() -> None:
+    client, server = established()
+    client.write(b"pay 10")
+    data = bytearray(client.output())
+    data[-1] ^= 1
+    server.receive(bytes(data))
+    with pytest.raises(TransportError, match="broken"):
+        server.read()
+    client.receive(server.output())
+    with pytest.raises(HandshakeRefused, match="bad_record_mac"):
+        client.read()
+
+
+def test_an_alert_in_the_middle_is_no_refusal() -> None:
+    """Only before the first byte does an alert mean that our certificate was refused."""
+    client, server = established()
+    server.write(b"answer")
+    client.receive(server.output())
+    assert client.read() == b"answer"
+    server.receive(b"\x17\x03\x03\x00\x20" + b"\x00" * 32)
+    with pytest.raises(TransportError):
+        server.read()
+    client.receive(server.output())
+    with pytest.raises(TransportError) as caught:
+        client.read()
+    assert type(caught.value) is TransportError and "bad_record_mac" in str(caught.value)
+
+
+def test_close_is_seen_as_such_and_a_cut_is_not() -> None:
+    client, server = established()
+    assert client.close() is False
+    server.receive(client.output())
+    assert server.read() == b""
+    assert server.close() is True
+    client, server = established()
+    server.receive_eof()
+    with pytest.raises(TransportError, match="cut"):
+        server.read()
+
+
+def test_distrusted_without_a_hook_is_dead() -> None:
+    _, server = established()
+    server.distrust(CertificateRevoked("revoked"))
+    with pytest.raises(CertificateRevoked):
+        server.read()
+    with pytest.raises(CertificateRevoked):
+        server.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("localhost", b"localhost"),
+        (b"agent.example", b"agent.example"),
+        ("b\u00fccher.example", b"xn--bcher-kva.example"),
+        ("127.0.0.1", None),
+        ("::1", None),
+        (None, None),
+    ],
+)
+def test_server_name(name: Any, sent: bytes | None) -> None:
+    client, server = established(name=name)
+    assert server._ssl.get_servername() == sent
+    assert client.server_name == (name.decode() if isinstance(name, bytes) else name)
+
+
+def test_a_key_of_another_certificate() -> None:
+    mixed = Credentials(
+        agent_id=AGENT.agent_id, chain=AGENT.chain, private_key=SERVER.private_key, thumbprint=AGENT.thumbprint
+    )
+    with pytest.raises(ConfigurationError):
+        client_context(mixed, BOTH, ANY)
+
+
+_opened: list[Any] | None = None
+sys.addaudithook(lambda event, args: _opened.append(args) if event == "open" and _opened is not None else None)
+
+
+def test_the_key_never_touches_a_file() -> None:
+    global _opened
+    _opened = []
+    try:
+        established()
+        opened = _opened
+    finally:
+        _opened = None
+    assert opened == []
+
+
+def test_certificates_are_verified_at_the_time_of_the_clock() -> None:
+    later = datetime.now(UTC) + 48 * HOUR
+    client, server = ends(server_options={"clock": lambda: later})
+    shake(client, server)
+    assert type(server.error) is CertificateExpired
+
+
+def test_no_crls_is_no_revocation_check() -> None:
+    established(server_options={"crls": RevocationLists()})

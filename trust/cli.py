@@ -1,0 +1,226 @@
+"""a2a-trust: agents that know each other, on the command line.
+
+Every command exits with 0 only when the thing asked for is true, and says in one line on stderr what failed, what was
+expected and what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from trust.agent import serve as serve_app
+from trust.audit import LOGGER, AuditLog
+from trust.authorize import Authorizer, any_of, exactly, members_of
+from trust.bundles import RevocationLists, TrustBundles
+from trust.credentials import Credentials, read_bounded, write_atomically
+from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.oauth.clients import ClientRegistry
+from trust.oauth.keys import SigningKey
+from trust.oauth.server import create_app
+from trust.oauth.store import Store
+
+PASSWORD_VARIABLE = "A2A_TRUST_PASSWORD"  # noqa: S105 (the name of a variable)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Agents that know which agent is calling, what it may do, and that nobody altered what it said.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return int(app(args=arguments, prog_name="a2a-trust", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except TrustError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep everything in this new folder; default: a temporary one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run the whole journey: a CA, two agents, an authorization server, and fourteen attacks that must fail."""
+    try:
+        from trust.demo import CHAPTERS, Step, journey
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "the demo needs a2a-sdk", got=f"no module {error.name}", do="install the extra: pip install 'a2a-trust[a2a]'"
+        ) from None
+    console = Console(highlight=False, soft_wrap=True)
+    wrong = 0
+    chapter = 0
+
+    def show(step: Step) -> None:
+        nonlocal wrong, chapter
+        wrong += not step.ok
+        if as_json:
+            typer.echo(json.dumps(asdict(step)))
+            return
+        if step.chapter != chapter:
+            chapter = step.chapter
+            console.print(Text(f"\n{chapter}. {CHAPTERS[chapter]}", style="bold"))
+        line = Text("  ok  " if step.ok else "  !!  ", style="green" if step.ok else "bold red")
+        line.append(f"{step.what}: {step.outcome}", style="default")
+        if step.check:
+            line.append(f"  [{step.check}, {step.status}]", style="cyan")
+        console.print(line)
+
+    async def run(where: Path) -> None:
+        async for step in journey(where):
+            show(step)
+
+    if folder is not None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigurationError(f"{folder} is in use", expected="a new or empty folder")
+        asyncio.run(run(folder))
+    else:
+        with tempfile.TemporaryDirectory(prefix="a2a-trust-demo-") as temporary:
+            asyncio.run(run(Path(temporary)))
+    if not as_json:
+        summary = f"{wrong} of the steps went wrong" if wrong else "Every step and every refusal happened as it must."
+        console.print(Text(f"\n{summary}", style="bold red" if wrong else "bold green"))
+    return 1 if wrong else 0
+
+
+@app.command()
+def serve(
+    application: Annotated[
+        str | None, typer.Argument(metavar="[MODULE:APP]", help="An ASGI application to serve, such as agent:app.")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option(metavar="CLIENTS", help="Serve the authorization server, with this TOML of clients.")
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --authority: the https URL that agents reach it by.")
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", help="With --authority: where its database and its signing key are.")
+    ] = Path("authority-state"),
+    credentials: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with chain.pem and key.pem.")
+    ] = Path(),
+    bundles: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Trust bundles; default: bundle.json beside the credentials.")
+    ] = None,
+    crl: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Revocation list; repeatable.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Who may connect: a SPIFFE ID or a whole trust domain; repeatable."),
+    ] = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
+) -> None:
+    """Serve an application, or the embedded authorization server, over mutual TLS."""
+    if (application is None) == (authority is None):
+        raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
+    ours = Credentials.load(credentials, os.environ.get(PASSWORD_VARIABLE))
+    trusted = TrustBundles.load(bundles or credentials / "bundle.json")
+    rule = _rule(allow)
+    audit = _audit_to_stdout()
+    served: Any
+    if authority is not None:
+        if issuer is None:
+            raise typer.BadParameter("--authority needs --issuer URL")
+        served = _authority(authority, issuer, state, audit)
+    else:
+        served = _import(application or "")
+    serve_app(
+        served,
+        source=ours,
+        bundles=trusted,
+        authorize=rule,
+        crls=RevocationLists.load(*(crl or ())),
+        audit=audit,
+        host=host,
+        port=port,
+    )
+
+
+def _rule(allow: list[str] | None) -> Authorizer:
+    if not allow:
+        raise typer.BadParameter("nobody may connect: give --allow spiffe://... or --allow trust.domain")
+    return any_of(*(exactly(a) if a.startswith("spiffe://") else members_of(a) for a in allow))
+
+
+def _authority(clients: Path, issuer: str, state: Path, audit: AuditLog) -> Any:
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return create_app(
+        issuer=issuer,
+        clients=ClientRegistry.load(clients),
+        store=Store(f"sqlite:///{(state / 'tokens.db').absolute()}"),
+        keys=[_signing_key(state)],
+        audit=audit,
+    )
+
+
+def _signing_key(state: Path) -> SigningKey:
+    """The key that signs tokens: encrypted at rest, made at the first start; its password from the environment or,
+    where there is none, generated into a 0600 file of its own."""
+    key_file, password_file = state / "signing-key.pem", state / "signing-key.password"
+    password = os.environ.get(PASSWORD_VARIABLE, "").encode()
+    if not password and password_file.exists():
+        password = read_bounded(password_file).strip()
+    if key_file.exists():
+        if not password:
+            raise WrongPassword(f"{key_file} is encrypted", do=f"set {PASSWORD_VARIABLE}")
+        return SigningKey.from_pem(read_bounded(key_file), password)
+    if not password:
+        password = secrets.token_urlsafe(24).encode()
+        write_atomically(password_file, password + b"\n", mode=0o600)
+        typer.echo(f"Password of the signing key generated and kept in {password_file}", err=True)
+    key = SigningKey.generate()
+    write_atomically(key_file, key.to_pem(password), mode=0o600)
+    return key
+
+
+def _import(target: str) -> Any:
+    module, colon, name = target.partition(":")
+    if not module or not colon or not name:
+        raise typer.BadParameter(f"got {target}, expected MODULE:APP, such as agent:app")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigurationError(f"cannot import {target}", got=error, expected="a module here with that name") from None
+
+
+def _audit_to_stdout() -> AuditLog:
+    logger = logging.getLogger(LOGGER)
+    handler = logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return AuditLog(logger)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    typer.echo(f"a2a-trust: {message}", err=True)
+    return code

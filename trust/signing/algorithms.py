@@ -1,0 +1,127 @@
+"""The signature algorithms: one key, one algorithm, one signature length. RFC 7518, RFC 8037, RFC 9864.
+
+ECDSA signing is deterministic (RFC 6979), so that no bad random number can give the key away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from trust.errors import ConfigurationError, KeyMismatch, SignatureMalformed, SignatureWrong
+
+MIN_RSA_BITS = 2048  # NIST SP 800-131A
+
+
+def verify(alg: str, key: object, signature: bytes, data: bytes) -> None:
+    """Steps (4) and (5) of a verifier: return where `signature` is the key's over `data`.
+
+    Args:
+        alg: one of `READABLE`.
+        key: a public key of `cryptography`.
+
+    Raises:
+        KeyMismatch: the key is not of the type or curve of `alg`.
+        SignatureMalformed: the signature has not the exact length.
+        SignatureWrong: it does not verify.
+    """
+    try:
+        READABLE[alg](key, signature, data)
+    except InvalidSignature:
+        raise SignatureWrong("signature does not verify", expected=f"a valid {alg} signature by this key") from None
+
+
+def signer(key: object) -> tuple[str, Callable[[bytes], bytes]]:
+    """The algorithm of a private key, and the function that signs with it.
+
+    Raises:
+        ConfigurationError: a key that nothing here signs with.
+    """
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        if isinstance(key.curve, ec.SECP256R1):
+            return "ES256", lambda data: _ES256.sign(key, data)
+        if isinstance(key.curve, ec.SECP384R1):
+            return "ES384", lambda data: _ES384.sign(key, data)
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return "Ed25519", key.sign
+    raise ConfigurationError("signing key", got=_kind(key), expected="a private key: EC P-256, P-384 or Ed25519")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ecdsa:
+    """ECDSA over one curve with one hash, its signatures written r || s (RFC 7518 section 3.4)."""
+
+    curve: type[ec.EllipticCurve]
+    size: int  # bytes of r and of s
+    order: int
+    signing: ec.ECDSA
+    verifying: ec.ECDSA
+
+    def sign(self, key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
+        r, s = decode_dss_signature(key.sign(data, self.signing))
+        return r.to_bytes(self.size) + s.to_bytes(self.size)
+
+    def verify(self, key: object, signature: bytes, data: bytes) -> None:
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, self.curve):
+            raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
+        _exactly(signature, 2 * self.size)
+        r, s = int.from_bytes(signature[: self.size]), int.from_bytes(signature[self.size :])
+        if not (0 < r < self.order and 0 < s < self.order):  # CVE-2022-21449: zeros once verified in Java
+            raise InvalidSignature
+        key.verify(encode_dss_signature(r, s), data, self.verifying)
+
+
+_ES256 = _Ecdsa(
+    curve=ec.SECP256R1,
+    size=32,
+    order=0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    signing=ec.ECDSA(hashes.SHA256(), deterministic_signing=True),
+    verifying=ec.ECDSA(hashes.SHA256()),
+)
+_ES384 = _Ecdsa(
+    curve=ec.SECP384R1,
+    size=48,
+    order=0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
+    signing=ec.ECDSA(hashes.SHA384(), deterministic_signing=True),
+    verifying=ec.ECDSA(hashes.SHA384()),
+)
+
+
+def _verify_ed25519(key: object, signature: bytes, data: bytes) -> None:
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise KeyMismatch("key", got=_kind(key), expected="Ed25519")
+    _exactly(signature, 64)
+    key.verify(signature, data)
+
+
+def _verify_ps256(key: object, signature: bytes, data: bytes) -> None:
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_RSA_BITS:
+        raise KeyMismatch("key", got=_kind(key), expected=f"RSA of at least {MIN_RSA_BITS} bits")
+    _exactly(signature, (key.key_size + 7) // 8)
+    key.verify(signature, data, _PSS, hashes.SHA256())
+
+
+_PSS = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)  # RFC 7518 section 3.5
+
+# What can be verified. HMAC and RSA PKCS#1 v1.5 are not here, so no allow-list can bring them in.
+READABLE: Mapping[str, Callable[[object, bytes, bytes], None]] = {
+    "ES256": _ES256.verify,
+    "ES384": _ES384.verify,
+    "Ed25519": _verify_ed25519,  # RFC 9864
+    "EdDSA": _verify_ed25519,  # its older name, which would also cover Ed448
+    "PS256": _verify_ps256,  # tokens of foreign issuers; nothing here signs with RSA
+}
+
+
+def _exactly(signature: bytes, size: int) -> None:
+    if len(signature) != size:
+        raise SignatureMalformed("signature", got=f"{len(signature)} bytes", expected=f"exactly {size}")
+
+
+def _kind(key: object) -> str:
+    return f"{type(key).__name__} {getattr(getattr(key, 'curve', None), 'name', '')}".strip()

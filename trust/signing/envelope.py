@@ -1,0 +1,282 @@
+"""The `a2a` member of the protected header: who says it, to whom, when, about what, and once.
+
+Shared by every kind of signed thing; the kinds differ in their `typ` and in what they bind (`Binding`). Steps (3)
+and (6) to (8) of the verifier are here, the others in `trust.signing.jws`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from trust import replay
+from trust.credentials import Credentials
+from trust.errors import (
+    AudienceMismatch,
+    ConfigurationError,
+    CriticalHeaderRefused,
+    HeaderMalformed,
+    IssuerMismatch,
+    MessageExpired,
+    MessageFromTheFuture,
+    MessageLifetimeTooLong,
+    SignatureError,
+    SignerUnknown,
+)
+from trust.identity import AgentID, PeerIdentity, thumbprint, utc
+from trust.peers import MAX_CERTIFICATES, PeerVerifier, Usage
+from trust.signing import jws as strict_jws
+
+VERSION = 1
+DEFAULT_LIFETIME = timedelta(seconds=60)
+MAX_LIFETIME_SECONDS = 300  # replay guards remember a message for as long
+MAX_SKEW_SECONDS = 10  # how far the signer's clock may be ahead of ours
+DEFAULT_ALGORITHMS = ("ES256", "ES384", "Ed25519")
+
+_JTI = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 128 random bits have 22 characters of base64url
+_COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What one kind of message repeats of its surroundings, so that it cannot be moved into others.
+
+    Args:
+        typ: the kind; no message of one kind can stand for another.
+        members: name and value of each member of `a2a` beside the common ones. A member whose value is None must be
+            absent.
+        mismatch: the error for a member that is not as expected.
+    """
+
+    typ: str
+    members: Mapping[str, str | int | list[str] | dict[str, str] | None]
+    mismatch: type[SignatureError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedMessage:
+    """What was signed, together with who signed it: the bytes to use, so that nobody reads an unverified copy.
+
+    Whether it was seen before is only known once a replay guard has taken `replay_key`.
+    """
+
+    payload: bytes = field(repr=False)
+    signer: PeerIdentity
+    header: dict[str, Any] = field(repr=False)
+    message_id: str  # `jti`
+    audience: str
+    issued_at: datetime
+    expires_at: datetime
+    digest: str  # base64url(SHA-256(compact JWS)): what an answer names
+    replay_key: bytes = field(repr=False)
+
+
+def sign(
+    payload: bytes,
+    *,
+    credentials: Credentials,
+    binding: Binding,
+    audience: AgentID | str,
+    now: datetime,
+    jti: str,
+    lifetime: timedelta,
+    chain: bool,
+) -> str:
+    """Return the detached JWS of `payload`.
+
+    Args:
+        audience: the one receiver: its SPIFFE ID, or the origin URL of an agent outside any trust domain.
+        jti: 22 to 128 characters of base64url, never used before: 128 random bits.
+        lifetime: at most 300 s.
+        chain: put our certificates into the header (`x5c`), for a receiver that does not have them from TLS.
+
+    Raises:
+        ConfigurationError: an argument that no verifier would accept.
+    """
+    seconds = int(lifetime.total_seconds())
+    if not 0 < seconds <= MAX_LIFETIME_SECONDS:
+        raise ConfigurationError("lifetime of a signature", got=lifetime, expected=f"1 to {MAX_LIFETIME_SECONDS} s")
+    if not isinstance(jti, str) or not _JTI.fullmatch(jti):
+        raise ConfigurationError("jti", got=jti, expected="22 to 128 characters of base64url")
+    if not str(audience):
+        raise ConfigurationError("audience of a signature is empty", expected="the receiver's SPIFFE ID")
+    issued_at = int(utc(now).timestamp())
+    claims = {
+        "v": VERSION,
+        "iss": str(credentials.agent_id),
+        "aud": str(audience),
+        "iat": issued_at,
+        "exp": issued_at + seconds,
+        "jti": jti,
+        **{name: value for name, value in binding.members.items() if value is not None},
+    }
+    header = {"typ": binding.typ, "crit": ["a2a"], "x5t#S256": credentials.thumbprint, "a2a": claims}
+    if chain:
+        header["x5c"] = [base64.b64encode(der).decode() for der in credentials.chain_der]
+    return strict_jws.sign_detached(payload, key=credentials.private_key, header=header)
+
+
+def verify(
+    jws: str,
+    payload: bytes,
+    *,
+    binding: Binding,
+    audience: AgentID | str,
+    verifier: PeerVerifier,
+    peer: PeerIdentity | None,
+    usage: Usage,
+    now: datetime,
+    algorithms: Collection[str] = DEFAULT_ALGORITHMS,
+) -> VerifiedMessage:
+    """Verify a detached JWS over `payload` and everything that it claims. The numbers are those of the wire format.
+
+    (0) to (2) `jws.parse_detached`; `crit` is exactly `["a2a"]`
+    (3) the certificate of `x5t#S256` is the peer's, or the first of `x5c`; its chain verifies at `now`
+    (4) and (5) the signature is by its key
+    (6) `a2a` is version 1 with exactly the members of this kind, each of its type; `iss` is the certificate's ID
+    (7) `aud` is `audience`; every bound member is what was really received
+    (8) issued at most 10 s ahead of `now`, for at most 300 s, and not expired
+
+    Not checked: whether the signer may say this (an authorizer), is the peer of the channel, or says it again (a
+    replay guard).
+
+    Args:
+        audience: ourselves, as `aud` must name us.
+        peer: the other end of the channel, whose certificates need not travel in the header; None where there is no
+            channel to the signer.
+        usage: what the signer's certificate must be good for.
+
+    Raises:
+        SignatureError: its leaf classes name the check that failed.
+        PeerError: step (3), the certificate of the signer.
+    """
+    now = utc(now)
+    # (0) to (2)
+    parsed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=binding.typ)
+    header = parsed.header
+    if header.get("crit") != ["a2a"]:
+        # Without it, a verifier that does not know the binding would accept the message anywhere.
+        raise CriticalHeaderRefused("crit of a message", got=header.get("crit"), expected='["a2a"]')
+    # (3) Verified now, even where the handshake did it: a connection outlives certificates and CRLs.
+    signer = verifier.verify(_chain(header, peer), now=now, usage=usage)
+    # (4) and (5)
+    parsed.verify_payload(signer.public_key, payload)
+    # (6)
+    claims = _claims(header["a2a"], binding)
+    if claims["iss"] != str(signer.agent_id):
+        raise IssuerMismatch("iss is not the signer", got=claims["iss"], expected=str(signer.agent_id))
+    # (7)
+    if claims["aud"] != str(audience):
+        raise AudienceMismatch("message is for another receiver", got=claims["aud"], expected=str(audience))
+    for name, expected in binding.members.items():
+        claim = claims.get(name)
+        # The type too: 200.0 and true equal integers in Python, but are other bytes to other readers.
+        if claim.__class__ is not expected.__class__ or claim != expected:
+            raise binding.mismatch(f"{name} is not what was received", got=claim, expected=str(expected))
+    # (8)
+    issued_at, expires_at = _times(claims, now.timestamp())
+    return VerifiedMessage(
+        payload=payload,
+        signer=signer,
+        header=header,
+        message_id=claims["jti"],
+        audience=claims["aud"],
+        issued_at=datetime.fromtimestamp(issued_at, UTC),
+        expires_at=datetime.fromtimestamp(expires_at, UTC),
+        digest=digest(jws),
+        replay_key=replay.replay_key(claims["iss"], claims["aud"], claims["jti"]),
+    )
+
+
+def digest(jws: str) -> str:
+    """base64url(SHA-256) of a compact JWS: how an answer names its request. Never a key to anything (malleable)."""
+    return strict_jws.encode(hashlib.sha256(jws.encode("ascii")).digest())
+
+
+def is_message_id(jti: object) -> bool:
+    """Whether it has the form of a `jti`."""
+    return isinstance(jti, str) and _JTI.fullmatch(jti) is not None
+
+
+def _chain(header: Mapping[str, Any], peer: PeerIdentity | None) -> tuple[bytes, ...]:
+    """The certificates that the header names. They are a claim: nothing has been verified."""
+    name = header.get("x5t#S256")
+    if not isinstance(name, str):
+        raise SignerUnknown("message names no certificate", got=name, expected="x5t#S256")
+    if peer is not None and peer.thumbprint == name:
+        return peer.chain
+    if "x5c" not in header:
+        raise SignerUnknown(
+            "certificate of the signer is not known",
+            got=name,
+            expected="the certificate of the channel, or x5c",
+            do="sign with chain=True where the receiver cannot have the certificate",
+        )
+    chain = _x5c(header["x5c"])
+    if thumbprint(chain[0]) != name:
+        raise SignerUnknown("x5c is another certificate's", got=thumbprint(chain[0]), expected=name)
+    return chain
+
+
+def _x5c(entries: object) -> tuple[bytes, ...]:
+    """RFC 7515 section 4.1.6: base64, not base64url, of DER; the leaf first."""
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_CERTIFICATES:
+        raise HeaderMalformed("x5c", expected=f"a list of 1 to {MAX_CERTIFICATES} certificates")
+    try:
+        return tuple(base64.b64decode(entry, validate=True) for entry in entries if _is_text(entry))
+    except (binascii.Error, ValueError):
+        raise HeaderMalformed("x5c", expected="base64 of DER certificates") from None
+
+
+def _is_text(entry: object) -> bool:
+    if not isinstance(entry, str):
+        raise HeaderMalformed("x5c", got=type(entry).__name__, expected="base64 of DER certificates")
+    return True
+
+
+def _claims(claims: object, binding: Binding) -> dict[str, Any]:
+    """Step (6), the form. A member that is not known here could be a restriction that is not enforced here."""
+    if not isinstance(claims, dict):
+        raise HeaderMalformed("a2a", got=type(claims).__name__, expected="a JSON object")
+    if claims.get("v") != VERSION or claims["v"].__class__ is not int:
+        raise HeaderMalformed("version of the a2a header", got=claims.get("v"), expected=str(VERSION))
+    unknown = claims.keys() - _COMMON - binding.members.keys()
+    if unknown:
+        raise HeaderMalformed("a2a", got=sorted(unknown), expected=f"only what {binding.typ} has")
+    for name in ("iss", "aud"):
+        if not isinstance(claims.get(name), str):
+            raise HeaderMalformed(f"a2a.{name}", got=type(claims.get(name)).__name__, expected="a string")
+    for name in ("iat", "exp"):
+        if claims.get(name).__class__ is not int or claims[name] < 0:
+            raise HeaderMalformed(f"a2a.{name}", got=claims.get(name), expected="whole seconds since 1970")
+    if not is_message_id(claims.get("jti")):
+        raise HeaderMalformed("a2a.jti", got=claims.get("jti"), expected="22 to 128 characters of base64url")
+    return claims
+
+
+def _times(claims: Mapping[str, Any], now: float) -> tuple[int, int]:
+    issued_at, expires_at = claims["iat"], claims["exp"]
+    if expires_at <= issued_at:
+        raise HeaderMalformed("a2a.exp", got=expires_at, expected=f"after iat, {issued_at}")
+    if expires_at - issued_at > MAX_LIFETIME_SECONDS:
+        raise MessageLifetimeTooLong(
+            "message lives too long", got=f"{expires_at - issued_at} s", expected=f"at most {MAX_LIFETIME_SECONDS} s"
+        )
+    if issued_at > now + MAX_SKEW_SECONDS:
+        raise MessageFromTheFuture(
+            "message is from the future",
+            got=f"{issued_at - now:.0f} s ahead",
+            expected=f"at most {MAX_SKEW_SECONDS} s",
+            do="compare the clocks",
+        )
+    if now >= expires_at:
+        raise MessageExpired(
+            "message has expired", got=f"{now - expires_at:.0f} s ago", expected="a fresh one", do="compare the clocks"
+        )
+    return issued_at, expires_at

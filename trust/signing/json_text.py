@@ -1,0 +1,120 @@
+"""Strict JSON: one text, one meaning. Whatever two parsers could read differently is refused.
+
+The standard library's parser alone accepts NaN, 1e400, duplicate members and lone surrogates. orjson, where it is
+installed, is only ever believed after its result has been written out again and equals the input byte for byte: that
+proves that nothing was dropped (duplicate members) and nothing exchanged. The second matters: orjson 3.13 keeps the
+member names that it has seen in a cache keyed by an unseeded 64-bit hash and does not compare the names themselves,
+so whoever finds two names with one hash could have one read as the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+try:
+    import orjson
+except ImportError:  # the extra "fast" is not installed; everything works, more slowly
+    orjson = None  # type: ignore[assignment]
+
+MAX_INTEGER = 2**53 - 1  # RFC 7493 section 2.2: beyond it, two integers are one IEEE 754 double
+MAX_INTEGER_CHARACTERS = 17  # of a sign and sixteen digits; JSON has no leading zeros
+
+
+class NotStrictJson(ValueError):
+    """The text is not JSON, or JSON that two parsers could read differently; the message says why."""
+
+
+def parse(data: bytes, *, max_bytes: int, max_depth: int) -> Any:
+    """Return the value of a JSON text (RFC 8259, with the limits of RFC 7493), read strictly.
+
+    Args:
+        data: the UTF-8 text, at most `max_bytes` long.
+        max_depth: of objects and arrays inside one another; `[]` has depth 1.
+
+    Raises:
+        NotStrictJson: too large or deep, not UTF-8, a byte order mark, a duplicate member, NaN or Infinity, a number
+            beyond the doubles, an integer beyond 2^53 - 1, a lone surrogate, or anything after the value.
+    """
+    if len(data) > max_bytes:
+        raise NotStrictJson(f"{len(data)} bytes, more than {max_bytes}")
+    value = _parse_compact(data) if orjson is not None else None
+    if value is None:
+        value = _parse_any(data)
+    # Counting brackets inside strings too gives an upper bound, and most texts stay below it.
+    if data.count(b"{") + data.count(b"[") > max_depth and _too_deep(value, max_depth):
+        raise NotStrictJson(f"more than {max_depth} levels")
+    return value
+
+
+def _parse_compact(data: bytes) -> Any:
+    """The value of a text without white space or needless escapes, as machines write it; None for every other text."""
+    try:
+        value = orjson.loads(data)
+        return value if orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER) == data else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _parse_any(data: bytes) -> Any:
+    try:
+        text = data.decode()
+        if text.startswith("\ufeff"):
+            raise NotStrictJson("a byte order mark")
+        value = _DECODER.decode(text)
+        if "\\ud" in text or "\\uD" in text:  # the only spelling of a surrogate that UTF-8 lets through
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise NotStrictJson("not UTF-8") from None
+    except UnicodeEncodeError:
+        raise NotStrictJson("a lone surrogate") from None
+    except RecursionError:
+        raise NotStrictJson("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise NotStrictJson(f"{error.msg} at character {error.pos}") from None
+    return value
+
+
+def _too_deep(value: Any, max_depth: int) -> bool:
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if container.__class__ is dict else container)
+            if item.__class__ is dict or item.__class__ is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise NotStrictJson("a duplicate member")
+    return members
+
+
+def _integer(digits: str) -> int:
+    number = int(digits) if len(digits) <= MAX_INTEGER_CHARACTERS else MAX_INTEGER + 1
+    if not -MAX_INTEGER <= number <= MAX_INTEGER:
+        raise NotStrictJson("an integer beyond 2^53 - 1")
+    return number
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise NotStrictJson("a number beyond the doubles")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise NotStrictJson(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_finite, parse_constant=_constant
+)

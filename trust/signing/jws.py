@@ -1,0 +1,292 @@
+"""One strict profile of JWS (RFC 7515): compact, `b64` true, algorithms from the verifier, nothing lenient.
+
+General JOSE libraries accept padded and non-canonical base64url, duplicate header members, signatures of a wrong
+length, an empty `crit`, and keys that the header brings along. Each of these is a second spelling of a message or a
+way to choose the verifier's rules, so this parser refuses them; the signatures themselves are by `cryptography`.
+
+Steps of a verifier, in this order (the numbers of the wire format; each function names the ones it does):
+
+    (0) size, exactly three parts, the middle one empty where the payload is detached
+    (1) strict base64url; the header is a JSON object in strict UTF-8 without duplicate members, bounded in depth
+    (2) `typ` is the expected one, `alg` is allowed, no header member brings a key, `crit` is understood and present
+    (3) the certificate of the signer (`trust.signing.envelope`)
+    (4) the key is of the type and curve of `alg`; the signature has exactly its length
+    (5) the signature verifies
+
+What remains malleable: ECDSA signatures (r, s) and (r, n - s) both verify, here as everywhere. Nothing may be keyed
+by a signature or by the text of a JWS; replay keys are made from the signed (iss, aud, jti).
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trust.errors import (
+    AlgorithmRefused,
+    ConfigurationError,
+    CriticalHeaderRefused,
+    HeaderMalformed,
+    SignatureMalformed,
+    SignatureTooLarge,
+    TypeWrong,
+)
+from trust.signing import algorithms as signatures
+from trust.signing.json_text import NotStrictJson, parse
+
+MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
+MAX_COMPACT_BYTES = 16384  # h11 allows this much for a whole head, and a token travels in one
+MAX_JSON_BYTES = 256 << 10  # of `strict_json`: a JWKS with many certificates
+MAX_JSON_DEPTH = 32  # of headers, claims, JWKS and metadata: none needs more than eight
+
+# What RFC 7515 and RFC 7518 define themselves must not be in `crit` (RFC 7515 section 4.1.11).
+_REGISTERED = frozenset({"alg", "jku", "jwk", "kid", "x5u", "x5c", "x5t", "x5t#S256", "typ", "cty", "crit"})
+_BRINGS_A_KEY = frozenset({"jku", "x5u", "jwk"})  # whoever made the JWS must not choose the key it is verified with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A JWS whose header passed steps (0) to (2). Its signature has not been verified: nothing in it is true yet."""
+
+    header: dict[str, Any]
+    alg: str
+    payload: bytes = field(repr=False)  # of a compact JWS, unverified: believe only what `verify` returns
+    signature: bytes = field(repr=False)
+    protected: str = field(repr=False)  # the header's base64url, as received
+
+    def verify(self, key: object) -> bytes:
+        """Steps (4) and (5) of a compact JWS: return the verified payload.
+
+        Raises:
+            KeyMismatch: the key is not of the type or curve of `alg`.
+            SignatureMalformed: the signature has not the exact length for `alg`.
+            SignatureWrong: it does not verify.
+        """
+        return self.verify_payload(key, self.payload)
+
+    def verify_payload(self, key: object, payload: bytes) -> bytes:
+        """As `verify`, for a payload that travelled elsewhere (RFC 7515 appendix F)."""
+        signatures.verify(self.alg, key, self.signature, _signing_input(self.protected, payload))
+        return payload
+
+
+def sign_detached(payload: bytes, *, key: object, header: Mapping[str, Any]) -> str:
+    """Return `protected..signature` over the payload (RFC 7515 appendix F). ES256 and ES384 are deterministic.
+
+    Args:
+        payload: the exact bytes.
+        key: a private key: EC P-256 or P-384, or Ed25519.
+        header: the protected header. `alg` may be left out; it follows from the key.
+
+    Raises:
+        ConfigurationError: a key that cannot sign here, another key's `alg`, or a header that verifiers refuse.
+    """
+    protected, signature = _sign(payload, key, header)
+    return _within(f"{protected}..{signature}", MAX_DETACHED_BYTES)
+
+
+def sign_compact(payload: bytes, *, key: object, header: Mapping[str, Any]) -> str:
+    """As `sign_detached`, with the payload inside: `protected.payload.signature`, as access tokens are."""
+    protected, signature = _sign(payload, key, header)
+    return _within(f"{protected}.{encode(payload)}.{signature}", MAX_COMPACT_BYTES)
+
+
+def verify_detached(
+    jws: str,
+    payload: bytes,
+    *,
+    key: object,
+    algorithms: Collection[str],
+    typ: str | tuple[str, ...],
+    understood: Collection[str] = ("a2a",),
+) -> dict[str, Any]:
+    """Verify a detached JWS over `payload` and return its header: steps (0) to (2), (4) and (5).
+
+    Not checked: whose key it is, what the members of the header mean (`x5c`, `kid`, `a2a` and so on), time, replay.
+
+    Args:
+        jws: `protected..signature`.
+        payload: the exact bytes that were signed; the payload is never taken from the JWS.
+        key: the public key: EC P-256 or P-384, Ed25519, or RSA for PS256.
+        algorithms: which `alg` are allowed: ES256, ES384, Ed25519, PS256. `EdDSA`, the older name, is read as Ed25519
+            and allowed where either name is listed.
+        typ: the one expected `typ`, or several that are equally good.
+        understood: the extension names that may be in `crit`; a `crit` with any other name is refused.
+
+    Raises:
+        SignatureError: its leaf classes name the step that failed.
+        TypeError: an argument of a wrong type other than `jws`.
+    """
+    parsed = parse_detached(jws, algorithms=algorithms, typ=typ, understood=understood)
+    parsed.verify_payload(key, payload)
+    return parsed.header
+
+
+def parse_detached(
+    jws: str,
+    *,
+    algorithms: Collection[str],
+    typ: str | tuple[str, ...],
+    understood: Collection[str] = ("a2a",),
+) -> Parsed:
+    """Steps (0) to (2) for a detached JWS; `Parsed.verify_payload` does the rest. Arguments as `verify_detached`."""
+    protected, middle, signature = _parts(jws, MAX_DETACHED_BYTES)
+    if middle:
+        raise SignatureMalformed("payload inside a detached JWS", expected="an empty second part")
+    return _parsed(protected, b"", signature, algorithms, typ, understood)
+
+
+def parse_compact(
+    token: str,
+    *,
+    algorithms: Collection[str],
+    typ: str | tuple[str, ...],
+    understood: Collection[str] = (),
+) -> Parsed:
+    """Steps (0) to (2) for a JWS with its payload inside; `Parsed.verify` does the rest.
+
+    Arguments as `verify_detached`. The payload is not decoded before the header is allowed.
+    """
+    protected, middle, signature = _parts(token, MAX_COMPACT_BYTES)
+    return _parsed(protected, middle, signature, algorithms, typ, understood)
+
+
+def strict_json(data: bytes) -> Any:
+    """The value of a JSON text without duplicate members, NaN, lone surrogates or integers beyond 2^53 - 1.
+
+    Raises:
+        HeaderMalformed: not such a text, or larger than `MAX_JSON_BYTES`, or deeper than `MAX_JSON_DEPTH`.
+    """
+    try:
+        return parse(data, max_bytes=MAX_JSON_BYTES, max_depth=MAX_JSON_DEPTH)
+    except NotStrictJson as error:
+        raise HeaderMalformed("not strict JSON", got=error) from None
+
+
+def encode(data: bytes) -> str:
+    """Base64url without padding. RFC 7515 section 2."""
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode()
+
+
+def decode(text: str | bytes) -> bytes:
+    """The bytes of a base64url text that is exactly what `encode` makes of them.
+
+    Padding, the characters of other alphabets, white space and bits that are thrown away would each give one value
+    a second spelling.
+
+    Raises:
+        SignatureMalformed: any other text.
+    """
+    try:
+        raw = text.encode("ascii") if isinstance(text, str) else text
+        data = binascii.a2b_base64(raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4))
+    except ValueError:  # binascii.Error and UnicodeEncodeError
+        raise SignatureMalformed("base64url", expected="RFC 7515 section 2: no padding, no other alphabet") from None
+    if binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=") != raw:
+        raise SignatureMalformed("base64url", expected="the one canonical encoding (RFC 4648 section 3.5)")
+    return data
+
+
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+
+
+def _parts(jws: object, limit: int) -> list[bytes]:
+    # (0) Before anything is decoded.
+    if not isinstance(jws, str):
+        raise SignatureMalformed("JWS", got=type(jws).__name__, expected="a str")
+    if len(jws) > limit:
+        raise SignatureTooLarge("JWS is too large", got=f"{len(jws)} characters", expected=f"at most {limit}")
+    try:
+        parts = jws.encode("ascii").split(b".")
+    except UnicodeEncodeError:
+        raise SignatureMalformed("JWS", got="characters outside ASCII", expected="base64url and dots") from None
+    if len(parts) != 3:
+        raise SignatureMalformed("JWS", got=f"{len(parts)} parts", expected="three, in compact serialisation")
+    return parts
+
+
+def _parsed(
+    protected: bytes,
+    payload: bytes,
+    signature: bytes,
+    algorithms: Collection[str],
+    typ: str | tuple[str, ...],
+    understood: Collection[str],
+) -> Parsed:
+    # A str is a collection of its substrings: "S256" in "ES256" is true.
+    if isinstance(algorithms, str) or isinstance(understood, str):
+        raise TypeError("algorithms and understood are collections of names, not one str")
+    # (1)
+    raw_signature = decode(signature)
+    header = strict_json(decode(protected))
+    if header.__class__ is not dict:
+        raise HeaderMalformed("JWS header", got=type(header).__name__, expected="a JSON object")
+    # (2)
+    found = header.get("typ")
+    if not (found == typ if isinstance(typ, str) else isinstance(found, str) and found in typ):
+        raise TypeWrong("typ of the JWS", got=found, expected=typ if isinstance(typ, str) else " or ".join(typ))
+    alg = header.get("alg")
+    if not isinstance(alg, str) or alg not in signatures.READABLE or not _allowed(alg, algorithms):
+        raise AlgorithmRefused("alg of the JWS", got=alg, expected=" or ".join(sorted(algorithms)))
+    _check_members(header, understood)
+    # Only now is it worth decoding.
+    return Parsed(
+        header=header, alg=alg, payload=decode(payload), signature=raw_signature, protected=protected.decode()
+    )
+
+
+def _allowed(alg: str, algorithms: Collection[str]) -> bool:
+    return alg in algorithms or (alg == "EdDSA" and "Ed25519" in algorithms)
+
+
+def _check_members(header: Mapping[str, Any], understood: Collection[str]) -> None:
+    if not _BRINGS_A_KEY.isdisjoint(header):
+        raise HeaderMalformed("JWS brings its own key", expected="no jku, x5u or jwk")
+    if "b64" in header:
+        # RFC 7797: a verifier that overlooks it verifies other bytes than the signer meant.
+        raise CriticalHeaderRefused("b64 in the header", expected="the default, base64url of the payload")
+    if "crit" not in header:
+        return
+    crit = header["crit"]
+    if not isinstance(crit, list) or not crit or not all(isinstance(name, str) for name in crit):
+        raise CriticalHeaderRefused("crit", got=crit, expected="a list of one name or more (RFC 7515 section 4.1.11)")
+    if len(set(crit)) != len(crit):
+        raise CriticalHeaderRefused("crit", got=crit, expected="each name once")
+    for name in crit:
+        if name not in understood or name in _REGISTERED:
+            raise CriticalHeaderRefused("crit", got=name, expected=" or ".join(understood) or "no crit at all")
+        if name not in header:
+            raise CriticalHeaderRefused("crit names what is not in the header", got=name)
+
+
+def _sign(payload: bytes, key: object, header: Mapping[str, Any]) -> tuple[str, str]:
+    alg, sign = signatures.signer(key)
+    complete = {"alg": alg, **header}
+    if complete["alg"] != alg:
+        raise ConfigurationError("alg in the header", got=complete["alg"], expected=alg, do="leave it out")
+    try:
+        _check_members(complete, complete)
+        protected = encode(_ENCODER.encode(complete).encode("ascii"))
+    except (CriticalHeaderRefused, HeaderMalformed, ValueError, TypeError) as error:
+        raise ConfigurationError("no verifier would accept this header", got=error) from None
+    return protected, encode(sign(_signing_input(protected, payload)))
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def _signing_input(protected: str, payload: bytes) -> bytes:
+    if not isinstance(payload, bytes):  # a str or a bytearray could become other bytes later
+        raise TypeError(f"payload is {type(payload).__name__}, expected bytes")
+    body = binascii.b2a_base64(payload, newline=False).translate(_TO_URL, b"=")
+    return protected.encode("ascii") + b"." + body
+
+
+def _within(jws: str, limit: int) -> str:
+    if len(jws) > limit:
+        raise ConfigurationError("JWS would be too large", got=f"{len(jws)} characters", expected=f"at most {limit}")
+    return jws

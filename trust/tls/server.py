@@ -1,0 +1,291 @@
+"""uvicorn over mutual TLS: the application finds the verified peer of its connection in the ASGI scope."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from cryptography import x509
+
+from trust.audit import AuditSink
+from trust.authorize import Authorizer
+from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.credentials import CredentialSource
+from trust.errors import ConfigurationError, TrustError
+from trust.identity import PEER_EXTENSION
+from trust.tls.connection import Connection
+from trust.tls.engine import Address, ClientCertificates, Refused, TrustContext, server_context
+from trust.tls.transport import Deadlines, TlsProtocol
+
+App = Callable[..., Any]
+
+_CIPHER_SUITES = {  # RFC 8446 appendix B.4
+    "TLS_AES_128_GCM_SHA256": 0x1301,
+    "TLS_AES_256_GCM_SHA384": 0x1302,
+    "TLS_CHACHA20_POLY1305_SHA256": 0x1303,
+}
+_TLS_1_3 = 0x0304
+
+# What decides about TLS or about who is calling is not uvicorn's to set: it would be ignored, or worse, obeyed.
+_REFUSED_OPTIONS = ("http2", "proxy_headers", "forwarded_allow_ips", "workers", "reload")
+
+
+class TrustConfig(uvicorn.Config):
+    """A `uvicorn.Config` whose connections are mutual TLS by `context`; call `context.reload()` at any time.
+
+    Made by `uvicorn_config`. uvicorn itself listens for plain TCP: TLS is done by the protocol that it is given, and
+    nothing of HTTP is parsed before the peer is verified.
+    """
+
+    def __init__(self, app: App, *, context: TrustContext, deadlines: Deadlines, **options: Any) -> None:
+        self.context = context
+        self._deadlines = deadlines
+        super().__init__(app, proxy_headers=False, forwarded_allow_ips=[], workers=1, **options)
+
+    def load(self) -> None:
+        super().load()
+        protocol = self.http_protocol_class
+        if self.ws_protocol_class is not None:
+            self.ws_protocol_class = _identified(self.ws_protocol_class)
+        if not hasattr(protocol, "handle_websocket_upgrade") or not hasattr(protocol, "shutdown"):
+            raise ConfigurationError("http", got=protocol.__name__, expected='"h11", "httptools" or "auto"')
+        self.http_protocol_class = functools.partial(  # type: ignore[assignment]
+            _accept, _timed(_identified(protocol), self._deadlines.request_head), self.context, self._deadlines
+        )
+
+
+def uvicorn_config(
+    app: App,
+    *,
+    source: CredentialSource,
+    bundles: BundleSource,
+    authorize: Authorizer,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
+    client_certificates: ClientCertificates = "required",
+    audit: AuditSink | None = None,
+    on_refused: Refused | None = None,
+    deadlines: Deadlines = Deadlines(),  # noqa: B008 - immutable
+    **options: Any,
+) -> TrustConfig:
+    """The configuration of a uvicorn server that only verified agents reach: `uvicorn.Server(config).run()`.
+
+    The peer stands in `scope["extensions"][trust.identity.PEER_EXTENSION]`, and in `scope["extensions"]["tls"]` as
+    ASGI's TLS extension has it. Neither can come from the wire. X-Forwarded-* headers are not believed.
+
+    Not done: authorisation of single requests; that is `trust.gate`.
+
+    Args:
+        app: the ASGI application.
+        source, bundles, authorize, crls, client_certificates: as for `server_context`.
+        host, port: where to listen; port 0 picks a free one.
+        audit: gets an event "handshake" for each one that is refused.
+        on_refused: called with the error and the client's address for each of them.
+        deadlines: how long a client may take.
+        options: further ones of `uvicorn.Config`.
+
+    Raises:
+        ConfigurationError: an option that is not uvicorn's to decide, or credentials that cannot be used.
+    """
+    for name in options:
+        if name.startswith("ssl_") or name in _REFUSED_OPTIONS:
+            raise ConfigurationError("uvicorn option", got=name, expected="none that decides about TLS or the peer")
+    context = server_context(
+        source,
+        bundles,
+        authorize,
+        crls=crls,
+        client_certificates=client_certificates,
+        on_refused=functools.partial(_refused, audit, on_refused),
+    )
+    defaults: dict[str, Any] = {"server_header": False, "access_log": False, "log_level": "warning"}
+    return TrustConfig(app, context=context, deadlines=deadlines, host=host, port=port, **{**defaults, **options})
+
+
+def serve(app: App, **options: Any) -> None:
+    """Serve `app` until the process is told to stop. The arguments are those of `uvicorn_config`."""
+    uvicorn.Server(uvicorn_config(app, **options)).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A server that runs in the caller's event loop."""
+
+    url: str  # https://address:port, the ones that are really listened on
+    context: TrustContext  # for `reload()`
+
+
+@contextlib.asynccontextmanager
+async def serving(app: App, *, sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Serving]:
+    """Serve `app` in this event loop for as long as the block runs.
+
+    Args:
+        sockets: bound sockets to listen on, instead of host and port.
+        options: the arguments of `uvicorn_config`.
+
+    Raises:
+        ConfigurationError: as `uvicorn_config`; or the address is taken, or the application does not start.
+    """
+    config = uvicorn_config(app, **options)
+    if sockets is None:
+        try:
+            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            sockets = [socket.create_server((config.host, config.port), family=family)]
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {config.host}:{config.port}", got=error.strerror) from None
+    host, port = sockets[0].getsockname()[:2]
+    server = _Server(config)
+    task = asyncio.ensure_future(_run(server, sockets))
+    try:
+        while not server.started:
+            if task.done():
+                await task
+            await asyncio.sleep(0.005)
+        yield Serving(
+            url=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", context=config.context
+        )
+    finally:
+        server.should_exit = True
+        if not task.done():
+            await task
+
+
+async def _run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+    try:
+        await server.serve(sockets)
+    except SystemExit:  # uvicorn would end the process
+        raise ConfigurationError("server did not start", do="see the log of uvicorn") from None
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals of the process alone: the loop is not ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustError, address: Address) -> None:
+    if audit is not None:
+        peer = f"{address[0]}:{address[1]}" if address else ""
+        audit.record(event="handshake", decision="deny", check=error.check, peer=peer, reason=str(error))
+    if on_refused is not None:
+        on_refused(error, address)
+
+
+def _accept(
+    protocol: Callable[..., asyncio.Protocol],
+    context: TrustContext,
+    deadlines: Deadlines,
+    *,
+    server_state: Any,
+    _loop: asyncio.AbstractEventLoop | None = None,
+    **arguments: Any,
+) -> TlsProtocol:
+    """What uvicorn calls for each accepted connection."""
+    loop = _loop or asyncio.get_running_loop()
+    return TlsProtocol(
+        context,
+        functools.partial(protocol, server_state=server_state, _loop=loop, **arguments),
+        live=server_state.connections,
+        loop=loop,
+        deadlines=deadlines,
+    )
+
+
+def _identified(protocol: Any) -> Any:
+    """A protocol class of uvicorn whose application finds the peer in its scope."""
+
+    class Identified(protocol):  # type: ignore[misc]
+        app: App
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            connection = transport.get_extra_info("ssl_object")
+            self.app = _with_peer(self.app, tls_extensions(connection))
+
+    return Identified
+
+
+def _timed(protocol: Any, seconds: float) -> Any:
+    """An HTTP protocol class of uvicorn that cuts off a client whose request head does not come to its end.
+
+    uvicorn bounds the time between two requests, but not the time that a half request head may take.
+    """
+
+    class Timed(protocol):  # type: ignore[misc]
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._expect_head()
+
+        def data_received(self, data: bytes) -> None:
+            # Between two requests of a peer that lost its trust: no new one is begun.
+            if self._idle() and self.transport.get_extra_info("ssl_object").distrusted:
+                self.transport.close()
+                return
+            super().data_received(data)
+            if self._idle() and self.transport.get_protocol() is self:
+                self._expect_head()
+            else:
+                self._head_came()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_came()
+            super().connection_lost(exc)
+
+        def _idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _expect_head(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(seconds, self.transport.abort)
+
+        def _head_came(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return Timed
+
+
+def tls_extensions(connection: Connection) -> dict[str, Any]:
+    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls" and our peer."""
+    peer = connection.peer
+    cipher = connection.cipher
+    extensions: dict[str, Any] = {
+        "tls": {
+            "server_cert": ssl.DER_cert_to_PEM_cert(connection.credentials.chain_der[0]),
+            "client_cert_chain": [ssl.DER_cert_to_PEM_cert(der) for der in peer.chain] if peer else [],
+            "client_cert_name": _name(peer.chain[0]) if peer else None,
+            "client_cert_error": None,  # a client certificate with an error ends the handshake
+            "tls_version": _TLS_1_3,
+            "cipher_suite": _CIPHER_SUITES.get(cipher[0]) if cipher else None,
+        },
+    }
+    if peer is not None:
+        extensions[PEER_EXTENSION] = peer
+    return extensions
+
+
+def _name(der: bytes) -> str:
+    return x509.load_der_x509_certificate(der).subject.rfc4514_string()
+
+
+def _with_peer(app: App, extensions: dict[str, Any]) -> App:
+    async def identified(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Any:
+        present = scope.get("extensions") or {}
+        present.pop(PEER_EXTENSION, None)
+        scope["extensions"] = {**present, **extensions}
+        return await app(scope, receive, send)
+
+    return identified

@@ -1,0 +1,304 @@
+"""TLS for asyncio servers: a protocol that does the handshake on a plain TCP transport, then runs another inside.
+
+Why not `loop.create_server(ssl=...)`: that never sends the alert of a refused handshake by itself, cannot tell whom
+it refused, lets a silent client stay for a minute, and has no way to end a connection whose peer lost its trust.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from trust.errors import HandshakeFailed, TrustError
+from trust.tls.connection import RECORD_BYTES, Connection
+from trust.tls.engine import Address, TrustContext
+from trust.tls.sslobject import peer_certificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long a client may take, in seconds."""
+
+    handshake: float = 10.0  # TCP accept to a verified peer; three round trips and one signature
+    request_head: float = 10.0  # the first byte of a request (or the handshake) to the end of its header
+    linger: float = 1.0  # after a refusal, for the alert to be read before the socket is closed
+    grace: float = 30.0  # for requests in flight, once the peer's certificate expired or lost its trust
+    close: float = 5.0  # to take what is still to be sent, before the connection is cut
+    expiry_check: float = 60.0  # the wall clock is read this often: a laptop that slept must notice, too
+
+
+class TlsProtocol(asyncio.Protocol):
+    """One accepted connection: handshake, then `application()` over a `TlsTransport`.
+
+    It stays in `live` until the application's protocol takes its own place there, so that a shutting down server
+    reaches handshakes, too.
+    """
+
+    def __init__(
+        self,
+        context: TrustContext,
+        application: Callable[[], asyncio.Protocol],
+        *,
+        live: set[Any],
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+    ) -> None:
+        self._context = context
+        self._application = application
+        self._live = live
+        self._loop = loop
+        self._deadlines = deadlines
+        self._raw: asyncio.Transport
+        self.tls: Connection
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._spoke = False  # a connection without a byte is a probe of the port, not a handshake that failed
+        self._ended = False  # nothing that still comes is looked at
+        self.app: asyncio.Protocol | None = None
+        self.paused = False
+
+    # From the TCP transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast(asyncio.Transport, transport)
+        self._live.add(self)
+        self.tls = self._context.connection(address=_address(transport))
+        self.tls.on_distrust = self._distrusted
+        self._after(self._deadlines.handshake, self._handshake_too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self._spoke = True
+        self.tls.receive(data)
+        if self.tls.established or self._handshake():
+            self.pump()
+
+    def eof_received(self) -> bool:
+        if not self._ended and self.app is not None:
+            # Many clients never say close_notify. Whether a request is whole is seen from its own framing.
+            self.app.eof_received()
+            self.close()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._spoke and not self._ended and not self.tls.established:
+            self.tls.fail(HandshakeFailed("client went away in the handshake"))
+        self._ended = True
+        self._cancel()
+        if self._expiry:
+            self._expiry.cancel()
+        self._live.discard(self)
+        if self.app is not None:
+            app, self.app = self.app, None
+            app.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self.app is not None:
+            self.app.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self.app is not None:
+            self.app.resume_writing()
+
+    # The handshake.
+
+    def _handshake(self) -> bool:
+        try:
+            done = self.tls.handshake()
+        except TrustError:
+            self._refuse()
+            return False
+        self.flush()
+        if done:
+            self._cancel()
+            self._live.discard(self)
+            self._check_expiry()
+            self.app = self._application()
+            self.app.connection_made(TlsTransport(self, self._raw))
+        return done
+
+    def _refuse(self) -> None:
+        """Send the alert, end our side, and give the client a moment to read why before the socket is closed.
+
+        A socket that is closed with unread bytes is reset, and the reset may overtake the alert.
+        """
+        self._ended = True
+        self.flush()
+        if self._raw.can_write_eof():
+            self._raw.write_eof()
+        self._after(self._deadlines.linger, self._raw.abort)
+
+    def _handshake_too_slow(self) -> None:
+        self.tls.fail(HandshakeFailed("handshake took too long", expected=f"<= {self._deadlines.handshake:g} s"))
+        self._raw.abort()
+
+    def shutdown(self) -> None:
+        """The server stops: a handshake is no request in flight."""
+        self._raw.abort()
+
+    # Data.
+
+    def flush(self) -> None:
+        data = self.tls.output()
+        if data:
+            self._raw.write(data)
+
+    def pump(self) -> None:
+        """Hand decrypted data to the application for as long as it wants some."""
+        while not (self.paused or self._ended):
+            try:
+                data = self.tls.read(RECORD_BYTES)
+            except TrustError:
+                self.flush()
+                self._break()
+                return
+            if data is None or self.app is None:
+                return
+            if not data:
+                self.app.eof_received()
+                self.close()
+                return
+            self.app.data_received(data)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._ended or not data:
+            return
+        try:
+            self.tls.write(data)
+        except TrustError:
+            self._break()
+            return
+        self.flush()
+
+    def close(self) -> None:
+        """Send what is waiting and close_notify, then close. A client that does not take it is cut off."""
+        if self._ended:
+            return
+        self._ended = True
+        self.tls.close()
+        self.flush()
+        self._raw.close()
+        self._after(self._deadlines.close, self._raw.abort)
+
+    def _break(self) -> None:
+        """The connection cannot be used any more; the application hears of it by `connection_lost`."""
+        self._ended = True
+        self._raw.abort()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    # The end of trust.
+
+    def _distrusted(self, _: TrustError) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
+            self._loop.call_soon_threadsafe(self._wind_up)
+
+    def _check_expiry(self) -> None:
+        """Wind up when the peer's certificate expires, by the wall clock."""
+        if self.tls.peer is None:
+            return
+        remaining = (self.tls.peer.not_after - self._context.now()).total_seconds()
+        if remaining < 0:
+            self._wind_up()
+        else:
+            wait = min(remaining + 0.01, self._deadlines.expiry_check)
+            self._expiry = self._loop.call_later(wait, self._check_expiry)
+
+    def _wind_up(self) -> None:
+        """No further request; those in flight may finish within the grace."""
+        if self.app is None or self._ended:
+            return
+        # Every protocol of uvicorn has `shutdown`: close when idle, or after the response that is under way.
+        shutdown: Callable[[], None] = getattr(self.app, "shutdown", self.close)
+        shutdown()
+        if not self._ended:
+            self._after(self._deadlines.grace, self._raw.abort)
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._cancel()
+        self._timer = self._loop.call_later(seconds, action)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class TlsTransport(asyncio.Transport):
+    """The transport that the protocol inside sees."""
+
+    def __init__(self, tls: TlsProtocol, raw: asyncio.Transport) -> None:
+        super().__init__()
+        self._tls = tls
+        self._raw = raw
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        connection = self._tls.tls
+        if name == "ssl_object":
+            return connection
+        if name == "sslcontext":
+            return self._tls._context
+        if name == "peercert":
+            return peer_certificate(connection.peer, False)
+        if name == "cipher":
+            return connection.cipher
+        return self._raw.get_extra_info(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._tls.app = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._tls.app or self._tls
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._tls.write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._tls.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._tls.close()
+
+    def abort(self) -> None:
+        self._raw.abort()
+
+    def is_closing(self) -> bool:
+        return self._tls.ended or self._raw.is_closing()
+
+    def pause_reading(self) -> None:
+        if not self._tls.paused and not self.is_closing():
+            self._tls.paused = True
+            self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._tls.paused and not self.is_closing():
+            self._tls.paused = False
+            self._raw.resume_reading()
+            # What is decrypted already must not wait for the next byte from the client.
+            self._tls._loop.call_soon(self._tls.pump)
+
+    def is_reading(self) -> bool:
+        return not self._tls.paused and not self.is_closing()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._raw.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._raw.get_write_buffer_limits()
+
+
+def _address(transport: asyncio.BaseTransport) -> Address:
+    name = transport.get_extra_info("peername")
+    return (str(name[0]), int(name[1])) if isinstance(name, (tuple, list)) and len(name) >= 2 else None
