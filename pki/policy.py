@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from urllib.parse import urlsplit
 
 from cryptography import x509
 
@@ -38,6 +37,7 @@ REASONS = (  # RFC 5280 section 5.3.1, without "on hold": a revoked certificate 
 IPAddress = IPv4Address | IPv6Address
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?", re.ASCII)
 _ALL_DIGITS = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
@@ -114,7 +114,8 @@ def dns_name(text: str) -> str:
     name = text.lower()
     labels = name.split(".")
     if (
-        len(name) > MAX_DNS_BYTES
+        not text.isascii()  # a few letters of other alphabets turn into ASCII when they are lowered
+        or len(name) > MAX_DNS_BYTES
         or not all(_LABEL.fullmatch(label) for label in labels)
         or _ALL_DIGITS.fullmatch(labels[-1])
     ):
@@ -141,8 +142,7 @@ def crl_base_url(url: str) -> str:
     RFC 5280 section 8 warns of https here: a verifier would need the very certificates that it is checking. Both are
     taken; http is the usual choice, because a CRL is signed.
     """
-    parts = urlsplit(url) if url.isascii() and url.isprintable() and " " not in url else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if not _URL.fullmatch(url):
         raise PolicyRefused("CRL base URL", got=repr(url), expected="an http:// URL, such as http://pki.example/crl")
     return url.rstrip("/")
 

@@ -39,7 +39,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pki.errors import AuthorityMissing, AuthorityNotValid, DatabaseLocked, DuplicateCertificate, StoreError
@@ -155,7 +155,8 @@ class Store:
     """The database of one CA; safe for threads, and for several processes at once."""
 
     def __init__(self, url: str | URL) -> None:
-        self._engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT.total_seconds()})
+        patience = BUSY_TIMEOUT.total_seconds()
+        self._engine = create_engine(url, pool_timeout=patience, connect_args={"timeout": patience})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(immediate=True)
@@ -324,8 +325,6 @@ def _own_errors() -> Iterator[None]:
         if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise _locked() from error
         raise StoreError("CA database", got=error.orig, expected="a readable and writable database") from error
-    except SQLAlchemyError as error:
-        raise StoreError("CA database", got=error, expected="a readable and writable database") from error
 
 
 def _locked() -> DatabaseLocked:

@@ -28,7 +28,6 @@ RSA_BITS = range(2048, 8193)  # shorter is weak (NIST SP 800-131A), longer makes
 UNREADABLE = (
     ValueError,
     TypeError,
-    OverflowError,
     UnsupportedAlgorithm,
     Warning,
     x509.DuplicateExtension,

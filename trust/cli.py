@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrustError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror}")
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or type(error).__name__}")
 
 
 @app.command()
@@ -72,7 +72,9 @@ def demo(
         from trust.demo import CHAPTERS, Step, journey
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            "the demo needs a2a-sdk", got=f"no module {error.name}", do="install the extra: pip install 'a2a-trust[a2a]'"
+            "the demo needs a2a-sdk",
+            got=f"no module {error.name}",
+            do="install the extra: pip install 'a2a-trust[a2a]'",
         ) from None
     console = Console(highlight=False, soft_wrap=True)
     wrong = 0
@@ -124,9 +126,7 @@ def serve(
     state: Annotated[
         Path, typer.Option(metavar="DIR", help="With --authority: where its database and its signing key are.")
     ] = Path("authority-state"),
-    credentials: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with chain.pem and key.pem.")
-    ] = Path(),
+    credentials: Annotated[Path, typer.Option(metavar="DIR", help="Folder with chain.pem and key.pem.")] = Path(),
     bundles: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Trust bundles; default: bundle.json beside the credentials.")
     ] = None,
@@ -209,7 +209,7 @@ def _import(target: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigurationError(f"cannot import {target}", got=error, expected="a module here with that name") from None
+        raise ConfigurationError(f"cannot import {target}", got=error, expected="a module in this folder") from None
 
 
 def _audit_to_stdout() -> AuditLog:

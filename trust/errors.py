@@ -28,7 +28,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
     |  |- IssuerMismatch, AudienceMismatch, BindingMismatch, ResponseMismatch
     |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
-    |  `- ResponseNotSigned, StreamNotSigned
+    |  `- ResponseNotSigned, ResponseTooLarge, StreamNotSigned
     |- SignerMismatch           check 5: the signer is not the peer
     |- Replayed, ReplayGuardFull  check 6: seen before, or no room to remember
     |- ScopeError               check 7
@@ -378,6 +378,10 @@ class MessageLifetimeTooLong(SignatureError):
 
 class ResponseNotSigned(SignatureError):
     check = "signature.response_missing"
+
+
+class ResponseTooLarge(SignatureError):
+    check = "signature.response_size"
 
 
 class StreamNotSigned(SignatureError):

@@ -120,7 +120,7 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
 
     # (7) scope
     required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
-    if not satisfies(token.scopes, required, policy.catalogue, now=facts.now, calendars=policy.calendars):
+    if not satisfies(token.scopes, required, policy.catalogue, issued_at=token.issued_at, now=facts.now, calendars=policy.calendars):
         raise InsufficientScope(
             "token does not grant what the request needs",
             required=required,
@@ -182,6 +182,7 @@ def _caller(peer: PeerIdentity, token: AccessToken, bearer: str, message: Verifi
         client_id=token.client_id,
         scopes=token.scopes,
         token_id=token.token_id,
+        issued_at=token.issued_at,
         expires_at=token.expires_at,
         access_token=bearer,
         signer=message.signer.agent_id if message else None,

@@ -142,7 +142,8 @@ class Caller:
     client_id: str
     scopes: tuple[str, ...]
     token_id: str  # `jti` of the token
-    expires_at: datetime  # of the token
+    issued_at: datetime  # of the token
+    expires_at: datetime
     access_token: str = field(repr=False)  # for a token exchange on the caller's behalf; never log it
     signer: AgentID | None  # check 4: who signed the message; None where signatures are not required
     message_id: str | None  # `jti` of the message's signature

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,12 +37,14 @@ from trust.oauth.scopes import Calendar, Catalogue, satisfies
 from trust.oauth.tokens import TokenValidator, bearer_token
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, ReplayGuard
-from trust.signing.http import HEADER, sign_response
-from trust.signing.http import reference_of as signed_reference_of
+from trust.signing.envelope import VerifiedMessage
+from trust.signing.http import HEADER, RequestReference, new_message_id, reference_of, sign_response
 
 MAX_BODY_BYTES = 4 << 20  # an A2A message with a small file in it; raise it where agents exchange larger ones
 BODY_SECONDS = 30  # to receive a whole body; a slower sender holds memory and a connection
 AGENT_CARD_PATH = "/.well-known/agent-card.json"
+
+Signed = VerifiedMessage | RequestReference
 
 logger = logging.getLogger("a2a_trust")
 
@@ -131,26 +132,29 @@ class Gate:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in self._public_paths and scope["method"] in ("GET", "HEAD"):
             public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials()}
-            await self._app(public, receive, send)
+            await self._run(public, receive, send, _reference(scope))
             return
         try:
             facts = await self._facts(scope, receive)
-        except TrustError as error:
-            self._denied(scope, error)
-            await _answer(send, *_refusal(error))
-            return
-        try:
             await self._prepare(facts)
             admission = admit(facts, self._policy)
         except TrustError as error:
             self._denied(scope, error)
-            await self._refuse(facts, error, send)
+            await self._answer(scope, send, _refusal(error), _reference(scope))
             return
         self._allowed(scope, admission)
-        await self._serve(scope, facts, admission, receive, send)
+        caller = admission.caller
+        admitted = {
+            **scope,
+            "user": caller,
+            "auth": CallerCredentials(caller, self._policy, facts.now),
+            "state": {**scope.get("state", {}), "caller": caller},
+            "headers": [(n, v) for n, v in scope["headers"] if bytes(n).lower() != b"authorization"],
+        }
+        await self._run(admitted, _replay_body(facts.body, receive), send, admission.message)
 
     async def _facts(self, scope: Scope, receive: Receive) -> RequestFacts:
-        headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
+        headers = _headers(scope)
         peer = peer_of(scope)
         return RequestFacts(
             peer_chain=peer.chain if peer else (),
@@ -169,53 +173,44 @@ class Gate:
             return
         await self._policy.tokens.prepare(bearer, now=facts.now)
 
-    async def _serve(
-        self, scope: Scope, facts: RequestFacts, admission: Admission, receive: Receive, send: Send
-    ) -> None:
-        caller = admission.caller
-        inner = dict(scope)
-        inner["user"] = caller
-        inner["auth"] = CallerCredentials(caller, self._policy, facts.now)
-        inner["state"] = {**scope.get("state", {}), "caller": caller}
-        inner["headers"] = [(n, v) for n, v in scope["headers"] if bytes(n).lower() != b"authorization"]
-        verified = _replay_body(facts.body, receive)
-        if admission.message is None:
-            await self._app(inner, verified, send)
+    async def _run(self, scope: Scope, receive: Receive, send: Send, request: Signed | None) -> None:
+        """Let the application answer; hold its answer until it is signed, where the request was."""
+        if request is None:
+            await self._app(scope, receive, send)
             return
-        answer = _Answer()
+        collected = _Collected()
         try:
-            await self._app(inner, verified, answer.send)
-        except Exception as error:
-            if isinstance(error, TrustError):
-                self._denied(scope, error)
-            else:
-                logger.exception("application failed")
-            failed: TrustError = error if isinstance(error, TrustError) else ConfigurationError("application failed")
-            await self._refuse(facts, failed, send)
-            return
-        await self._send_signed(facts, send, answer.status, answer.headers, bytes(answer.body))
+            await self._app(scope, receive, collected.send)
+            answer = Answer(collected.status, collected.headers, bytes(collected.body))
+        except StreamNotSigned as error:
+            self._denied(scope, error)
+            answer = _refusal(error)
+        except Exception:
+            logger.exception("application failed")
+            answer = _refusal(ConfigurationError("application failed"))
+        await self._answer(scope, send, answer, request)
 
-    async def _refuse(self, facts: RequestFacts, error: TrustError, send: Send) -> None:
-        """Answer a refusal; signed when the request carried something to bind the answer to."""
-        status, headers, body = _refusal(error)
-        await self._send_signed(facts, send, status, headers, body)
-
-    async def _send_signed(
-        self, facts: RequestFacts, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        reference = signed_reference_of(facts.headers, facts.peer_chain)
-        if reference is not None:
+    async def _answer(self, scope: Scope, send: Send, answer: Answer, request: Signed | None) -> None:
+        """Send an answer; signed, where there is a request to bind it to."""
+        no_body = scope["method"] == "HEAD" or answer.status in (204, 304)
+        body = b"" if no_body else answer.body
+        headers = answer.headers
+        if request is not None:
             signature = sign_response(
                 self._source.current(),
-                request=reference,
-                status=status,
+                request=request,
+                status=answer.status,
                 body=body,
                 now=self._clock(),
-                jti=secrets.token_urlsafe(16),
+                jti=new_message_id(),
             )
-            headers = [(n, v) for n, v in headers if n.lower() != HEADER.lower().encode()]
-            headers.append((HEADER.lower().encode(), signature.encode()))
-        await _answer(send, status, headers, body, head=facts.method == "HEAD")
+            name = HEADER.lower().encode()
+            headers = [*((n, v) for n, v in headers if n.lower() != name), (name, signature.encode())]
+        if not no_body:
+            headers = [(n, v) for n, v in headers if n.lower() != b"content-length"]
+            headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _allowed(self, scope: Scope, admission: Admission) -> None:
         caller = admission.caller
@@ -252,25 +247,39 @@ class CallerCredentials(AuthCredentials):
     def __init__(self, caller: Caller, policy: GatePolicy, now: datetime) -> None:
         super().__init__()
         self.caller = caller
-        self.scopes = _CoveredScopes(caller.scopes, policy, now)
+        self.scopes = _CoveredScopes(caller, policy, now)
 
 
 class _CoveredScopes(list[str]):
     """The granted scopes; containment is by `scopes.satisfies`, so wildcards and the catalogue count."""
 
-    def __init__(self, scopes: tuple[str, ...], policy: GatePolicy, now: datetime) -> None:
-        super().__init__(scopes)
+    def __init__(self, caller: Caller, policy: GatePolicy, now: datetime) -> None:
+        super().__init__(caller.scopes)
+        self._issued_at = caller.issued_at
         self._policy = policy
         self._now = now
 
     def __contains__(self, required: object) -> bool:
         if not isinstance(required, str):
             return False
-        return satisfies(tuple(self), required, self._policy.catalogue, now=self._now, calendars=self._policy.calendars)
+        return satisfies(
+            tuple(self),
+            required,
+            self._policy.catalogue,
+            issued_at=self._issued_at,
+            now=self._now,
+            calendars=self._policy.calendars,
+        )
 
 
-class _Answer:
-    """Collects the application's answer, so that it can be signed before its head is sent."""
+class Answer(NamedTuple):
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class _Collected:
+    """Takes the application's answer, so that it can be signed before its head is sent."""
 
     def __init__(self) -> None:
         self.status = 500
@@ -290,7 +299,7 @@ class _Answer:
             self.body += message.get("body", b"")
 
 
-def _refusal(error: TrustError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def _refusal(error: TrustError) -> Answer:
     """What the wire learns: a status, an RFC error code, and a challenge (RFC 6750 section 3). Never the message."""
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if error.status in (401, 403):
@@ -302,18 +311,17 @@ def _refusal(error: TrustError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         headers.append((b"www-authenticate", challenge.encode()))
     if error.status == 503:
         headers.append((b"retry-after", b"5"))
-    return error.status, headers, json.dumps({"error": error.code or "invalid_token"}).encode()
+    return Answer(error.status, headers, json.dumps({"error": error.code or "invalid_token"}).encode())
 
 
-async def _answer(
-    send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, head: bool = False
-) -> None:
-    if not head:
-        headers = [(n, v) for n, v in headers if n.lower() != b"content-length"]
-        if status >= 200 and status not in (204, 304):
-            headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _reference(scope: Scope) -> RequestReference | None:
+    """What an answer can be bound to where the request itself was not verified: its header, and its channel."""
+    peer = peer_of(scope)
+    return reference_of(_headers(scope), peer.chain) if peer else None
+
+
+def _headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
 
 
 def _url(scope: Scope, headers: tuple[tuple[bytes, bytes], ...]) -> str:

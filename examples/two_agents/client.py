@@ -7,7 +7,7 @@ from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
 from a2a.helpers.proto_helpers import get_message_text, new_text_message
 from a2a.types import Role, SendMessageRequest
 
-from trust.oauth.cards import CardRequirements
+from trust.oauth.cards import check_card, read_card
 
 ISSUER, URL = "https://localhost:8400", "https://localhost:8443"
 us = trust.Credentials.load("fleet/planner")
@@ -17,7 +17,8 @@ BILLING = "spiffe://fleet.example/billing"
 
 async def main():
     card = await card_of_billing()
-    needs = CardRequirements.of(card)
+    needs = read_card(card)
+    check_card(needs, issuers=[ISSUER])  # no weaker than our own policy, and our own authorization server
     print("billing asks for", *needs.scopes)
     authority = trust.exactly("spiffe://fleet.example/authority")
     tokens = trust.TokenSource(

@@ -10,7 +10,7 @@ from a2a.types import AgentCard, Role
 from google.protobuf.json_format import ParseDict
 from starlette.applications import Starlette
 
-from trust.oauth.cards import agent_security
+from trust.oauth.cards import CardPolicy, security_members
 
 ISSUER, URL = "https://localhost:8400", "https://localhost:8443"
 us = trust.Credentials.load("fleet/billing")
@@ -30,7 +30,7 @@ class Billing(AgentExecutor):
 
 card = {"name": "billing", "description": "bills", "version": "1", "skills": []}
 card["supportedInterfaces"] = [{"url": f"{URL}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
-card |= agent_security(issuer=ISSUER, scopes={"agent:execute": "use the billing agent"}, signatures="required")
+card |= security_members(CardPolicy(issuer=ISSUER, scopes={"agent:execute": "use the billing agent"}))
 parsed = ParseDict(card, AgentCard())
 handler = DefaultRequestHandler(Billing(), InMemoryTaskStore(), parsed)
 app = Starlette(routes=[*create_agent_card_routes(parsed), *create_jsonrpc_routes(handler, "/a2a")])

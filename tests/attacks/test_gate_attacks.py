@@ -72,7 +72,7 @@ ROWS: dict[str, Row] = {
         {},
         errors.TokenExpired,
     ),
-    "message signature as a token": (lambda: W.request(token=W.signature()), {}, errors.TokenMalformed),
+    "message signature as a token": (lambda: W.request(token=W.signature()), {}, errors.TokenTypeWrong),
     # (3) binding
     "token stolen and used with another certificate": (
         lambda: W.request(peer=AUDITOR, signature=W.signature(AUDITOR)),

@@ -254,6 +254,8 @@ def exempt_intermediate() -> Case:
     return Case(chain=[made.chain_der[0], der(issuer)], crls=RevocationLists.of([HERE.crl(issuer, key, [])]))
 
 
+EC_PUBLIC_KEY = bytes.fromhex("2a8648ce3d0201")  # 1.2.840.10045.2.1
+VERSION = bytes.fromhex("a003020102")  # [0] INTEGER 2, which is v3
 EMPTY_NAME_CONSTRAINTS: Extensions = [
     (x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.30"), b"\x30\x00"), True)
 ]
@@ -276,6 +278,18 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
     "a name of a kind that nobody uses": (lambda: with_san(b"\x30\x02\xa3\x00", sans=None), MalformedCertificate),
     "a SAN that is not ASCII": (lambda: Case(chain=[LEAF.replace(b"/billing", b"/b\xfflling")]), MalformedCertificate),
     "a key that is no point of its curve": (off_curve, MalformedCertificate),
+    "a key of an unknown algorithm": (
+        lambda: Case(chain=[LEAF.replace(EC_PUBLIC_KEY, EC_PUBLIC_KEY[:-1] + b"\x7f"), INTERMEDIATE]),
+        MalformedCertificate,
+    ),
+    "version 9": (
+        lambda: Case(chain=[LEAF.replace(VERSION, VERSION[:-1] + b"\x08"), INTERMEDIATE]),
+        MalformedCertificate,
+    ),
+    "a name of bits": (
+        lambda: Case(chain=[LEAF.replace(b"\x0c\x05agent", b"\x03\x05agent"), INTERMEDIATE]),
+        MalformedCertificate,
+    ),
     "a name that OpenSSL cannot read": (
         lambda: Case(chain=[LEAF.replace(b"\x0c\x05agent", b"\x1a\x05agent"), INTERMEDIATE]),
         MalformedCertificate,

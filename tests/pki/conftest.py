@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority
+from pki import CertificateAuthority, keys, store
 
 DOMAIN = "fleet.example"
 PASSWORD = "correct horse"
@@ -33,9 +34,11 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a new CA, made once: two scrypt runs take a moment. Never written to."""
+    """The folder of a new CA, made once, with less scrypt than usual: tests open it often. Never written to."""
     folder = tmp_path_factory.mktemp("template") / "ca"
-    CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "SCRYPT_P", 1)
+        CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
     return folder
 
 
@@ -59,10 +62,6 @@ def ca(folder: Path, clock: Clock) -> Iterator[CertificateAuthority]:
 @pytest.fixture
 def locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Call it, and somebody else holds the write lock of the folder's database until the test ends."""
-    import sqlite3
-
-    from pki import store
-
     monkeypatch.setattr(store, "BUSY_TIMEOUT", timedelta(milliseconds=100))
     connections: list[sqlite3.Connection] = []
 

@@ -85,5 +85,9 @@ def request(
     return builder.sign(key, hashes.SHA256() if algorithm is ... else algorithm).public_bytes(encoding)
 
 
+def listing(folder: Path | str = ".") -> list[str]:
+    return sorted(entry.name for entry in Path(folder).iterdir())
+
+
 def uri(text: str) -> x509.UniformResourceIdentifier:
     return x509.UniformResourceIdentifier(text)

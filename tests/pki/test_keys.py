@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 
 from pki import keys, profiles
 from pki.errors import AuthorityDamaged, PKIError, WrongPassword
 from pki.profiles import Issuer
 from tests.pki.conftest import DOMAIN, NOW
-from tests.pki.judges import needs_openssl, openssl
+from tests.pki.judges import listing, needs_openssl, openssl
 from trust.errors import CredentialsError
 
 KEY = keys.generate()
@@ -33,7 +33,7 @@ def test_round_trip(tmp_path: Path) -> None:
     keys.save(KEY, file, PASSWORD)
     assert keys.load(file, PASSWORD).private_numbers() == KEY.private_numbers()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["key.pem"]
+    assert listing(tmp_path) == ["key.pem"]
 
 
 def test_a_new_key_is_on_p256() -> None:
@@ -50,19 +50,13 @@ def test_openssl_opens_it_and_finds_scrypt(tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
     file.write_bytes(SEALED)
     opened = openssl("pkey", "-in", file, "-passin", f"pass:{PASSWORD}", "-pubout")
-    public = KEY.public_key().public_bytes(Encoding.PEM, keys_public())
+    public = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert opened.stdout.encode() == public, opened.stderr
     assert openssl("pkey", "-in", file, "-passin", "pass:wrong", "-pubout").returncode != 0
     parsed = openssl("asn1parse", "-in", file).stdout
     assert ":scrypt" in parsed.replace("id-scrypt", "scrypt")
     assert ":aes-256-cbc" in parsed
     assert ":4000" in parsed, "N = 2^14, in hexadecimal"
-
-
-def keys_public() -> object:
-    from cryptography.hazmat.primitives.serialization import PublicFormat
-
-    return PublicFormat.SubjectPublicKeyInfo
 
 
 def _clear(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -94,14 +88,14 @@ def test_refused(content: bytes, password: str, expected: type[PKIError], tmp_pa
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CredentialsError, match="cannot read .*key.pem"):
+    with pytest.raises(CredentialsError, match=r"cannot read .*key\.pem"):
         keys.load(tmp_path / "key.pem", PASSWORD)
 
 
 def test_an_empty_password_seals_nothing(tmp_path: Path) -> None:
     with pytest.raises(WrongPassword):
         keys.save(KEY, tmp_path / "key.pem", "")
-    assert os.listdir(tmp_path) == []
+    assert listing(tmp_path) == []
 
 
 class TokenKey(ec.EllipticCurvePrivateKey):

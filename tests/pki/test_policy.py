@@ -126,10 +126,11 @@ def test_reasons(given_reason: x509.ReasonFlags | str, expected: x509.ReasonFlag
 
 
 @pytest.mark.parametrize(
-    "reason", [x509.ReasonFlags.certificate_hold, x509.ReasonFlags.remove_from_crl, "certificateHold", "", "keycompromise"]
+    "reason",
+    [x509.ReasonFlags.certificate_hold, x509.ReasonFlags.remove_from_crl, "certificateHold", "", "keycompromise"],
 )
 def test_reasons_that_would_bring_a_certificate_back_or_mean_nothing(reason: x509.ReasonFlags | str) -> None:
-    with pytest.raises(ReasonRefused, match="got .*expected one of unspecified, keyCompromise"):
+    with pytest.raises(ReasonRefused, match=r"got .*expected one of unspecified, keyCompromise"):
         policy.revocation_reason(reason)
 
 
@@ -143,6 +144,7 @@ def test_crl_base_url() -> None:
     [
         "", "pki.example/crl", "ftp://pki.example", "ldap://pki.example", "http://", "http:///crl", "http://a b",
         "http://pki.example/?q", "http://pki.example/#f", "http://pki.example/\n", "http://pkì.example", "http://[::1",
+        "http://a/../b c", "http://u:p@pki.example",
     ],
 )  # fmt: skip
 def test_crl_base_url_refused(url: str) -> None:

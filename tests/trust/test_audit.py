@@ -46,7 +46,9 @@ def test_allowances_are_silent_where_info_is_off(caplog: pytest.LogCaptureFixtur
 
 
 def test_hostile_facts_cannot_forge_or_flood(caplog: pytest.LogCaptureFixture) -> None:
-    AuditLog().record(event="request", decision="deny", check="x", target='GET /\n{"decision":"allow"}', peer="p" * 9999)
+    AuditLog().record(
+        event="request", decision="deny", check="x", target='GET /\n{"decision":"allow"}', peer="p" * 9999
+    )
     message = caplog.records[0].getMessage()
     assert "\n" not in message
     assert len(str(_lines(caplog)[0]["peer"])) == MAX_FACT_CHARACTERS + 3

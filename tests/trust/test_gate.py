@@ -59,7 +59,7 @@ def test_the_same_request_is_accepted_once() -> None:
 
 def test_a_request_that_fails_an_earlier_check_does_not_burn_its_message() -> None:
     guard = MemoryReplayGuard(started_at=NOW - timedelta(minutes=1))
-    signature = WORLD.signature()
+    signature = WORLD.signature(chain=True)
     other = WORLD.forge.leaf("/auditor")
     stolen = WORLD.request(peer=other, token=WORLD.token(other), signature=signature)
     with pytest.raises(Exception, match="signed by another agent"):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,16 +14,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from tests.forge import NOW
-from tests.world import URL, World
+from tests.world import World
 from trust import middleware
+from trust.agent import agent_client, serving
 from trust.audit import AuditSink
-from trust.authorize import exactly
+from trust.authorize import exactly, members_of
 from trust.credentials import Credentials
-from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned, TrustError
+from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned
 from trust.identity import PEER_EXTENSION
 from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
 from trust.peers import PeerVerifier
-from trust.signing.http import HEADER, MessageSigner, SigningTransport
+from trust.signing.http import HEADER, MessageSigner
 
 W = World()
 BASE = "https://billing.fleet.example"
@@ -105,8 +103,19 @@ def gate(trail: AuditSink | None = None, **changes: Any) -> Gate:
     return Gate(APP, **settings)
 
 
-def served(app: Any, peer: Credentials | None = W.planner) -> httpx.ASGITransport:
-    """The gate as a TLS server would run it: with the verified peer in the scope."""
+async def call(app: Any, method: str = "POST", path: str = "/whoami", **options: Any) -> httpx.Response:
+    """One signed request with a token, over a real socket with mutual TLS; the answer's signature is verified."""
+    async with serving(app, source=W.billing, bundles=W.forge.bundles, authorize=members_of("fleet.example")) as server:
+        signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
+        async with agent_client(
+            source=W.planner, bundles=W.forge.bundles, authorize=exactly(W.billing.agent_id), signer=signer
+        ) as client:
+            headers = {"authorization": f"Bearer {W.token()}"}
+            return await client.request(method, server.url + path, headers=headers, **options)
+
+
+def plain(app: Any, peer: Credentials | None = W.planner) -> httpx.AsyncClient:
+    """An unsigned client in this process, with the verified peer in the scope as the TLS server puts it there."""
 
     async def with_peer(scope: Any, receive: Any, send: Any) -> None:
         if peer is not None:
@@ -114,25 +123,8 @@ def served(app: Any, peer: Credentials | None = W.planner) -> httpx.ASGITranspor
             scope = {**scope, "extensions": {**scope.get("extensions", {}), PEER_EXTENSION: identity}}
         await app(scope, receive, send)
 
-    return httpx.ASGITransport(with_peer, raise_app_exceptions=False)
-
-
-def signing_client(app: Any, peer: Credentials = W.planner) -> httpx.AsyncClient:
-    signer = MessageSigner(peer, audience=W.billing.agent_id, bundles=W.forge.bundles)
-    return httpx.AsyncClient(
-        transport=SigningTransport(served(app, peer), signer),
-        base_url=BASE,
-        headers={"authorization": f"Bearer {W.token(peer)}"},
-    )
-
-
-async def call(app: Any, method: str = "POST", path: str = "/whoami", **options: Any) -> httpx.Response:
-    async with signing_client(app) as client:
-        return await client.request(method, path, **options)
-
-
-def plain(app: Any, peer: Credentials | None = W.planner) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=served(app, peer), base_url=BASE)
+    transport = httpx.ASGITransport(with_peer, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url=BASE)
 
 
 def run(coroutine: Any) -> Any:
@@ -166,7 +158,7 @@ def test_requires_goes_by_containment() -> None:
 
 
 def test_the_answer_of_the_application_is_signed_whatever_its_status() -> None:
-    # SigningTransport verifies every answer, so a status alone shows that its signature was right.
+    # `call` verifies every answer, so a status alone shows that its signature was right.
     assert run(call(gate(), path="/nowhere")).status_code == 404
     assert run(call(gate(), path="/empty")).status_code == 204
     assert HEADER in run(call(gate())).headers
@@ -354,9 +346,7 @@ def test_an_issuer_without_keys_is_503_with_retry_after() -> None:
 
 
 def test_an_answer_behind_our_back_is_noticed_by_the_client() -> None:
-    async def unsigned(scope: Any, receive: Any, send: Any) -> None:
-        await PlainTextResponse("ok")(scope, receive, send)
-
+    unsigned = Starlette(routes=[Route("/whoami", lambda _: PlainTextResponse("ok"), methods=["POST"])])
     with pytest.raises(ResponseNotSigned):
         run(call(unsigned))
 

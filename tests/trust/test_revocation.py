@@ -230,6 +230,10 @@ def test_two_cas_of_one_name_have_a_crl_each() -> None:
         verifier.verify(AGENT.chain_der, now=NOW, usage="client")
         with pytest.raises(CertificateRevoked):
             verifier.verify(chain, now=NOW, usage="client")
+    verifier = PeerVerifier(FORGE.bundles, RevocationLists.of([crl(), ROOT_CRL]))
+    verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+    with pytest.raises(RevocationUnknown, match="another key"):  # the old key's CRL does not answer for the new key
+        verifier.verify(chain, now=NOW, usage="client")
 
 
 def tlv(tag: int, content: bytes) -> bytes:
@@ -276,6 +280,16 @@ def test_crls_are_indexed_once_and_looked_up_flat() -> None:
     crls.replace(RevocationLists.of([big, crl(key=FORGE.root_key, issuer=FORGE.root)]))
     verifier.verify(AGENT.chain_der, now=NOW, usage="client")
     assert verifier._snapshot.revocation._indexed[0] is indexed
+
+
+def test_a_crl_whose_issuer_cannot_be_read_is_a_crl_all_the_same() -> None:
+    """It answers nothing, and it does not count as "no CRLs", which would switch the check off."""
+    name = b"\x0c\x1afleet.example intermediate"
+    der = crl().public_bytes(Encoding.DER)
+    assert name in der
+    odd = x509.load_der_x509_crl(der.replace(name, b"\x03" + name[1:]))
+    with pytest.raises(RevocationUnknown):
+        verify_peer(AGENT.chain_der, bundles=FORGE.bundles, now=NOW, crls=[odd], usage="client")
 
 
 def test_without_crls_there_is_nothing_to_ask() -> None:

@@ -29,7 +29,7 @@ Attempt = Callable[[Fleet], Awaitable[httpx.Response]]
 
 
 async def attacks(fleet: Fleet) -> AsyncIterator[Step]:
-    expiring = await fleet.tokens("auditor", "billing", "agent:execute").token()
+    expiring = (await fleet.tokens("auditor", "billing", "agent:execute").token()).value
     fetched = asyncio.get_running_loop().time()
     for what, attempt, check, status in _ATTACKS:
         if attempt is _expired_token:
@@ -49,10 +49,10 @@ async def _refused(fleet: Fleet, what: str, attempt: Attempt, check: str, status
         response = await attempt(fleet)
         seen = f"HTTP {response.status_code}"
     except HandshakeRefused as error:
-        seen = f"TLS alert {error.alert}"
+        seen = f"TLS alert {str(error).partition('alert ')[2].partition(';')[0]}"
     except TrustError as error:  # the attack was on the client, and the client refused it
         seen, found = "error", error.check
-    except httpx.TransportError as error:  # a client that is not ours
+    except (httpx.TransportError, ssl.SSLError) as error:  # a client that is not ours
         seen = f"TLS alert {_alert_in(error)}"
     async with asyncio.timeout(2):
         while not found:  # the server writes its trail a moment after the wire has the answer
@@ -121,7 +121,7 @@ async def _post(
 
 
 async def _planner_token(fleet: Fleet, *scopes: str, to: str = "billing") -> str:
-    return await fleet.tokens("planner", to, *scopes).token()
+    return (await fleet.tokens("planner", to, *scopes).token()).value
 
 
 async def _no_certificate(fleet: Fleet) -> httpx.Response:
@@ -189,17 +189,19 @@ class _Swapped(httpx.AsyncBaseTransport):
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
-        self._first: httpx.Response | None = None
+        self._first: tuple[httpx.Response, bytes] | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self._inner.handle_async_request(request)
-        if self._first is None:
-            await response.aread()
-            self._first = response
-            return response
+        content = await response.aread()
         await response.aclose()
-        first = self._first
-        return httpx.Response(first.status_code, headers=first.headers, content=first.content)
+        first, content = self._first = self._first or (response, content)
+        return httpx.Response(
+            first.status_code,
+            headers=first.headers,
+            stream=httpx.ByteStream(content),
+            extensions=response.extensions,
+        )
 
 
 async def _swapped_answer(fleet: Fleet) -> httpx.Response:
@@ -223,7 +225,7 @@ async def _revoked_open_connection(fleet: Fleet) -> httpx.Response:
     accepted = await _post(fleet, token=token, client=client)
     if accepted.status_code != 200:
         return accepted
-    fleet.ca.revoke(fleet.credentials["planner"].certificate.serial_number, "key_compromise")
+    fleet.ca.revoke(fleet.credentials["planner"].certificate.serial_number, "keyCompromise")
     fleet.crls.replace(fleet.ca.crl())
     return await _post(fleet, token=token, client=client)
 
@@ -238,7 +240,7 @@ _ATTACKS: tuple[tuple[str, Callable[..., Awaitable[httpx.Response]], str, str], 
     ("no client certificate", _no_certificate, "peer.certificate", "TLS alert certificate_required"),
     ("certificate of a foreign CA", _foreign_ca, "peer.chain", "TLS alert unknown_ca"),
     ("certificate of another trust domain", _other_domain, "peer.trust_domain", "TLS alert unknown_ca"),
-    ("a peer that is not on the list", _not_on_the_list, "peer.allowed", "TLS alert access_denied"),
+    ("a peer that is not on the list", _not_on_the_list, "peer.allowed", "TLS alert handshake_failure"),
     ("a token stolen and used with another certificate", _stolen_token, "token.binding", "HTTP 401"),
     ("a token for another audience", _token_for_another, "token.audience", "HTTP 401"),
     ("a missing scope", _missing_scope, "scope.insufficient", "HTTP 403"),

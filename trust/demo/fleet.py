@@ -32,7 +32,7 @@ from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
 from trust.identity import AgentID, Caller
 from trust.middleware import AGENT_CARD_PATH, Gate
-from trust.oauth.cards import CardRequirements, agent_security
+from trust.oauth.cards import CardPolicy, security_members
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys
 from trust.oauth.tokens import TokenValidator
@@ -91,8 +91,6 @@ class Fleet:
         self.sockets = {name: _listen() for name in ("authority", "billing", "archive")}
         self.url = {name: f"https://localhost:{s.getsockname()[1]}" for name, s in self.sockets.items()}
         self.servers: dict[str, Any] = {}
-        self.card: dict[str, Any] = {}
-        self.requirements: CardRequirements
 
     def client(self, name: str, to: str, **options: Any) -> httpx.AsyncClient:
         """A client of agent `name` that will talk to agent `to` and to no other."""
@@ -106,7 +104,6 @@ class Fleet:
         """Where agent `name` gets its tokens for agent `to`."""
         return TokenSource(
             issuer=self.url["authority"],
-            client_id=str(ID[name]),
             resource=str(ID[to]),
             scopes=scopes,
             origins=(self.url[to],),
@@ -184,7 +181,7 @@ def _agent(fleet: Fleet, name: str, scope: str, work: Callable[[Caller, str], Aw
         "defaultInputModes": ["text/plain"],
         "defaultOutputModes": ["text/plain"],
         "skills": [{"id": name, "name": name, "description": "answers in one line", "tags": ["demo"]}],
-        **agent_security(issuer=fleet.url["authority"], scopes={scope: f"use the {name} agent"}, signatures="required"),
+        **security_members(CardPolicy(issuer=fleet.url["authority"], scopes={scope: f"use the {name} agent"})),
     }
     parsed: AgentCard = ParseDict(card, AgentCard())
     handler = DefaultRequestHandler(agent_executor=_Executor(work), task_store=InMemoryTaskStore(), agent_card=parsed)
@@ -211,7 +208,12 @@ def billing_agent(fleet: Fleet) -> Gate:
     async def work(caller: Caller, text: str) -> str:
         if not text.startswith("archive:"):
             return f"billed to {caller.subject}: {text}"
-        on_behalf = tokens.on_behalf_of(caller.access_token)
+        on_behalf = tokens.on_behalf_of(
+            caller.access_token,
+            resource=str(ID["archive"]),
+            scopes=["archive:read"],
+            origins=[fleet.url["archive"]],
+        )
         client = fleet.client("billing", "archive", tokens=on_behalf, signer=fleet.signer("billing", "archive"))
         return await say(client, fleet.url["archive"], text.removeprefix("archive:").strip(), binding="HTTP+JSON")
 

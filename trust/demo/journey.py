@@ -15,14 +15,15 @@ from trust.bundles import TrustBundles
 from trust.demo.attacks import attacks
 from trust.demo.fleet import DOMAIN, ID, NAMES, SHORT_LIFE, Fleet, Step, archive_agent, billing_agent, say, start
 from trust.middleware import AGENT_CARD_PATH
-from trust.oauth.cards import CardRequirements
+from trust.oauth.cards import check_card, read_card
 from trust.oauth.clients import Client, ClientRegistry
 from trust.oauth.keys import SigningKey
 from trust.oauth.server import create_app
+from trust.oauth.store import Store
 from trust.tls.client import peer_of_response
 
 CHAPTERS = {
-    1: "A certificate authority and four identities",
+    1: "A certificate authority and six identities",
     2: "Servers over mutual TLS",
     3: "A call with three proofs",
     4: "Delegation: a narrower token at the second hop",
@@ -64,24 +65,21 @@ async def _identities(fleet: Fleet) -> AsyncIterator[Step]:
 
 
 async def _servers(fleet: Fleet) -> AsyncIterator[Step]:
-    key = SigningKey.generate()
+    store = Store(f"sqlite:///{fleet.folder / 'authority.db'}")
+    fleet.stack.callback(store.close)
     members = members_of(DOMAIN)
     registry = ClientRegistry.of(
         Client(
-            client_id=str(ID["planner"]),
             agent_id=ID["planner"],
-            scopes=("agent:execute", "agent:read", "archive:read"),
+            scopes=("agent:execute", "agent:read", "archive:read", "delegate:billing"),
             resources=(str(ID["billing"]), str(ID["archive"])),
         ),
         Client(
-            client_id=str(ID["billing"]),
             agent_id=ID["billing"],
-            scopes=("archive:read",),
+            exchange_scopes=("archive:read",),
             resources=(str(ID["archive"]),),
-            may_exchange=True,
         ),
         Client(
-            client_id=str(ID["auditor"]),
             agent_id=ID["auditor"],
             scopes=("agent:execute",),
             resources=(str(ID["billing"]),),
@@ -91,8 +89,8 @@ async def _servers(fleet: Fleet) -> AsyncIterator[Step]:
     authority = create_app(
         issuer=fleet.url["authority"],
         clients=registry,
-        keys=[key],
-        database=f"sqlite:///{fleet.folder / 'authority.db'}",
+        keys=[SigningKey.generate()],
+        store=store,
         audit=fleet.trail,
     )
     await start(fleet, "authority", authority, members)
@@ -114,7 +112,8 @@ async def _servers(fleet: Fleet) -> AsyncIterator[Step]:
 async def _call(fleet: Fleet) -> AsyncIterator[Step]:
     client = fleet.client("planner", "billing")
     card = (await client.get(fleet.url["billing"] + AGENT_CARD_PATH)).json()
-    needs = CardRequirements.of(card)
+    needs = read_card(card)
+    check_card(needs, issuers=[fleet.url["authority"]])
     yield Step(
         chapter=3,
         what="planner reads billing's Agent Card",
@@ -127,7 +126,7 @@ async def _call(fleet: Fleet) -> AsyncIterator[Step]:
         chapter=3,
         what="planner gets an access token",
         outcome=f"for {ID['billing']}, bound to certificate {fleet.credentials['planner'].thumbprint[:16]}...",
-        ok=bool(token),
+        ok=token.scopes == needs.scopes,
     )
     client = fleet.client("planner", "billing", tokens=tokens, signer=fleet.signer("planner", "billing"))
     answer = await say(client, fleet.url["billing"], "invoice 42")
@@ -140,7 +139,7 @@ async def _call(fleet: Fleet) -> AsyncIterator[Step]:
 
 
 async def _delegation(fleet: Fleet) -> AsyncIterator[Step]:
-    tokens = fleet.tokens("planner", "billing", "agent:execute", "archive:read")
+    tokens = fleet.tokens("planner", "billing", "agent:execute", "archive:read", "delegate:billing")
     client = fleet.client("planner", "billing", tokens=tokens, signer=fleet.signer("planner", "billing"))
     answer = json.loads(await say(client, fleet.url["billing"], "archive: invoice 41"))
     yield Step(

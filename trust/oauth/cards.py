@@ -127,7 +127,8 @@ def read_card(card: Mapping[str, Any]) -> CardRequirements:
     alternatives = [_object(entry, "schemes") for entry in _objects(card, "securityRequirements")]
     if not alternatives:
         raise CardRefused("card requires nothing of its callers", expected="securityRequirements")
-    scheme, scopes = [_oauth2(alternative, schemes) for alternative in alternatives][0]
+    required = [_oauth2(alternative, schemes) for alternative in alternatives]
+    scheme, scopes = required[0]
     credentials = _object(_object(scheme, "flows"), "clientCredentials")
     return CardRequirements(
         token_url=_text(credentials, "tokenUrl"),

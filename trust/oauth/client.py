@@ -296,7 +296,9 @@ class _Authority:
                 content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if content_type != "application/json" or status < 200 or 300 <= status < 400:
                     raise malformed("answer", got=f"status {status}, {content_type or 'no type'}", expected="JSON")
-                async for chunk in response.aiter_raw():
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise malformed("answer is compressed", expected="what was asked for: no encoding")
+                async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise malformed("answer is too large", expected=f"at most {MAX_BODY_BYTES} bytes")

@@ -65,15 +65,18 @@ def parse(text: str) -> Scope:
     """
     if not isinstance(text, str):
         raise ScopeMalformed("scope", got=type(text).__name__, expected="a str")
-    return _parse(text)
+    if len(text) > MAX_LIST_CHARACTERS:
+        raise ScopeMalformed("scope too long", got=f"{len(text)} characters", expected=f"<= {MAX_LIST_CHARACTERS}")
+    scope = _parse(text)
+    if scope is None:
+        raise ScopeMalformed("scope", got=repr(text), expected="verb:segment[.segment...], '*' or a final '**'")
+    return scope
 
 
 @lru_cache(maxsize=1024)  # the same few scopes are asked for again with every request
-def _parse(text: str) -> Scope:
-    if len(text) > MAX_LIST_CHARACTERS:
-        raise ScopeMalformed("scope too long", got=f"{len(text)} characters", expected=f"<= {MAX_LIST_CHARACTERS}")
+def _parse(text: str) -> Scope | None:
     if not _SCOPE.fullmatch(text):
-        raise ScopeMalformed("scope", got=repr(text), expected="verb:segment[.segment...], '*' or a final '**'")
+        return None
     head, _, path = text.partition(":")
     parts = re.split("([./])", path)
     return Scope(text, head, tuple(zip(["", *parts[1::2]], parts[0::2], strict=True)))
@@ -96,7 +99,9 @@ def parse_scope_list(text: str) -> tuple[str, ...]:
         return ()
     if not _SCOPE_TOKENS.fullmatch(text):
         raise ScopeMalformed("scope list", got=repr(text), expected="scope tokens with one space between them")
-    return _bounded(text.split(" "))
+    if text.count(" ") >= MAX_SCOPES:
+        raise ScopeMalformed("too many scopes", got=text.count(" ") + 1, expected=f"<= {MAX_SCOPES}")
+    return tuple(dict.fromkeys(text.split(" ")))
 
 
 def covers(a: str, b: str) -> bool:
@@ -170,7 +175,7 @@ def satisfies(
     wanted = [parse(s) for s in _scopes(required)]
     if not wanted or any(w.is_time for w in wanted):
         raise ScopeMalformed("required scope", got=required, expected="at least one scope, no time scopes")
-    held = [parse(s) for s in granted if isinstance(s, str) and _SCOPE.fullmatch(s)]
+    held = [scope for text in granted if (scope := _parse(text)) is not None]
     if not all(any(catalogue.covers(h, w) for h in held) for w in wanted):
         return False
     return time_allows(granted, issued_at=issued_at, now=now, calendars=calendars)
@@ -321,10 +326,8 @@ def time_allows(
 
 
 def _scopes(scopes: str | Iterable[str]) -> tuple[str, ...]:
-    return parse_scope_list(scopes) if isinstance(scopes, str) else _bounded(scopes)
-
-
-def _bounded(scopes: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(scopes, str):
+        return parse_scope_list(scopes)
     listed = list(islice(scopes, MAX_SCOPES + 1))
     if len(listed) > MAX_SCOPES or not all(isinstance(scope, str) for scope in listed):
         raise ScopeMalformed("scopes", expected=f"at most {MAX_SCOPES}, each a str")

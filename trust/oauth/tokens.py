@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from trust.errors import (
     AlgorithmRefused,
@@ -114,8 +114,7 @@ def bearer_token(authorization: Sequence[str | bytes]) -> str:
     return match[2]
 
 
-@dataclass(frozen=True, slots=True)
-class _Verified:
+class _Verified(NamedTuple):
     """A token whose checks 1 to 9 have passed, and what those of its checks that time can undo depend on."""
 
     token: AccessToken
@@ -322,7 +321,7 @@ def _digest(token: str) -> bytes:
     """Of the whole text: another encoding of the same token is another entry, and is verified for itself."""
     if not isinstance(token, str) or len(token) > MAX_TOKEN_BYTES or not token.isascii():
         raise TokenMalformed("token", expected=f"a str of at most {MAX_TOKEN_BYTES} ASCII characters")
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.blake2b(token.encode(), digest_size=32).digest()
 
 
 def _claims(payload: bytes) -> dict[str, Any]:
@@ -351,10 +350,11 @@ def _seconds(claims: Mapping[str, Any], name: str) -> float:
 
 
 def _audience(value: object) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str) for v in values):
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise TokenClaimMalformed("claim aud", got=type(value).__name__, expected="a string or a list of strings")
-    return tuple(values)
+    return tuple(value)
 
 
 def _scopes(claims: Mapping[str, Any]) -> tuple[str, ...]:

@@ -58,7 +58,6 @@ class _Ecdsa:
 
     curve: type[ec.EllipticCurve]
     size: int  # bytes of r and of s
-    order: int
     signing: ec.ECDSA
     verifying: ec.ECDSA
 
@@ -70,8 +69,9 @@ class _Ecdsa:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, self.curve):
             raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
         _exactly(signature, 2 * self.size)
+        order = key.curve.group_order
         r, s = int.from_bytes(signature[: self.size]), int.from_bytes(signature[self.size :])
-        if not (0 < r < self.order and 0 < s < self.order):  # CVE-2022-21449: zeros once verified in Java
+        if not (0 < r < order and 0 < s < order):  # CVE-2022-21449: zeros once verified in Java
             raise InvalidSignature
         key.verify(encode_dss_signature(r, s), data, self.verifying)
 
@@ -79,14 +79,12 @@ class _Ecdsa:
 _ES256 = _Ecdsa(
     curve=ec.SECP256R1,
     size=32,
-    order=0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     signing=ec.ECDSA(hashes.SHA256(), deterministic_signing=True),
     verifying=ec.ECDSA(hashes.SHA256()),
 )
 _ES384 = _Ecdsa(
     curve=ec.SECP384R1,
     size=48,
-    order=0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
     signing=ec.ECDSA(hashes.SHA384(), deterministic_signing=True),
     verifying=ec.ECDSA(hashes.SHA384()),
 )

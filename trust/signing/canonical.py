@@ -7,7 +7,7 @@ Two inputs that a reader could tell apart must never have one canonical form, so
 from __future__ import annotations
 
 import math
-from json.encoder import encode_basestring  # type: ignore[attr-defined]
+from json.encoder import encode_basestring
 from typing import Any
 
 from trust.errors import CanonicalizationError
@@ -67,7 +67,7 @@ def _write_fast(value: Any) -> bytes | None:
     Args:
         value: out of `json_text.parse`: orjson would write NaN as null, and a UUID as a string.
     """
-    text = json_text.orjson.dumps(value, option=json_text.orjson.OPT_SORT_KEYS)
+    text: bytes = json_text.orjson.dumps(value, option=json_text.orjson.OPT_SORT_KEYS)
     if any(mark in text for mark in _NUMBERS_UNLIKE_ECMASCRIPT) or text.endswith(b".0"):
         numbers = _outside_strings(text) + b","
         if any(mark in numbers for mark in _NUMBERS_UNLIKE_ECMASCRIPT):

@@ -9,14 +9,16 @@ so whoever finds two names with one hash could have one read as the other.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from typing import Any, NoReturn
 
+orjson: Any
 try:
-    import orjson
+    orjson = importlib.import_module("orjson")
 except ImportError:  # the extra "fast" is not installed; everything works, more slowly
-    orjson = None  # type: ignore[assignment]
+    orjson = None
 
 MAX_INTEGER = 2**53 - 1  # RFC 7493 section 2.2: beyond it, two integers are one IEEE 754 double
 MAX_INTEGER_CHARACTERS = 17  # of a sign and sixteen digits; JSON has no leading zeros

@@ -7,6 +7,7 @@ The TLS of `trust.tls.connection` runs over httpcore's plain TCP streams, so wha
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -240,8 +241,10 @@ class _TlsStream(httpcore.AsyncNetworkStream):
 
     def _cut(self, _: TrustError) -> None:
         """The server lost its trust: end the connection now, also for a reader that waits."""
-        with contextlib.suppress(Exception):  # the mark alone is enough to make every further use fail
-            self._raw.get_extra_info("socket").shutdown(2)
+        with contextlib.suppress(OSError):  # closed already; `distrusted` makes every further use fail in any case
+            raw = self._raw.get_extra_info("socket")
+            with socket.fromfd(raw.fileno(), raw.family, raw.type) as same:  # uvloop's own cannot be shut down
+                same.shutdown(socket.SHUT_RDWR)
 
 
 def _refused(cause: Exception | None) -> HandshakeRefused:
@@ -249,7 +252,7 @@ def _refused(cause: Exception | None) -> HandshakeRefused:
         return cause
     return HandshakeRefused(
         "server ended the connection before it answered",
-        got=cause,
+        got=str(cause or "") or "the end of the connection",
         expected="an answer",
         do="check this agent's certificate and the server's list of who may connect",
     )

@@ -154,8 +154,12 @@ async def serving(app: App, *, sockets: list[socket.socket] | None = None, **opt
         )
     finally:
         server.should_exit = True
-        if not task.done():
-            await task
+        try:
+            if not task.done():
+                await task
+        finally:
+            for listening in sockets:
+                listening.close()
 
 
 async def _run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
@@ -210,7 +214,7 @@ def _identified(protocol: Any) -> Any:
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             connection = transport.get_extra_info("ssl_object")
-            self.app = _with_peer(self.app, tls_extensions(connection))
+            self.app = _with_peer(self.app, connection, tls_extensions(connection))
 
     return Identified
 
@@ -229,10 +233,6 @@ def _timed(protocol: Any, seconds: float) -> Any:
             self._expect_head()
 
         def data_received(self, data: bytes) -> None:
-            # Between two requests of a peer that lost its trust: no new one is begun.
-            if self._idle() and self.transport.get_extra_info("ssl_object").distrusted:
-                self.transport.close()
-                return
             super().data_received(data)
             if self._idle() and self.transport.get_protocol() is self:
                 self._expect_head()
@@ -281,11 +281,24 @@ def _name(der: bytes) -> str:
     return x509.load_der_x509_certificate(der).subject.rfc4514_string()
 
 
-def _with_peer(app: App, extensions: dict[str, Any]) -> App:
+def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> App:
     async def identified(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Any:
+        # The connection is closed when the peer loses its trust. A request that was in the buffers by then, perhaps
+        # pipelined behind another, must not be served all the same.
+        if connection.distrusted:
+            return await _turn_away(scope, send, connection.distrusted)
         present = scope.get("extensions") or {}
         present.pop(PEER_EXTENSION, None)
         scope["extensions"] = {**present, **extensions}
         return await app(scope, receive, send)
 
     return identified
+
+
+async def _turn_away(scope: MutableMapping[str, Any], send: Any, error: TrustError) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    headers = [(b"connection", b"close"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

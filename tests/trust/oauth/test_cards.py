@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 from a2a.types import AgentCard
-from google.protobuf import json_format
+from google.protobuf import json_format  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trust.errors import CardRefused, ConfigurationError
-from trust.oauth.cards import SIGNATURE_EXTENSION, CardPolicy, CardRequirements, check_card, read_card, security_members
+from trust.oauth.cards import (
+    SIGNATURE_ALGORITHMS,
+    SIGNATURE_EXTENSION,
+    CardPolicy,
+    CardRequirements,
+    check_card,
+    read_card,
+    security_members,
+)
+from trust.signing.envelope import DEFAULT_ALGORITHMS
 
 ISSUER = "https://auth.fleet.example"
 POLICY = CardPolicy(issuer=ISSUER, scopes={"agent:execute": "Give the agent work.", "agent:read": ""})
@@ -56,6 +65,10 @@ def test_what_is_written_is_what_is_read() -> None:
         interface_urls=("https://billing.fleet.example/a2a",),
     )
     assert check_card(read_card(CARD), issuers=["https://other.example", ISSUER]) == ISSUER
+
+
+def test_the_algorithms_are_those_that_verifiers_accept() -> None:
+    assert SIGNATURE_ALGORITHMS == DEFAULT_ALGORITHMS
 
 
 def test_without_signatures_there_is_no_extension() -> None:

@@ -143,10 +143,9 @@ def test_the_expiry_is_the_earliest_of_all_that_limit_it() -> None:
     assert exchanged(form, subject=timed, parent=early).issued.root_issued_at == early.root_issued_at
 
 
-SCOPES = st.sampled_from(
-    ["read:ledger.eu", "read:ledger.*", "read:**", "write:ledger.eu", "agent:execute", "delegate:billing", "delegate:*"]
-    + ["temporal:30min", "temporal:20min", "delegate:ledger"]
-)
+RESOURCES = ["read:ledger.eu", "read:ledger.*", "read:**", "write:ledger.eu", "agent:execute"]
+CAVEATS = ["delegate:billing", "delegate:*", "delegate:ledger", "temporal:30min", "temporal:20min"]
+SCOPES = st.sampled_from([*RESOURCES, *CAVEATS])
 
 
 @given(st.lists(SCOPES, unique=True), st.lists(SCOPES, unique=True, min_size=1))

@@ -192,7 +192,7 @@ def test_the_last_moment_of_a_token() -> None:
 
 
 def test_the_first_moment_of_a_token() -> None:
-    for claims in ({"iat": T + 11}, {"nbf": T + 11}, {"iat": T - 600, "nbf": T + 11}):
+    for claims in ({"iat": T + 11}, {"nbf": T + 11}, {"iat": T - 600, "nbf": T + 11}, {"iat": T + 11, "nbf": T}):
         valid = validator()
         with pytest.raises(TokenNotYetValid):
             valid.validate(token(**claims), peer=PEER, now=NOW)

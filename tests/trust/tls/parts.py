@@ -57,7 +57,13 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
             break
     peer = peer_of(scope)
     name = peer.agent_id.path if peer else "nobody"
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-peer", name.encode())]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"x-peer", name.encode()), (b"content-length", b"%d" % len(body))],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -74,7 +80,10 @@ async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
 
 
 class RawClient:
-    """A blocking client that trusts anybody and tells what it saw: OpenSSL's own words for an alert."""
+    """A blocking client that trusts anybody and tells what it saw: OpenSSL's own words for an alert.
+
+    With `before` it offers the session of that connection for resumption.
+    """
 
     def __init__(
         self,
@@ -82,9 +91,19 @@ class RawClient:
         credentials: Credentials | None = AGENT,
         *,
         version: int = SSL.TLS1_3_VERSION,
-        session: SSL.Session | None = None,
+        before: RawClient | None = None,
     ) -> None:
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        self.context = context = before.context if before else SSL.Context(SSL.TLS_CLIENT_METHOD)
+        if not before:
+            self._prepare(context, credentials, version)
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.tls = SSL.Connection(context, self.socket)
+        self.tls.set_connect_state()
+        if before and (session := before.tls.get_session()):
+            self.tls.set_session(session)
+
+    @staticmethod
+    def _prepare(context: SSL.Context, credentials: Credentials | None, version: int) -> None:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_max_proto_version(version)
         context.set_session_cache_mode(SSL.SESS_CACHE_CLIENT)
@@ -94,11 +113,6 @@ class RawClient:
             for certificate in credentials.chain[1:]:
                 context.add_extra_chain_cert(certificate)
             context.use_privatekey(credentials.private_key)
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.tls = SSL.Connection(context, self.socket)
-        self.tls.set_connect_state()
-        if session:
-            self.tls.set_session(session)
 
     def __enter__(self) -> RawClient:
         return self

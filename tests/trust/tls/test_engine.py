@@ -181,7 +181,8 @@ def test_anyio() -> None:
 
     async def main() -> None:
         ours, theirs = contexts()
-        listener = anyio.streams.tls.TLSListener(await anyio.create_tcp_listener(local_host="127.0.0.1"), theirs)
+        tcp = (await anyio.create_tcp_listener(local_host="127.0.0.1")).listeners[0]
+        listener = anyio.streams.tls.TLSListener(tcp, theirs)
 
         async def handle(stream: Any) -> None:
             async with stream:
@@ -193,7 +194,7 @@ def test_anyio() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(listener.serve, handle)
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            port = tcp.extra(anyio.abc.SocketAttribute.local_port)
             async with await anyio.connect_tcp("127.0.0.1", port, ssl_context=ours, tls_hostname="localhost") as stream:
                 await stream.send(b"x" * 1_000_000)
                 got = b""

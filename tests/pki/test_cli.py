@@ -1,0 +1,526 @@
+"""a2a-pki as its users see it: tables, JSON, exit codes, files, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pki import CertificateAuthority, cli, keys
+from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
+from tests.pki.judges import lint, listing, needs_openssl, openssl, request, uri, verify
+from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from trust.credentials import Credentials
+from trust.identity import thumbprint
+
+Run = Callable[..., "Answer"]
+
+
+class Answer:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        assert (self.code, self.err) == (0, ""), self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in an empty folder, with nobody at the keyboard."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("A2A_PKI_PASSWORD", raising=False)
+    monkeypatch.setattr(keys, "SCRYPT_P", 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+    def run(*arguments: object) -> Answer:
+        code = cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def password(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("A2A_PKI_PASSWORD", PASSWORD)
+
+
+def one_line(answer: Answer, code: int = 1) -> str:
+    assert answer.code == code
+    assert answer.out == ""
+    assert answer.err.startswith("a2a-pki: ")
+    assert answer.err.endswith("\n")
+    assert answer.err.count("\n") == 1, "one line, and no traceback"
+    return answer.err
+
+
+def mode(path: Path | str) -> int:
+    return stat.S_IMODE(Path(path).stat().st_mode)
+
+
+# init
+
+
+def test_init_generates_a_password_where_nobody_can_be_asked(run: Run, tmp_path: Path) -> None:
+    answer = run("init", "ca", "--trust-domain", DOMAIN)
+    assert answer.code == 0
+    assert "CA of fleet.example made in ca" in answer.out
+    assert f"Password generated and kept in {tmp_path}/ca.password" in answer.out
+    assert mode("ca.password") == 0o600
+    secret = Path("ca.password").read_text().strip()
+    assert len(secret) >= 32
+    assert secret not in answer.out
+    CertificateAuthority.open("ca", password=secret).close()
+    assert run("issue", "ca", AGENT).code == 0, "found again without being told"
+
+
+def test_init_as_json(run: Run, tmp_path: Path) -> None:
+    facts = run("init", "deep/ca", "--trust-domain", DOMAIN, "--json").json
+    assert facts["trust_domain"] == DOMAIN
+    assert facts["folder"] == "deep/ca"
+    assert facts["password_file"] == str(tmp_path / "deep" / "ca.password")
+    (root,) = TrustBundles.from_json(run("bundle", "deep/ca").out).by_domain[DOMAIN].roots
+    assert facts["root_thumbprint"] == thumbprint(root.public_bytes(Encoding.DER))
+
+
+def test_init_with_options(run: Run, password: None) -> None:
+    facts = run(
+        "init", "ca", "--trust-domain", DOMAIN, "--name-constraint", "--crl-url", "http://pki.example/crl", "--json"
+    ).json
+    assert facts["password_file"] is None
+    assert not Path("ca.password").exists()
+    with CertificateAuthority.open("ca", password=PASSWORD) as ca:
+        kinds = {type(e.value) for e in ca.intermediate.extensions}
+    assert {x509.NameConstraints, x509.CRLDistributionPoints} <= kinds
+
+
+def test_init_with_a_password_file(run: Run) -> None:
+    Path("secret").write_text("from a file\r\n")
+    assert run("init", "ca", "--trust-domain", DOMAIN, "--password-file", "secret").code == 0
+    CertificateAuthority.open("ca", password="from a file").close()
+    assert run("crl", "ca", "--password-file", "secret").code == 0
+
+
+def test_init_generates_although_there_is_one_in_the_environment(run: Run, password: None) -> None:
+    assert run("init", "ca", "--trust-domain", DOMAIN, "--generate-password").code == 0
+    assert Path("ca.password").read_text().strip() != PASSWORD
+
+
+def test_init_on_an_existing_folder_keeps_everything(run: Run, folder: Path) -> None:
+    before = listing()
+    line = one_line(run("init", folder, "--trust-domain", DOMAIN))
+    assert "exists already: expected a folder that does not exist; choose another, or use that CA" in line
+    assert listing() == before
+
+
+def test_init_that_fails_leaves_nothing(run: Run) -> None:
+    assert "trust domain: got 'Fleet'" in one_line(run("init", "ca", "--trust-domain", "Fleet"))
+    assert listing() == []
+
+
+def test_init_keeps_the_password_of_another_ca(run: Run) -> None:
+    Path("ca.password").write_text("precious")
+    assert "ca.password exists already" in one_line(run("init", "ca", "--trust-domain", DOMAIN))
+    assert Path("ca.password").read_text() == "precious"
+
+
+# issue
+
+
+def test_issue(run: Run, password: None, folder: Path) -> None:
+    answer = run("issue", folder, AGENT)
+    assert answer.code == 0
+    assert "expires in 23 hours" in answer.out
+    assert "Written to billing/chain.pem and billing/key.pem" in answer.out
+    assert mode("billing/key.pem") == 0o600
+    credentials = Credentials.load("billing")
+    assert str(credentials.agent_id) == AGENT
+    assert f"{credentials.certificate.serial_number:x}" in answer.out
+
+
+def test_issue_with_names_as_json(run: Run, password: None, folder: Path) -> None:
+    facts = run(
+        "issue", folder, AGENT, "--out", "a/b", "--dns", "a.example", "--dns", "localhost", "--ip", "::1",
+        "--lifetime", "30m", "--json",
+    ).json  # fmt: skip
+    credentials = Credentials.load("a/b")
+    assert facts["files"] == ["a/b/chain.pem", "a/b/key.pem"]
+    assert (facts["agent_id"], facts["kind"], facts["status"]) == (AGENT, "agent", "valid")
+    assert facts["serial"] == f"{credentials.certificate.serial_number:x}"
+    assert facts["thumbprint"] == credentials.thumbprint
+    shown = run("show", folder, facts["serial"], "--json").json
+    assert (shown["dns_names"], shown["ip_addresses"]) == (["a.example", "localhost"], ["::1"])
+
+
+@needs_openssl
+def test_what_is_issued_by_default_pleases_the_judges(run: Run, password: None, folder: Path, tmp_path: Path) -> None:
+    run("issue", folder, AGENT)
+    chain = Credentials.load("billing").chain
+    (root,) = TrustBundles.from_json(run("bundle", folder).out).by_domain[DOMAIN].roots
+    assert lint(tmp_path, chain[0]) == []
+    assert verify(tmp_path, chain, root, purpose="sslserver").returncode == 0
+
+
+@needs_openssl
+def test_issue_for_a_request_of_openssl(run: Run, password: None, folder: Path) -> None:
+    made = openssl(
+        "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "own.pem",
+        "-subj", "/CN=whatever", "-addext", f"subjectAltName=URI:{AGENT},DNS:bank.example",
+        "-addext", "basicConstraints=critical,CA:TRUE", "-out", "agent.csr",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert run("issue", folder, AGENT, "--csr", "agent.csr", "--out", "out").code == 0
+    assert listing("out") == ["chain.pem"], "the key stays where it is"
+    credentials = Credentials.load(Path("out/chain.pem"), key="own.pem")
+    names = credentials.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [n.value for n in names] == [AGENT]
+    assert not credentials.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_issue_for_a_request_for_another_id(run: Run, password: None, folder: Path) -> None:
+    Path("agent.csr").write_bytes(request(uri("spiffe://fleet.example/payroll")))
+    line = one_line(run("issue", folder, AGENT, "--csr", "agent.csr"))
+    assert "got spiffe://fleet.example/payroll, expected spiffe://fleet.example/billing" in line
+    assert not Path("billing").exists()
+
+
+def test_issue_replaces_nothing_unasked(run: Run, password: None, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    first = Credentials.load("billing").thumbprint
+    assert "billing/chain.pem exists already" in one_line(run("issue", folder, AGENT))
+    assert Credentials.load("billing").thumbprint == first
+    assert len(run("list", folder, "--agent", AGENT, "--json").json) == 1, "and nothing was issued"
+    assert run("issue", folder, AGENT, "--replace").code == 0
+    assert Credentials.load("billing").thumbprint != first
+
+
+# revoke, list, show
+
+
+def issue(run: Run, folder: Path, *options: object) -> dict[str, Any]:
+    answer: dict[str, Any] = run("issue", folder, AGENT, "--replace", "--json", *options).json
+    return answer
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda serial: f"{serial:x}",
+        lambda serial: f"{serial:040X}",
+        lambda serial: f"0x{serial:x}",
+        lambda serial: f"{serial}",
+        lambda serial: ":".join(f"{serial:040x}"[i : i + 2] for i in range(0, 40, 2)),
+    ],
+    ids=["hex", "padded", "0x", "decimal", "colons"],
+)
+def test_revoke(form: Callable[[int], str], run: Run, password: None, folder: Path) -> None:
+    serial = issue(run, folder)["serial"]
+    facts = run("revoke", folder, form(int(serial, 16)), "--reason", "keyCompromise", "--json").json
+    assert (facts["serial"], facts["status"], facts["reason"]) == (serial, "revoked", "keyCompromise")
+    assert run("crl", folder, "--json").json["crls"][0]["revoked"] == [serial]
+
+
+def test_revoke_needs_no_password_and_says_what_is_next(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A2A_PKI_PASSWORD", PASSWORD)
+    day, hour = issue(run, folder)["serial"], issue(run, folder, "--lifetime", "1h")["serial"]
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    answer = run("revoke", folder, day)
+    assert answer.code == 0
+    assert f"{AGENT}: certificate {day} is revoked" in answer.out
+    assert "RFC 9608" not in answer.out
+    assert "RFC 9608" in run("revoke", folder, hour).out
+
+
+@pytest.mark.parametrize("text", ["1234", "zz", "", "0x", "f" * 41, "9" * 60, "-1", "1" * 5000])
+def test_an_unknown_serial(text: str, run: Run, folder: Path) -> None:
+    for command in ("revoke", "show"):
+        assert "expected one that this CA has issued; see `a2a-pki list`" in one_line(run(command, folder, "--", text))
+
+
+def test_a_reason_that_is_none(run: Run, password: None, folder: Path) -> None:
+    serial = issue(run, folder)["serial"]
+    assert "got certificateHold, expected one of" in one_line(
+        run("revoke", folder, serial, "--reason", "certificateHold")
+    )
+    assert run("show", folder, serial, "--json").json["status"] == "valid"
+
+
+def test_list(run: Run, password: None, folder: Path) -> None:
+    issued = issue(run, folder)
+    table = run("list", folder)
+    assert table.code == 0
+    for text in (AGENT, "in 23 hours", "in 89 days", "in 9 years", "valid", issued["serial"], "intermediate"):
+        assert text in table.out
+    run("revoke", folder, issued["serial"])
+    assert "revoked" in run("list", folder).out
+    records = run("list", folder, "--json").json
+    assert [(r["kind"], r["status"]) for r in records] == [
+        ("root", "valid"),
+        ("intermediate", "valid"),
+        ("agent", "revoked"),
+    ]
+
+
+def test_list_leaves_out_what_has_expired(run: Run, folder: Path, tmp_path: Path) -> None:
+    with CertificateAuthority.open(folder, password=PASSWORD) as ca:
+        ca.issue(request(), AGENT, lifetime=timedelta(seconds=1))
+    time.sleep(2.1)
+    assert run("list", folder, "--agent", AGENT, "--json").json == []
+    (record,) = run("list", folder, "--agent", AGENT, "--all", "--json").json
+    assert record["status"] == "expired"
+    assert "ago" in run("list", folder, "--all").out
+
+
+def test_show(run: Run, password: None, folder: Path) -> None:
+    issued = issue(run, folder, "--dns", "localhost")
+    answer = run("show", folder, issued["serial"])
+    assert answer.code == 0
+    for text in (AGENT, "localhost", "valid", "(in 23 hours)", issued["thumbprint"]):
+        assert text in answer.out
+    assert "reason" not in answer.out
+    leaf = Credentials.load("billing").certificate
+    assert x509.load_pem_x509_certificate(answer.out[answer.out.index("-----BEGIN") :].encode()) == leaf
+    shown = run("show", folder, issued["serial"], "--json").json
+    assert x509.load_pem_x509_certificate(shown["pem"].encode()) == leaf
+
+
+# crl and bundle
+
+
+def test_crl(run: Run, password: None, folder: Path) -> None:
+    printed = run("crl", folder)
+    assert printed.code == 0
+    first, _, second = printed.out.partition("-----END X509 CRL-----\n")
+    assert first and second.startswith("-----BEGIN X509 CRL-----")
+    written = run("crl", folder, "--out", "lists")
+    assert "lists/root.crl.pem: 0 revoked, expires in 23 hours" in written.out
+    lists = RevocationLists.load("lists/intermediate.crl.pem", "lists/root.crl.pem")
+    assert printed.out.encode() == b"".join(c.public_bytes(Encoding.PEM) for c in lists.crls)
+    facts = run("crl", folder, "--out", "lists", "--json").json["crls"]
+    assert [(c["issuer"], c["number"], c["file"]) for c in facts] == [
+        ("intermediate", 1, "lists/intermediate.crl.pem"),
+        ("root", 1, "lists/root.crl.pem"),
+    ]
+
+
+def test_bundle(run: Run, folder: Path) -> None:
+    text = run("bundle", folder).out
+    Path("bundle.json").write_text(text)
+    bundles = TrustBundles.load("bundle.json")
+    assert run("bundle", folder, "--json").out == text
+    plain = TrustBundle.from_json(run("bundle", folder, "--spiffe").out, DOMAIN)
+    assert bundles.by_domain == {DOMAIN: plain}
+    assert len(plain.roots) == 1
+
+
+# What goes wrong
+
+
+def test_a_wrong_password(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "wrong")
+    assert "got a wrong password" in one_line(run("issue", folder, AGENT))
+    assert not Path("billing").exists()
+
+
+def test_no_password_and_nobody_to_ask(run: Run, folder: Path) -> None:
+    assert "set A2A_PKI_PASSWORD or give --password-file" in one_line(run("issue", folder, AGENT))
+
+
+def test_a_password_from_the_keyboard(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def prompt(text: str, **options: Any) -> str:
+        asked.append(options)
+        return PASSWORD
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", prompt)
+    assert run("issue", folder, AGENT).code == 0
+    assert run("init", "new", "--trust-domain", DOMAIN).code == 0
+    assert [(o["hide_input"], o["confirmation_prompt"], o["err"]) for o in asked] == [
+        (True, False, True),
+        (True, True, True),
+    ]
+    CertificateAuthority.open("new", password=PASSWORD).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got nothing"),
+        (b"\n", "got nothing"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"x" * 5000, "too large"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_password_file_that_holds_none(content: bytes | None, message: str, run: Run, folder: Path) -> None:
+    if content is not None:
+        Path("secret").write_bytes(content)
+    assert message in one_line(run("crl", folder, "--password-file", "secret"))
+    assert message in one_line(run("init", "new", "--trust-domain", DOMAIN, "--password-file", "secret"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("issue", "nowhere", AGENT), ("revoke", "nowhere", "1"), ("list", "nowhere"), ("show", "nowhere", "1"),
+     ("crl", "nowhere"), ("bundle", "nowhere")],
+    ids=lambda a: a[0],
+)  # fmt: skip
+def test_a_folder_that_is_not_there(arguments: tuple[str, ...], run: Run) -> None:
+    assert "no CA in nowhere: expected a folder with ca.db; make one with `a2a-pki init`" in one_line(run(*arguments))
+    assert listing() == []
+
+
+def test_a_locked_database(run: Run, password: None, folder: Path, locked: Callable[[], None]) -> None:
+    locked()
+    assert "CA database is locked" in one_line(run("issue", folder, AGENT))
+    assert not Path("billing").exists()
+    assert run("list", folder).code == 0, "readers do not wait"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("issue", "CA", "spiffe://Fleet/x"), "trust domain: got 'Fleet'"),
+        (("issue", "CA", "billing"), "SPIFFE ID scheme: got billing, expected spiffe://trust-domain/path"),
+        (("issue", "CA", "spiffe://fleet.example/a\nb"), "SPIFFE ID path segment"),
+        (("issue", "CA", "spiffe://other.example/x"), "expected an ID of fleet.example"),
+        (("issue", "CA", AGENT, "--lifetime", "8d"), "expected from 1 second to 7 days"),
+        (("issue", "CA", AGENT, "--lifetime", "soon"), "lifetime: got 'soon', expected a number and s, m, h or d"),
+        (("issue", "CA", AGENT, "--lifetime", "0s"), "expected from 1 second to 7 days"),
+        (("issue", "CA", AGENT, "--dns", "*.example"), "DNS name: got '*.example'"),
+        (("issue", "CA", AGENT, "--ip", "x"), "IP address: got 'x'"),
+        (("issue", "CA", AGENT, "--csr", "nowhere.csr"), "cannot read nowhere.csr"),
+        (("issue", "CA", AGENT, "--out", "CA/ca.db"), "File exists"),
+        (("list", "CA", "--agent", "x"), "SPIFFE ID scheme: got x"),
+        (("init", "new", "--trust-domain", DOMAIN, "--crl-url", "ftp://x"), "CRL base URL: got 'ftp://x'"),
+        (("init", "new", "--trust-domain", DOMAIN, "--generate-password", "--password-file", "x"), "one of them"),
+        (("crl", "CA", "--out", "CA/ca.db"), "File exists"),
+    ],
+)
+def test_one_line_for_what_is_refused(
+    arguments: tuple[str, ...], message: str, run: Run, password: None, folder: Path
+) -> None:
+    assert message in one_line(run(*(a.replace("CA", str(folder), 1) if a.startswith("CA") else a for a in arguments)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bogus",), "No such command 'bogus'."),
+        (("init",), "Missing argument 'DIR'."),
+        (("init", "ca"), "Missing option '--trust-domain'"),
+        (("list", "ca", "--bogus"), "No such option: --bogus"),
+        (("list", "ca", "more"), "unexpected extra argument"),
+    ],
+)
+def test_one_line_for_wrong_usage(arguments: tuple[str, ...], message: str, run: Run) -> None:
+    assert message in one_line(run(*arguments), code=2)
+
+
+def test_help(run: Run) -> None:
+    for command in ((), ("init",), ("issue",), ("revoke",), ("list",), ("show",), ("crl",), ("bundle",)):
+        answer = run(*command, "--help")
+        assert (answer.code, answer.err) == (0, "")
+        assert "Usage: a2a-pki" in answer.out
+    assert run().code == 2
+
+
+def test_control_c(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CertificateAuthority, "open", interrupt)
+    answer = run("list", folder)
+    assert answer.code == 130
+    assert "Traceback" not in answer.err
+
+
+def test_control_c_at_the_password(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise typer.Abort
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", interrupt)
+    assert "interrupted" in one_line(run("crl", folder), code=130)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1, "in 0 seconds"), (2, "in 1 second"), (120, "in 119 seconds"), (7201, "in 2 hours"), (-3, "3 seconds ago"),
+     (-7200, "2 hours ago"), (86_400 * 3 + 1, "in 3 days"), (86_400 * 365 * 3, "in 2 years")],
+)  # fmt: skip
+def test_times_in_words(seconds: int, words: str) -> None:
+    assert cli._words(cli._now() + timedelta(seconds=seconds)) == words
+
+
+# As a process
+
+
+def a2a_pki(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pki.cli", *map(str, arguments)]
+    environment = {**os.environ, "A2A_PKI_PASSWORD": PASSWORD}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def test_the_process_has_the_exit_code(folder: Path) -> None:
+    good = a2a_pki("bundle", folder)
+    assert DOMAIN in good.communicate(timeout=60)[0]
+    assert good.returncode == 0
+    bad = a2a_pki("bundle", folder / "nowhere")
+    assert bad.communicate(timeout=60)[1].count("\n") == 1
+    assert bad.returncode == 1
+
+
+def test_a_reader_that_has_enough(folder: Path) -> None:
+    process = a2a_pki("bundle", folder)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert "Traceback" not in errors and "Exception" not in errors
+
+
+def test_a_real_control_c_while_making_a_ca(tmp_path: Path) -> None:
+    """While scrypt runs: the process ends with 130, without a traceback, and nothing is left."""
+    process = a2a_pki("init", tmp_path / "ca", "--trust-domain", DOMAIN)
+    deadline = time.monotonic() + 60
+    while not listing(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode != 0:  # else it was faster than we
+        assert process.returncode == 130
+        assert listing(tmp_path) == []
+    assert "Traceback" not in errors
+
+
+def test_a_p384_key_of_an_agent(run: Run, password: None, folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    Path("agent.csr").write_bytes(request(uri(AGENT), key=key, encoding=Encoding.PEM))
+    assert run("issue", folder, AGENT, "--csr", "agent.csr").code == 0
+    assert x509.load_pem_x509_certificates(Path("billing/chain.pem").read_bytes())[0].public_key() == key.public_key()

@@ -1,0 +1,75 @@
+"""Who may be on the other end."""
+
+from __future__ import annotations
+
+import pytest
+
+from trust.authorize import Authorizer, all_of, any_of, exactly, members_of, unsafe_allow_any_peer
+from trust.errors import ConfigurationError, IdentityError, PeerNotAllowed
+from trust.identity import AgentID
+
+BILLING = AgentID.parse("spiffe://fleet.example/billing")
+PLANNER = AgentID.parse("spiffe://fleet.example/planner")
+STRANGER = AgentID.parse("spiffe://other.example/billing")
+SUBDOMAIN = AgentID.parse("spiffe://a.fleet.example/billing")
+LONGER = AgentID.parse("spiffe://fleet.example/billing/sub")
+EVERYBODY = [BILLING, PLANNER, STRANGER, SUBDOMAIN, LONGER]
+
+RULES: list[tuple[Authorizer, list[AgentID]]] = [
+    (exactly("spiffe://fleet.example/billing"), [BILLING]),
+    (exactly(BILLING, "spiffe://other.example/billing"), [BILLING, STRANGER]),
+    (members_of("fleet.example"), [BILLING, PLANNER, LONGER]),
+    (members_of("fleet.example", "other.example"), [BILLING, PLANNER, STRANGER, LONGER]),
+    (any_of(exactly(PLANNER), members_of("other.example")), [PLANNER, STRANGER]),
+    (all_of(members_of("fleet.example"), exactly(BILLING, STRANGER)), [BILLING]),
+    (all_of(members_of("fleet.example"), members_of("other.example")), []),
+    (any_of(all_of(exactly(BILLING)), exactly(STRANGER)), [BILLING, STRANGER]),
+    (unsafe_allow_any_peer(), EVERYBODY),
+]
+
+
+@pytest.mark.parametrize(("rule", "allowed"), RULES, ids=lambda v: str(v) if not isinstance(v, list) else "")
+def test_a_rule_allows_whom_it_names_and_nobody_else(rule: Authorizer, allowed: list[AgentID]) -> None:
+    for agent in EVERYBODY:
+        if agent in allowed:
+            rule.check(agent)
+        else:
+            with pytest.raises(PeerNotAllowed) as caught:
+                rule.check(agent)
+            assert str(agent) in str(caught.value)
+            assert str(rule) in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [exactly, members_of, any_of, all_of])
+def test_an_empty_list_is_refused(make: object) -> None:
+    with pytest.raises(ConfigurationError, match="empty allow-list"):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("text", ["fleet.example", "spiffe://fleet.example", "spiffe://fleet.example/*"])
+def test_no_patterns(text: str) -> None:
+    with pytest.raises(IdentityError):
+        exactly(text)
+
+
+@pytest.mark.parametrize("text", ["*", "*.example", "spiffe://fleet.example", "Fleet.example", ""])
+def test_no_patterns_of_domains(text: str) -> None:
+    with pytest.raises(IdentityError):
+        members_of(text)
+
+
+def test_rules_describe_themselves() -> None:
+    rule = any_of(exactly(BILLING), all_of(members_of("b.example", "a.example"), unsafe_allow_any_peer()))
+    assert repr(rule) == (
+        "any of (spiffe://fleet.example/billing, all of (a member of a.example or b.example, any verified peer))"
+    )
+
+
+def test_a_rule_that_breaks_lets_nobody_in() -> None:
+    class Broken:
+        def check(self, agent_id: AgentID) -> None:
+            raise RuntimeError("database is gone")
+
+    for rule in (any_of(Broken(), unsafe_allow_any_peer()), all_of(Broken(), unsafe_allow_any_peer())):
+        with pytest.raises(RuntimeError):
+            rule.check(BILLING)

@@ -1,0 +1,383 @@
+"""One HTTP request and its answer, signed: the header `JWS-Signature` over the exact bytes of a body.
+
+A request's signature binds method, target URI, receiver, A2A version and extensions; an answer's binds the status,
+the requester and the very request that it answers. Nothing of a body is parsed before its signature has verified.
+Pure; `trust.signing.http` has the edge that signs what an `httpx` client sends, and is the module to import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from trust.authorize import Authorizer
+from trust.credentials import Credentials
+from trust.errors import (
+    BindingMismatch,
+    ConfigurationError,
+    ResponseMismatch,
+    SignatureMalformed,
+    SignatureMissing,
+    TrustError,
+)
+from trust.identity import AgentID, PeerIdentity
+from trust.peers import PeerVerifier
+from trust.replay import ReplayGuard
+from trust.signing import envelope
+from trust.signing import jws as strict_jws
+from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
+
+HEADER = "JWS-Signature"
+REQUEST_TYPE = "a2a-req+jws"
+RESPONSE_TYPE = "a2a-res+jws"
+
+_HEADER_NAME = HEADER.lower().encode()
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+# Nothing that two parsers of URLs read differently: no user, no percent-encoding, backslash or space in the host.
+_URI = re.compile(
+    r"(?P<scheme>[A-Za-z]+)://(?P<host>[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{0,5}))?"
+    r"(?P<path>/[!-\"$->@-~]*)?(?:\?(?P<query>[!-\"$-~]*))?(?:#[!-~]*)?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRequest:
+    """A request that we signed: what its answer must be bound to."""
+
+    jws: str  # the value of the header
+    jti: str
+    digest: str  # base64url(SHA-256(jws))
+    audience: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReference:
+    """What an answer names: who asked, and which request."""
+
+    requester: AgentID
+    jti: str = field(repr=False)
+    digest: str = field(repr=False)
+
+
+def sign_request(
+    credentials: Credentials,
+    *,
+    method: str,
+    url: str,
+    body: bytes,
+    audience: AgentID | str,
+    now: datetime,
+    jti: str,
+    version: str = "",
+    extensions: Collection[str] = (),
+    lifetime: timedelta = DEFAULT_LIFETIME,
+    chain: bool = False,
+) -> SignedRequest:
+    """Sign a request for one receiver.
+
+    Args:
+        method: as it is sent; methods are case-sensitive (RFC 9110 section 9.1).
+        url: the absolute target, with the query.
+        body: the exact bytes; empty where there is no body.
+        audience: the receiver's SPIFFE ID, or the origin URL of an agent outside any trust domain.
+        jti: 128 random bits in base64url.
+        version, extensions: what the headers A2A-Version and A2A-Extensions say.
+        lifetime: how long the receiver may take the signature for fresh; at most 300 s.
+        chain: put our certificates into the header, for a receiver that is not at the other end of our TLS channel.
+
+    Raises:
+        ConfigurationError: an argument that no verifier would accept.
+    """
+    try:
+        binding = _request_binding(method, url, version, extensions)
+    except BindingMismatch as error:
+        raise ConfigurationError(str(error)) from None
+    jws = envelope.sign(
+        body,
+        credentials=credentials,
+        binding=binding,
+        audience=audience,
+        now=now,
+        jti=jti,
+        lifetime=lifetime,
+        chain=chain,
+    )
+    return SignedRequest(jws=jws, jti=jti, digest=envelope.digest(jws), audience=str(audience))
+
+
+def authenticate_request(
+    jws: str,
+    *,
+    method: str,
+    url: str,
+    body: bytes,
+    audience: AgentID | str,
+    verifier: PeerVerifier,
+    peer: PeerIdentity | None,
+    now: datetime,
+    version: str = "",
+    extensions: Collection[str] = (),
+    algorithms: Collection[str] = DEFAULT_ALGORITHMS,
+) -> VerifiedMessage:
+    """Verify who signed a request, and that it is this request: steps (0) to (8) of `envelope.verify`.
+
+    NOT checked: whether the signer is allowed, and whether the request was received before. `verify_request` does
+    both; a caller of this function does them itself, with `VerifiedMessage.replay_key`.
+
+    Args:
+        jws: the value of the header (`signature_of`).
+        method, url, body, version, extensions: what was really received.
+        audience: ourselves.
+        peer: the other end of the channel; None where TLS ends elsewhere.
+
+    Raises:
+        SignatureError: its leaf classes name the check that failed.
+        PeerError: the certificate of the signer.
+    """
+    return envelope.verify(
+        jws,
+        body,
+        binding=_request_binding(method, url, version, extensions),
+        audience=audience,
+        verifier=verifier,
+        peer=peer,
+        usage="client",
+        now=now,
+        algorithms=algorithms,
+    )
+
+
+def verify_request(
+    jws: str,
+    *,
+    method: str,
+    url: str,
+    body: bytes,
+    audience: AgentID | str,
+    verifier: PeerVerifier,
+    peer: PeerIdentity | None,
+    now: datetime,
+    signers: Authorizer,
+    replay: ReplayGuard,
+    version: str = "",
+    extensions: Collection[str] = (),
+    algorithms: Collection[str] = DEFAULT_ALGORITHMS,
+) -> VerifiedMessage:
+    """Verify a signed request completely.
+
+    (0) to (8) `authenticate_request`
+    (9) `signers` allows the signer; the request was not received before
+    (10) return the verified message
+
+    Args:
+        signers: which agents may sign requests to us.
+        replay: remembers the request; only after everything else has passed, so that nobody can fill it with forgeries.
+
+    Raises:
+        SignatureError, PeerError: as `authenticate_request`; PeerNotAllowed: the signer is not one of `signers`.
+        Replayed, ReplayGuardFull: from the guard.
+    """
+    message = authenticate_request(
+        jws,
+        method=method,
+        url=url,
+        body=body,
+        audience=audience,
+        verifier=verifier,
+        peer=peer,
+        now=now,
+        version=version,
+        extensions=extensions,
+        algorithms=algorithms,
+    )
+    # (9)
+    signers.check(message.signer.agent_id)
+    replay.remember(
+        message.replay_key,
+        issued_at=message.issued_at.timestamp(),
+        expires_at=message.expires_at.timestamp(),
+        now=now.timestamp(),
+    )
+    # (10)
+    return message
+
+
+def sign_response(
+    credentials: Credentials,
+    *,
+    request: VerifiedMessage | RequestReference,
+    status: int,
+    body: bytes,
+    now: datetime,
+    jti: str,
+    chain: bool = False,
+) -> str:
+    """Sign the answer to a request; its receiver is whoever signed the request.
+
+    Args:
+        request: the verified request; a `RequestReference` for the answer to one that was refused.
+        status: of the answer.
+        body: its exact bytes; empty where there is no body.
+        jti, chain: as `sign_request`.
+
+    Raises:
+        ConfigurationError: an argument that no verifier would accept.
+    """
+    if isinstance(request, VerifiedMessage):
+        request = RequestReference(requester=request.signer.agent_id, jti=request.message_id, digest=request.digest)
+    return envelope.sign(
+        body,
+        credentials=credentials,
+        binding=_response_binding(status, request.jti, request.digest),
+        audience=request.requester,
+        now=now,
+        jti=jti,
+        lifetime=DEFAULT_LIFETIME,
+        chain=chain,
+    )
+
+
+def verify_response(
+    jws: str,
+    *,
+    request: SignedRequest,
+    status: int,
+    body: bytes,
+    audience: AgentID,
+    signers: Authorizer,
+    verifier: PeerVerifier,
+    peer: PeerIdentity | None,
+    now: datetime,
+    algorithms: Collection[str] = DEFAULT_ALGORITHMS,
+) -> VerifiedMessage:
+    """Verify the answer to a request of ours: steps (0) to (8) of `envelope.verify`, and then
+
+    (9) the signer is the agent that the request was addressed to, where it was addressed to a SPIFFE ID; `signers`
+        allows it
+
+    No replay guard is needed: an answer names its request, and a request has one answer.
+
+    Args:
+        request: what `sign_request` returned.
+        status, body: what was really received.
+        audience: ourselves.
+        signers: which agents may answer.
+        peer: the other end of the channel; None where TLS ends elsewhere.
+
+    Raises:
+        ResponseMismatch: the answer belongs to another request, has another status, or is another agent's.
+        SignatureError: its other leaf classes name the check that failed.
+        PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
+    """
+    message = envelope.verify(
+        jws,
+        body,
+        binding=_response_binding(status, request.jti, request.digest),
+        audience=audience,
+        verifier=verifier,
+        peer=peer,
+        usage="server",
+        now=now,
+        algorithms=algorithms,
+    )
+    # (9)
+    signer = message.signer.agent_id
+    if request.audience.startswith("spiffe://") and str(signer) != request.audience:
+        raise ResponseMismatch(
+            "answer of another agent than the one that was asked", got=signer, expected=request.audience
+        )
+    signers.check(signer)
+    return message
+
+
+def signature_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The value of the one signature header, from raw header pairs with names in any case.
+
+    Raises:
+        SignatureMissing: there is none.
+        SignatureMalformed: there are several; which one another reader verifies cannot be known.
+    """
+    values = [value for name, value in headers if name.lower() == _HEADER_NAME]
+    if not values:
+        raise SignatureMissing("message is not signed", expected=f"a {HEADER} header")
+    if len(values) > 1:
+        raise SignatureMalformed(f"{HEADER} header", got=f"{len(values)} of them", expected="exactly one")
+    try:
+        return values[0].decode("ascii")
+    except UnicodeDecodeError:
+        raise SignatureMalformed(f"{HEADER} header", got="bytes outside ASCII", expected="a compact JWS") from None
+
+
+def reference_of(headers: Iterable[tuple[bytes, bytes]], peer_chain: Sequence[bytes]) -> RequestReference | None:
+    """What a refusal can be bound to: NOTHING of the request has been verified, and nothing is by this function.
+
+    It lets a client see that the refusal is the server's and is for its own request. The receiver is the agent of the
+    channel's certificate, never who the request claims to be from, so nobody can have an answer signed for another.
+
+    Returns:
+        None where there is nothing to bind to: no certificate, or no header that could be a signature.
+    """
+    if not peer_chain:
+        return None
+    try:
+        jws = signature_of(headers)
+        protected = strict_jws.parse_detached(jws, algorithms=DEFAULT_ALGORITHMS, typ=REQUEST_TYPE).header
+        claims = protected.get("a2a")
+        jti = claims.get("jti") if isinstance(claims, dict) else None
+        if not envelope.is_message_id(jti):
+            return None
+        requester = AgentID.of(x509.load_der_x509_certificate(peer_chain[0]))
+    except (TrustError, ValueError):
+        return None
+    return RequestReference(requester=requester, jti=str(jti), digest=envelope.digest(jws))
+
+
+def target_uri(url: str) -> str:
+    """The form of a URL that `htu` has: scheme and host in lower case, no default port, no fragment, a path.
+
+    An empty query is left out, because servers do not see it. Everything else is compared as it is: two spellings of
+    one resource are two targets.
+
+    Raises:
+        BindingMismatch: not an absolute http or https URL, or one that parsers read differently.
+    """
+    origin, target = _split(url)
+    return origin + target
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL, in the form that `target_uri` gives them. Raises as `target_uri`."""
+    return _split(url)[0]
+
+
+def _split(url: str) -> tuple[str, str]:
+    match = _URI.fullmatch(url) if isinstance(url, str) else None
+    scheme = match["scheme"].lower() if match else ""
+    if match is None or scheme not in _DEFAULT_PORTS:
+        raise BindingMismatch("target of the request", got=url, expected="an absolute http or https URL in ASCII")
+    port = int(match["port"] or _DEFAULT_PORTS[scheme])
+    authority = match["host"].lower() + ("" if port == _DEFAULT_PORTS[scheme] else f":{port}")
+    query = f"?{match['query']}" if match["query"] else ""
+    return f"{scheme}://{authority}", (match["path"] or "/") + query
+
+
+def _request_binding(method: str, url: str, version: str, extensions: Collection[str]) -> Binding:
+    if isinstance(extensions, str):
+        raise TypeError("extensions is a collection of URIs, not one str")
+    members = {
+        "htm": method,
+        "htu": target_uri(url),
+        "ver": version or None,
+        "ext": sorted(set(extensions)) or None,  # their order in the header means nothing
+    }
+    return Binding(typ=REQUEST_TYPE, members=members, mismatch=BindingMismatch)
+
+
+def _response_binding(status: int, jti: str, digest: str) -> Binding:
+    members = {"st": status, "req": {"jti": jti, "s256": digest}}
+    return Binding(typ=RESPONSE_TYPE, members=members, mismatch=ResponseMismatch)
