@@ -307,6 +307,8 @@ class CertificateAuthority:
     ) -> Record:
         """Revoke a certificate for good; the next `crl` lists it. Doing it twice keeps the first reason and date.
 
+        A certificate of an hour or less says itself that no list is needed (RFC 9608): verifiers may take it to its end.
+
         Raises:
             UnknownSerial: this CA has made no such certificate.
             ReasonRefused: the reason is not one, or the certificate is the root, which no list can revoke.
@@ -339,6 +341,7 @@ class CertificateAuthority:
     def bundle(self) -> TrustBundle:
         """The roots of the trust domain, for everybody who is to trust its agents."""
         roots = tuple(record.certificate for record in self._store.records(kind="root"))
+        # No root is ever forgotten, so their number only grows, as a sequence must.
         return TrustBundle(trust_domain=self.trust_domain, roots=roots, sequence=len(roots))
 
     def crl(self, now: datetime | None = None) -> RevocationLists:

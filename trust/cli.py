@@ -138,11 +138,15 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
 ) -> None:
-    """Serve an application, or the embedded authorization server, over mutual TLS."""
+    """Serve an application, or the embedded authorization server, over mutual TLS.
+
+    Credentials, bundles and revocation lists are read once, at the start.
+    """
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
     ours = Credentials.load(credentials, os.environ.get(PASSWORD_VARIABLE))
     trusted = TrustBundles.load(bundles or credentials / "bundle.json")
+    revoked = RevocationLists.load(*(crl or ()))
     rule = _rule(allow)
     audit = _audit_to_stdout()
     served: Any
@@ -157,7 +161,7 @@ def serve(
         source=ours,
         bundles=trusted,
         authorize=rule,
-        crls=RevocationLists.load(*(crl or ())),
+        crls=revoked,
         audit=audit,
         host=host,
         port=port,

@@ -357,8 +357,9 @@ def _refuse(error: crypto.X509StoreContextError, now: datetime) -> NoReturn:
 def _drain_errors() -> None:
     """Empty this thread's OpenSSL error queue, which a failed verification leaves filled.
 
-    The next TLS operation of the thread, on whatever connection, would otherwise take "no data yet" for a failure
-    (SSL_get_error(3)). A failing pyOpenSSL call reads the queue to its end; nothing public does only that.
+    What stays there is reported with the next failure of something else, and up to OpenSSL 3 a TLS operation on
+    another connection takes it for its own failure (SSL_get_error(3)). A failing pyOpenSSL call reads the queue to
+    its end; nothing public does only that.
     """
     with suppress(crypto.Error):
         crypto.load_certificate(crypto.FILETYPE_ASN1, b"")

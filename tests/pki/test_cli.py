@@ -495,8 +495,9 @@ def test_the_process_has_the_exit_code(folder: Path) -> None:
     assert bad.returncode == 1
 
 
-def test_a_reader_that_has_enough(folder: Path) -> None:
-    process = a2a_pki("bundle", folder)
+@pytest.mark.parametrize("command", ["bundle", "list"])
+def test_a_reader_that_has_enough(command: str, folder: Path) -> None:
+    process = a2a_pki(command, folder)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     errors = process.stderr.read()

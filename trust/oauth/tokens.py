@@ -58,8 +58,7 @@ ALGORITHMS = ("ES256", "ES384", "PS256", "Ed25519", "EdDSA")
 TYPES = ("at+jwt", "application/at+jwt")  # RFC 9068 section 4
 
 _AUTHORIZATION = re.compile(r"([A-Za-z]+)(?: +([A-Za-z0-9._~+/-]+=*))?")  # RFC 6750 section 2.1, the token optional
-_TEXT_CLAIMS = ("iss", "sub", "client_id", "jti")
-_REQUIRED_CLAIMS = (*_TEXT_CLAIMS, "aud", "exp", "iat")  # RFC 9068 section 2.2
+_REQUIRED_CLAIMS = frozenset({"iss", "exp", "aud", "sub", "client_id", "iat", "jti"})  # RFC 9068 section 2.2
 
 
 class Denylist(Protocol):
@@ -267,10 +266,11 @@ class TokenValidator:
 
     def _read(self, claims: dict[str, Any], kid: str, alg: str, key: PublicKey) -> _Verified:
         # 5.
-        for name in _REQUIRED_CLAIMS:
-            if name not in claims:
-                raise TokenClaimMissing("token lacks a claim", expected=name)
-        issuer, subject, client_id, token_id = (_text(claims, name) for name in _TEXT_CLAIMS)
+        if not claims.keys() >= _REQUIRED_CLAIMS:
+            missing = ", ".join(sorted(_REQUIRED_CLAIMS - claims.keys()))
+            raise TokenClaimMissing("token lacks claims", expected=missing)
+        issuer, subject = _text(claims, "iss"), _text(claims, "sub")
+        client_id, token_id = _text(claims, "client_id"), _text(claims, "jti")
         expires, issued_at = _seconds(claims, "exp"), _seconds(claims, "iat")
         starts = _seconds(claims, "nbf") if "nbf" in claims else issued_at
         audience = _audience(claims["aud"])

@@ -1,0 +1,166 @@
+"""The command line of a2a-trust: exit codes, one-line errors, the demo as a user runs it, and the served authority."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.forge import Forge
+from trust import cli
+from trust.errors import ConfigurationError, WrongPassword
+
+FORGE = Forge()
+
+
+def a2a_trust(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from trust.cli import main; raise SystemExit(main())", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    folder = tmp_path / "agent"
+    FORGE.leaf("/authority").save(folder)
+    (folder / "bundle.json").write_text(FORGE.bundles.to_json())
+    return folder
+
+
+def test_the_demo_as_a_user_runs_it(tmp_path: Path) -> None:
+    done = a2a_trust("demo", "--json", "--folder", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {step["chapter"] for step in steps} == {1, 2, 3, 4, 5, 6}
+    assert all(step["ok"] for step in steps)
+    refused = {step["what"]: (step["check"], step["status"]) for step in steps if step["chapter"] == 5}
+    assert refused == {
+        "no client certificate": ("peer.certificate", "TLS alert certificate_required"),
+        "certificate of a foreign CA": ("peer.chain", "TLS alert unknown_ca"),
+        "certificate of another trust domain": ("peer.trust_domain", "TLS alert unknown_ca"),
+        "a peer that is not on the list": ("peer.allowed", "TLS alert handshake_failure"),
+        "a token stolen and used with another certificate": ("token.binding", "HTTP 401"),
+        "a token for another audience": ("token.audience", "HTTP 401"),
+        "a missing scope": ("scope.insufficient", "HTTP 403"),
+        "a body with one byte changed": ("signature.value", "HTTP 401"),
+        "a signature for another receiver": ("signature.audience", "HTTP 401"),
+        "a replay": ("replay", "HTTP 401"),
+        "an answer that belongs to another request": ("signature.response", "error"),
+        "an expired token": ("token.expired", "HTTP 401"),
+        "a revoked certificate on an open connection": ("peer.revoked", "HTTP 401"),
+        "a revoked certificate on a new connection": ("peer.revoked", "TLS alert certificate_revoked"),
+    }
+    trail = (tmp_path / "demo" / "audit.jsonl").read_text()
+    assert all(json.loads(line)["check"] for line in trail.splitlines())
+    assert "eyJ" not in trail
+    assert "PRIVATE" not in trail
+    groups = [step["outcome"] for step in steps if step["chapter"] == 2]
+    assert groups == ["TLSv1.3, key exchange X25519MLKEM768"] * 3
+
+
+def test_the_demo_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("keep")
+    assert cli.main(["demo", "--folder", str(tmp_path)]) == 1
+    assert "is in use" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_the_demo_without_a2a_sdk_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trust.demo", None)
+    assert cli.main(["demo"]) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'a2a-trust[a2a]'" in error
+    assert error.count("\n") == 1
+
+
+def test_a_demo_step_that_goes_wrong_is_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import trust.demo
+
+    async def journey(folder: Path) -> object:
+        yield trust.demo.Step(chapter=1, what="one", outcome="fine")
+        yield trust.demo.Step(chapter=5, what="two", outcome="accepted", ok=False, check="x", status="HTTP 200")
+
+    monkeypatch.setattr(trust.demo, "journey", journey)
+    assert cli.main(["demo"]) == 1
+    output = capsys.readouterr().out
+    assert "!!  two: accepted  [x, HTTP 200]" in output
+    assert "1 of the steps went wrong" in output
+    monkeypatch.setattr(trust.demo, "journey", lambda folder: journey(folder))
+    assert cli.main(["demo", "--json"]) == 1
+
+
+USAGE = {
+    "nothing to serve": (["serve"], "give either MODULE:APP or --authority"),
+    "two things to serve": (["serve", "a:b", "--authority", "x"], "give either MODULE:APP or --authority"),
+    "nobody allowed": (["serve", "a:b", "--credentials", "{agent}"], "nobody may connect"),
+    "no issuer": (["serve", "--authority", "x", "--credentials", "{agent}", "--allow", "fleet.example"], "--issuer"),
+    "not an import": (["serve", "nowhere", "--credentials", "{agent}", "--allow", "fleet.example"], "MODULE:APP"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_wrong_usage_is_one_line_and_2(name: str, agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = USAGE[name]
+    assert cli.main([a.replace("{agent}", str(agent)) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+REFUSED = {
+    "no credentials": (["serve", "a:b", "--credentials", "nowhere", "--allow", "fleet.example"], "cannot read"),
+    "no bundle": (["serve", "a:b", "--credentials", "{agent}", "--bundles", "x", "--allow", "a.b"], "cannot read x"),
+    "malformed ID": (["serve", "a:b", "--credentials", "{agent}", "--allow", "spiffe://A/b"], "trust domain"),
+    "malformed domain": (["serve", "a:b", "--credentials", "{agent}", "--allow", "A b"], "trust domain"),
+    "no such module": (["serve", "nowhere:app", "--credentials", "{agent}", "--allow", "a.b"], "cannot import"),
+    "no CRL": (["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--crl", "x"], "cannot read x"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_served_is_one_line_and_1(name: str, agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = REFUSED[name]
+    assert cli.main([a.replace("{agent}", str(agent)) for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_signing_key_is_encrypted_private_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cli.PASSWORD_VARIABLE, raising=False)
+    first = cli._signing_key(tmp_path)
+    pem = (tmp_path / "signing-key.pem").read_bytes()
+    assert b"ENCRYPTED" in pem
+    for name in ("signing-key.pem", "signing-key.password"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert cli._signing_key(tmp_path).kid == first.kid
+    (tmp_path / "signing-key.password").unlink()
+    with pytest.raises(WrongPassword):
+        cli._signing_key(tmp_path)
+    monkeypatch.setenv(cli.PASSWORD_VARIABLE, "wrong")
+    with pytest.raises(ConfigurationError):
+        cli._signing_key(tmp_path)
+
+
+def test_interrupts_and_broken_files_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "serve_app", interrupted)
+    monkeypatch.setattr(cli, "_import", lambda target: target)
+    assert cli.main(["serve", "a:b", "--credentials", str(agent), "--allow", "fleet.example"]) == 130
+    (agent / "file").write_text("")
+    monkeypatch.setattr(cli, "serve_app", lambda *_, **__: None)
+    arguments = ["serve", "--authority", "c.toml", "--issuer", "https://localhost", "--credentials", str(agent)]
+    assert cli.main([*arguments, "--allow", "fleet.example", "--state", str(agent / "file")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
