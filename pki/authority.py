@@ -307,7 +307,7 @@ class CertificateAuthority:
     ) -> Record:
         """Revoke a certificate for good; the next `crl` lists it. Doing it twice keeps the first reason and date.
 
-        A certificate of an hour or less says itself that no list is needed (RFC 9608): verifiers may take it to its end.
+        A certificate of an hour or less says that no list is needed (RFC 9608): verifiers may take it to its end.
 
         Raises:
             UnknownSerial: this CA has made no such certificate.

@@ -51,7 +51,7 @@ def parse(data: bytes) -> Request:
     try:
         load = x509.load_pem_x509_csr if data.lstrip().startswith(b"-----BEGIN") else x509.load_der_x509_csr
         csr = load(data)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise _malformed("not readable") from None
 
     # 3. The key. RSA and other curves parse, and are refused.

@@ -6,7 +6,7 @@ from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_an
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import TrustError
-from trust.identity import AgentID, Caller, PeerIdentity
+from trust.identity import AgentID, Caller, PeerIdentity, peer_of
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys
@@ -38,6 +38,7 @@ __all__ = [
     "client_context",
     "exactly",
     "members_of",
+    "peer_of",
     "serve",
     "server_context",
     "serving",

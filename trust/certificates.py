@@ -22,6 +22,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 from trust.errors import MalformedCertificate, WeakKey
 
 MAX_CERTIFICATE_BYTES = 16_384  # an agent's is below 1 KiB, one with RSA keys and many names below 4 KiB
+MAX_SERIAL_BITS = 159  # 20 octets, the first bit of which is the sign (RFC 5280 section 4.1.2.2)
 RSA_BITS = range(2048, 8193)  # shorter is weak (NIST SP 800-131A), longer makes each verification a denial of service
 
 # What the parser raises for odd bytes. Warnings are among them because a program may turn them into errors.
@@ -99,8 +100,10 @@ class Certificate:
             raise MalformedCertificate(
                 "certificate cannot be read", got=error, expected="one DER certificate"
             ) from None
-        if certificate.serial <= 0:
-            raise MalformedCertificate("certificate serial", got=certificate.serial, expected="a positive number")
+        if certificate.serial <= 0 or certificate.serial.bit_length() > MAX_SERIAL_BITS:
+            raise MalformedCertificate(
+                "certificate serial", got=certificate.serial, expected="a positive number of at most 20 octets"
+            )
         weakness = weakness or _weak_key(key)
         if weakness:
             raise WeakKey(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cryptography import x509
@@ -35,8 +36,9 @@ from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import needs_openssl, request, uri, verify
 from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
-from trust.errors import IdentityError
-from trust.identity import AgentID, thumbprint
+from trust.errors import CertificateExpired, CertificateRevoked, IdentityError
+from trust.identity import AgentID, PeerIdentity, thumbprint
+from trust.peers import verify_peer
 
 HOUR = timedelta(hours=1)
 
@@ -256,6 +258,40 @@ def test_openssl_follows_the_whole_life(ca: CertificateAuthority, tmp_path: Path
     ca.revoke(credentials.certificate.serial_number)
     result = verify(tmp_path, credentials.chain, ca.root, purpose="sslclient", crls=ca.crl().crls)
     assert "certificate revoked" in result.stderr
+
+
+@pytest.mark.parametrize("lifetime", [HOUR, 24 * HOUR])
+@pytest.mark.parametrize("usage", ["client", "server"])
+def test_our_own_verifier_follows_it_too(
+    lifetime: timedelta, usage: Literal["client", "server"], ca: CertificateAuthority, clock: Clock
+) -> None:
+    credentials = ca.issue_credentials(AGENT, lifetime=lifetime)
+    bundles = TrustBundles.of(ca.bundle())
+
+    def verified() -> PeerIdentity:
+        return verify_peer(credentials.chain_der, bundles=bundles, now=clock(), crls=ca.crl().crls, usage=usage)
+
+    peer = verified()
+    assert (peer.agent_id, peer.thumbprint) == (AgentID.parse(AGENT), credentials.thumbprint)
+    clock.forward(lifetime)
+    verified()
+    clock.forward(timedelta(seconds=1))
+    with pytest.raises(CertificateExpired):
+        verified()
+
+
+def test_our_own_verifier_sees_the_revocations(ca: CertificateAuthority) -> None:
+    """Of the agent, and of the intermediate above another one."""
+    bundles = TrustBundles.of(ca.bundle())
+    first, second = ca.issue_credentials(AGENT), ca.issue_credentials(AGENT)
+    for serial, credentials in [
+        (first.certificate.serial_number, first),
+        (ca.intermediate.serial_number, second),
+    ]:
+        verify_peer(credentials.chain_der, bundles=bundles, now=NOW, crls=ca.crl().crls, usage="client")
+        ca.revoke(serial)
+        with pytest.raises(CertificateRevoked):
+            verify_peer(credentials.chain_der, bundles=bundles, now=NOW, crls=ca.crl().crls, usage="client")
 
 
 def test_certificates(ca: CertificateAuthority) -> None:

@@ -69,6 +69,7 @@ ATTACKS: list[tuple[str, bytes, type[RequestRefused]]] = [
     ("PEM of something else", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", RequestMalformed),
     ("cut off", GOOD[:-1], RequestMalformed),
     ("something behind it", GOOD + b"\x00", RequestMalformed),
+    ("another version", GOOD.replace(b"\x02\x01\x00", b"\x02\x01\x01", 1), RequestMalformed),
     ("too large", GOOD + b"\x00" * requests.MAX_REQUEST_BYTES, RequestTooLarge),
     ("one byte too large", b"\x30" * (requests.MAX_REQUEST_BYTES + 1), RequestTooLarge),
     ("signature changed", _flip(GOOD, len(GOOD) - 1), PossessionNotProven),

@@ -47,6 +47,18 @@ def test_a_serial_that_is_not_positive_is_refused_whatever_a_program_does_with_w
             Certificate.read(negative)
 
 
+@pytest.mark.parametrize(("serial", "readable"), [(2**159 - 1, True), (2**159, False), (2**168, False)])
+def test_a_serial_has_at_most_20_octets(serial: int, readable: bool) -> None:
+    subject, issuer = VALID.certificate.subject, FORGE.intermediate.subject
+    builder = x509.CertificateBuilder(issuer, subject, KEY.public_key(), serial, *VALIDITY, [])
+    der = builder.sign(FORGE.key, hashes.SHA256()).public_bytes(Encoding.DER)
+    if readable:
+        assert Certificate.read(der).serial == serial
+    else:
+        with pytest.raises(MalformedCertificate, match="20 octets"):
+            Certificate.read(der)
+
+
 def test_the_largest_certificate_that_is_read() -> None:
     def sized(filler: int) -> bytes:
         content = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x00" * filler)

@@ -7,7 +7,7 @@ import trust
 
 TRUST = """
 AgentID AuditLog Caller Credentials Gate Live MessageSigner PeerIdentity RemoteKeys RevocationLists TokenSource
-TokenValidator TrustBundle TrustBundles TrustError agent_client all_of any_of client_context exactly members_of serve
+TokenValidator TrustBundle TrustBundles TrustError agent_client all_of any_of client_context exactly members_of peer_of serve
 server_context serving unsafe_allow_any_peer uvicorn_config verify_peer
 """.split()
 

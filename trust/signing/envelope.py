@@ -175,8 +175,8 @@ def verify(
         raise AudienceMismatch("message is for another receiver", got=claims["aud"], expected=str(audience))
     for name, expected in binding.members.items():
         claim = claims.get(name)
-        # The type too: 200.0 and true equal integers in Python, but are other bytes to other readers.
-        if claim.__class__ is not expected.__class__ or claim != expected:
+        # The type too: 200.0 and true equal integers in Python, but are something else to other readers.
+        if (name in claims) is (expected is None) or claim.__class__ is not expected.__class__ or claim != expected:
             raise binding.mismatch(f"{name} is not what was received", got=claim, expected=str(expected))
     # (8)
     issued_at, expires_at = _times(claims, now.timestamp())
