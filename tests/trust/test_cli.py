@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,11 +16,6 @@ from trust.errors import ConfigurationError, WrongPassword
 FORGE = Forge()
 
 
-def a2a_trust(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from trust.cli import main; raise SystemExit(main())", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, env={**os.environ, **environment})
-
-
 @pytest.fixture
 def agent(tmp_path: Path) -> Path:
     folder = tmp_path / "agent"
@@ -31,10 +24,11 @@ def agent(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_demo_as_a_user_runs_it(tmp_path: Path) -> None:
-    done = a2a_trust("demo", "--json", "--folder", str(tmp_path / "demo"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
+def test_the_demo_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["demo", "--json", "--folder", str(tmp_path / "demo")])
+    output = capsys.readouterr().out
+    assert code == 0, output
+    steps = [json.loads(line) for line in output.splitlines()]
     assert {step["chapter"] for step in steps} == {1, 2, 3, 4, 5, 6}
     assert all(step["ok"] for step in steps)
     refused = {step["what"]: (step["check"], step["status"]) for step in steps if step["chapter"] == 5}

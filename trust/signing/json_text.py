@@ -50,6 +50,19 @@ def parse(data: bytes, *, max_bytes: int, max_depth: int) -> Any:
     return value
 
 
+def write(value: Any) -> bytes:
+    """The compact JSON text of a value, its members in the order they have.
+
+    Raises:
+        ValueError, TypeError: NaN, Infinity, or what is not JSON.
+    """
+    if orjson is not None:
+        text: bytes = orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER)
+        if b"null" not in text:  # orjson writes NaN as null
+            return text
+    return _ENCODER.encode(value).encode()
+
+
 def _parse_compact(data: bytes) -> Any:
     """The value of a text without white space or needless escapes, as machines write it; None for every other text."""
     try:
@@ -120,3 +133,4 @@ def _constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_members, parse_int=_integer, parse_float=_finite, parse_constant=_constant
 )
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

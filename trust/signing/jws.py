@@ -20,7 +20,6 @@ by a signature or by the text of a JWS; replay keys are made from the signed (is
 from __future__ import annotations
 
 import binascii
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +34,7 @@ from trust.errors import (
     TypeWrong,
 )
 from trust.signing import algorithms as signatures
-from trust.signing.json_text import NotStrictJson, parse
+from trust.signing.json_text import NotStrictJson, parse, write
 
 MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
 MAX_COMPACT_BYTES = 16384  # h11 allows this much for a whole head, and a token travels in one
@@ -55,7 +54,7 @@ class Parsed:
     alg: str
     payload: bytes = field(repr=False)  # of a compact JWS, unverified: believe only what `verify` returns
     signature: bytes = field(repr=False)
-    protected: str = field(repr=False)  # the header's base64url, as received
+    protected: bytes = field(repr=False)  # the header's base64url, as received
 
     def verify(self, key: object) -> bytes:
         """Steps (4) and (5) of a compact JWS: return the verified payload.
@@ -168,7 +167,7 @@ def strict_json(data: bytes) -> Any:
 
 def encode(data: bytes) -> str:
     """Base64url without padding. RFC 7515 section 2."""
-    return binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode()
+    return _encode(data).decode()
 
 
 def decode(text: str | bytes) -> bytes:
@@ -185,9 +184,13 @@ def decode(text: str | bytes) -> bytes:
         data = binascii.a2b_base64(raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4))
     except ValueError:  # binascii.Error and UnicodeEncodeError
         raise SignatureMalformed("base64url", expected="RFC 7515 section 2: no padding, no other alphabet") from None
-    if binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=") != raw:
+    if _encode(data) != raw:
         raise SignatureMalformed("base64url", expected="the one canonical encoding (RFC 4648 section 3.5)")
     return data
+
+
+def _encode(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URL)
 
 
 _TO_URL = bytes.maketrans(b"+/", b"-_")
@@ -234,9 +237,7 @@ def _parsed(
         raise AlgorithmRefused("alg of the JWS", got=alg, expected=" or ".join(sorted(algorithms)))
     _check_members(header, understood)
     # Only now is it worth decoding.
-    return Parsed(
-        header=header, alg=alg, payload=decode(payload), signature=raw_signature, protected=protected.decode()
-    )
+    return Parsed(header=header, alg=alg, payload=decode(payload), signature=raw_signature, protected=protected)
 
 
 def _allowed(alg: str, algorithms: Collection[str]) -> bool:
@@ -270,20 +271,16 @@ def _sign(payload: bytes, key: object, header: Mapping[str, Any]) -> tuple[str, 
         raise ConfigurationError("alg in the header", got=complete["alg"], expected=alg, do="leave it out")
     try:
         _check_members(complete, complete)
-        protected = encode(_ENCODER.encode(complete).encode("ascii"))
+        protected = _encode(write(complete))
     except (CriticalHeaderRefused, HeaderMalformed, ValueError, TypeError) as error:
         raise ConfigurationError("no verifier would accept this header", got=error) from None
-    return protected, encode(sign(_signing_input(protected, payload)))
+    return protected.decode(), encode(sign(_signing_input(protected, payload)))
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-
-
-def _signing_input(protected: str, payload: bytes) -> bytes:
+def _signing_input(protected: bytes, payload: bytes) -> bytes:
     if not isinstance(payload, bytes):  # a str or a bytearray could become other bytes later
         raise TypeError(f"payload is {type(payload).__name__}, expected bytes")
-    body = binascii.b2a_base64(payload, newline=False).translate(_TO_URL, b"=")
-    return protected.encode("ascii") + b"." + body
+    return b"%b.%b" % (protected, _encode(payload))
 
 
 def _within(jws: str, limit: int) -> str:

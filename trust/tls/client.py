@@ -161,6 +161,7 @@ class _TlsStream(httpcore.AsyncNetworkStream):
         self._raw = raw
         self._tls = context.connection(server_name)
         self._tls.on_distrust = self._cut
+        self._early = b""  # decrypted while we were still sending
         self._object = SslObject(context, self._tls, ssl.MemoryBIO(), ssl.MemoryBIO())
 
     async def handshake(self) -> None:
@@ -185,36 +186,53 @@ class _TlsStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         while True:
-            self._check_trust()
-            try:
-                plain = self._tls.read(max_bytes)
-            except TransportError as error:
-                if isinstance(error, HandshakeRefused) or self._tls.heard is False:
-                    raise _refused(error) from None
-                raise httpcore.ReadError(str(error)) from None
-            if plain is not None:
-                if not plain and not self._tls.heard:
-                    raise _refused(None)
+            if self._early:
+                plain, self._early = self._early, b""
                 return plain
-            try:
-                data = await self._raw.read(max_bytes, timeout)
-            except httpcore.ReadError as error:
-                self._check_trust()
-                if not self._tls.heard:
-                    raise _refused(error) from None
-                raise httpcore.ReadError(str(error) or "connection was reset") from None
-            if data:
-                self._tls.receive(data)
-            else:
-                self._tls.receive_eof()
+            decrypted = self._decrypt(max_bytes)
+            if decrypted is not None:
+                return decrypted
+            await self._receive(timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        # In TLS 1.3 the server judges our certificate while we send already. A refusal is looked for all the way
+        # through a large request: the reset that follows it would destroy the alert that says why.
+        pieces = [buffer] if self._tls.heard else _pieces(buffer)
+        for piece in pieces:
+            self._check_trust()
+            try:
+                self._tls.write(piece)
+            except TransportError as error:
+                raise httpcore.WriteError(str(error)) from None
+            await self._flush(timeout)
+            if not self._tls.heard and self._raw.get_extra_info("is_readable"):
+                await self._receive(timeout)
+                self._early += self._decrypt(READ_BYTES) or b""
+
+    async def _receive(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        try:
+            data = await self._raw.read(READ_BYTES, timeout)
+        except httpcore.ReadError as error:
+            self._check_trust()
+            if not self._tls.heard:
+                raise _refused(error) from None
+            raise httpcore.ReadError(str(error) or "connection was reset") from None
+        if data:
+            self._tls.receive(data)
+        else:
+            self._tls.receive_eof()
+
+    def _decrypt(self, max_bytes: int) -> bytes | None:
         self._check_trust()
         try:
-            self._tls.write(buffer)
+            plain = self._tls.read(max_bytes)
         except TransportError as error:
-            raise httpcore.WriteError(str(error)) from None
-        await self._flush(timeout)
+            if not self._tls.heard:
+                raise _refused(error) from None
+            raise httpcore.ReadError(str(error)) from None
+        if plain == b"" and not self._tls.heard:
+            raise _refused(None)
+        return plain
 
     async def aclose(self) -> None:
         self._tls.close()
@@ -245,6 +263,11 @@ class _TlsStream(httpcore.AsyncNetworkStream):
             raw = self._raw.get_extra_info("socket")
             with socket.fromfd(raw.fileno(), raw.family, raw.type) as same:  # uvloop's own cannot be shut down
                 same.shutdown(socket.SHUT_RDWR)
+
+
+def _pieces(buffer: bytes) -> Iterable[memoryview]:
+    whole = memoryview(buffer)
+    return (whole[start : start + READ_BYTES] for start in range(0, len(whole), READ_BYTES))
 
 
 def _refused(cause: Exception | None) -> HandshakeRefused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -225,13 +226,20 @@ def test_many_callers_that_are_refused_at_once_share_the_new_token(authority: Au
         http, seen = counted(authority)
         source = source_of(authority, http)
         old = (await source.token()).value
+        arrived = 0
 
         async def revoked(request: httpx.Request) -> httpx.Response:
-            await asyncio.sleep(0)
-            if request.headers["authorization"] == f"Bearer {old}":
-                return httpx.Response(401, headers={"www-authenticate": "bearer error=invalid_token"})
-            return httpx.Response(200)
+            nonlocal arrived
+            if request.headers["authorization"] != f"Bearer {old}":
+                return httpx.Response(200)
+            arrived += 1
+            late = arrived > 25
+            # All are sent with the old token; half of the refusals come when there is a new one, which must stay.
+            while arrived < 50 or (late and source._authority._tokens.get(key, first).value == old):
+                await asyncio.sleep(0.001)
+            return httpx.Response(401, headers={"www-authenticate": "bearer error=invalid_token"})
 
+        first, key = await source.token(), (source._ask, authority.credentials(PLANNER).thumbprint)
         async with httpx.AsyncClient(transport=httpx.MockTransport(revoked), auth=source) as client:
             answers = await asyncio.gather(*(client.post(AGENT, content=b"x") for _ in range(50)))
         assert {a.status_code for a in answers} == {200}
@@ -432,7 +440,9 @@ class Fake:
                 "resource": BILLING,
                 "scopes": SCOPES,
                 "origins": [AGENT],
-                "http": httpx.AsyncClient(transport=httpx.MockTransport(self), auth=("never", "sent")),
+                "http": httpx.AsyncClient(
+                    transport=httpx.MockTransport(self), auth=("never", "sent"), follow_redirects=True
+                ),
                 "source": CREDENTIALS,
                 "clock": Clock(),
                 **changes,
@@ -476,6 +486,16 @@ def answers(status: int = 200, **options: Any) -> Callable[[], httpx.Response]:
 
 HUGE = json.dumps({"issuer": ISSUER, "padding": "x" * (64 << 10)}).encode()
 JSON = {"content-type": "application/json"}
+GOOD = json.dumps(  # as metadata and as a token
+    {
+        "issuer": ISSUER,
+        "token_endpoint": f"{ISSUER}/token",
+        "tls_client_certificate_bound_access_tokens": True,
+        "access_token": "abc.def",
+        "token_type": "Bearer",
+        "expires_in": 600,
+    }
+).encode()
 BROKEN: dict[str, Callable[[], httpx.Response]] = {
     "HTML": answers(html="<html>"),
     "no content type": answers(content=b"{}"),
@@ -483,7 +503,7 @@ BROKEN: dict[str, Callable[[], httpx.Response]] = {
     "JSON list": answers(json=[]),
     "duplicate member": answers(headers=JSON, content=b'{"issuer":"https://a","issuer":"https://b"}'),
     "huge": answers(headers=JSON, content=HUGE),
-    "compressed": answers(headers=JSON | {"content-encoding": "gzip"}, stream=httpx.ByteStream(b"\x1f\x8b\x08")),
+    "compressed": answers(headers=JSON | {"content-encoding": "gzip"}, stream=httpx.ByteStream(gzip.compress(GOOD))),
     "redirect": answers(307, headers=JSON | {"location": "https://evil.example/"}),
     "redirect with a JSON body": answers(302, json={"issuer": ISSUER}),
 }
@@ -529,6 +549,12 @@ async def refused(source: TokenSource, expected: type[TrustError]) -> TrustError
     assert type(caught.value) is expected
     assert "abc" not in str(caught.value)
     return caught.value
+
+
+def test_the_good_answer_is_taken_as_it_is() -> None:
+    """So that the broken ones below fail for what is broken in them."""
+    good = answers(headers=JSON, content=GOOD)
+    assert run(Fake(metadata_answer=good, token_answer=good).source().token()).value == "abc.def"
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -623,6 +649,35 @@ def test_a_body_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
     run(work())
 
 
+def test_a_body_that_is_too_large_is_not_read_to_its_end() -> None:
+    sent = 0
+
+    async def flood() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b" " * 1024
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        server = Fake(token_answer=lambda: httpx.Response(200, headers=JSON, content=flood()))
+        await refused(server.source(), TokenResponseRefused)
+
+    run(work())
+    assert sent == 65
+
+
+def test_the_lifetime_counts_from_before_the_question() -> None:
+    server, clock = Fake(), Clock()
+
+    def late() -> httpx.Response:
+        clock.advance(seconds=7)
+        return httpx.Response(200, json=server.token)
+
+    server.token_answer = late
+    assert run(server.source(clock=clock).token()).expires_at == NOW + timedelta(minutes=10)
+
+
 def test_the_mtls_alias_is_preferred() -> None:
     server = Fake()
     server.metadata["mtls_endpoint_aliases"] = {"token_endpoint": f"{ISSUER}/mtls/token"}
@@ -671,6 +726,7 @@ def test_a_failed_fetch_is_not_remembered_and_a_cancelled_one_leaves_no_warning(
     [
         {"issuer": "http://auth.fleet.example"},
         {"issuer": f"{ISSUER}?x"},
+        {"issuer": "https://user@auth.fleet.example"},
         {"resource": "billing"},
         {"resource": "https://billing.example/#x"},
         {"scopes": []},

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -260,7 +261,7 @@ def answers_and_resets(accepted: socket.socket) -> None:
     connection = handshaken(accepted)
     connection.write(b"HTTP/1.1 200 OK\r\n\r\npay 1")
     accepted.sendall(connection.output())
-    accepted.recv(10)
+    time.sleep(0.1)  # a reset must not overtake the answer
     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

@@ -1,0 +1,24 @@
+"""`python -m tests.benchmarks [name ...]`: every benchmark, or the named ones, beside its peer."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+MODULES = ("signing",)
+
+
+def main(names: tuple[str, ...]) -> None:
+    table = Table("what", "ours", "peer", "peer's", "ratio", "goal")
+    for name in names:
+        for row in importlib.import_module(f"tests.benchmarks.{name}").rows():
+            ours, peer = (f"{seconds * 1e6:,.1f} us" for seconds in (row.ours, row.peer))
+            table.add_row(row.name, ours, row.peer_name, peer, f"{row.ratio:.2f}x", row.goal)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tuple(sys.argv[1:]) or MODULES)
