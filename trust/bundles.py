@@ -8,7 +8,6 @@ the roots of the domain that its leaf names, and no others.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -189,7 +188,7 @@ def _root(entry: dict[str, Any], domain: str) -> x509.Certificate:
         raise BundleError(f"trust bundle of {domain}", expected="exactly one certificate in each x5c")
     try:
         return x509.load_der_x509_certificate(base64.b64decode(x5c[0], validate=True))
-    except (ValueError, binascii.Error):
+    except (ValueError, x509.InvalidVersion):
         raise BundleError(f"trust bundle of {domain}", expected="x5c holds a base64 DER certificate") from None
 
 
@@ -234,5 +233,5 @@ def _crl(path: Path) -> x509.CertificateRevocationList:
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_crl(data)
         return x509.load_der_x509_crl(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise BundleError(f"{path} is not a CRL", expected="PEM or DER") from None

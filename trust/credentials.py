@@ -98,7 +98,7 @@ class Credentials:
         """As `load`, from memory."""
         try:
             chain = tuple(x509.load_pem_x509_certificates(chain_pem))
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             raise CredentialsError(
                 "certificate chain is not readable", expected="PEM certificates, leaf first"
             ) from None

@@ -111,7 +111,7 @@ def _canonical() -> list[Row]:
 
 
 def _document(size: int) -> dict[str, Any]:
-    """An A2A message of about `size` bytes: texts with line breaks and quotes, numbers, some characters beyond ASCII."""
+    """An A2A message of about `size` bytes: texts with line breaks and quotes, numbers, some of it not ASCII."""
     parts: list[dict[str, Any]] = []
     message = {
         "kind": "message",

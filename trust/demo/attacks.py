@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -52,8 +53,8 @@ async def _refused(fleet: Fleet, what: str, attempt: Attempt, check: str, status
         seen = f"TLS alert {str(error).partition('alert ')[2].partition(';')[0]}"
     except TrustError as error:  # the attack was on the client, and the client refused it
         seen, found = "error", error.check
-    except (httpx.TransportError, ssl.SSLError) as error:  # a client that is not ours
-        seen = f"TLS alert {_alert_in(error)}"
+    except ssl.SSLError as error:  # Python's own TLS: the reason is TLSV13_ALERT_CERTIFICATE_REQUIRED, for example
+        seen = f"TLS alert {(error.reason or '').lower().partition('alert_')[2]}"
     async with asyncio.timeout(2):
         while not found:  # the server writes its trail a moment after the wire has the answer
             denied = [e for e in fleet.trail.events[before:] if e["decision"] == "deny"]
@@ -67,16 +68,6 @@ async def _refused(fleet: Fleet, what: str, attempt: Attempt, check: str, status
         check=found,
         status=seen,
     )
-
-
-def _alert_in(error: BaseException) -> str:
-    """The name of the alert in an error of the standard library: "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ..."."""
-    reason = next((e.reason for e in _causes(error) if isinstance(e, ssl.SSLError) and e.reason), "")
-    return reason.lower().partition("alert_")[2] or "none"
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    return [] if error is None else [error, *_causes(error.__cause__ or error.__context__)]
 
 
 def _rpc(text: str) -> bytes:
@@ -126,8 +117,19 @@ async def _planner_token(fleet: Fleet, *scopes: str, to: str = "billing") -> str
 
 async def _no_certificate(fleet: Fleet) -> httpx.Response:
     roots = "".join(c.public_bytes(Encoding.PEM).decode() for c in fleet.ca.bundle().roots)
-    async with httpx.AsyncClient(verify=ssl.create_default_context(cadata=roots), trust_env=False) as client:
-        return await client.get(fleet.url["billing"] + AGENT_CARD_PATH)
+    address = fleet.sockets["billing"].getsockname()
+
+    def connect() -> httpx.Response:
+        """With Python's own TLS, which knows the right root and has no certificate."""
+        context = ssl.create_default_context(cadata=roots)
+        with (
+            socket.create_connection(address, timeout=5) as tcp,
+            context.wrap_socket(tcp, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return httpx.Response(200, content=tls.recv(1000))
+
+    return await asyncio.to_thread(connect)
 
 
 async def _with_certificate_of(fleet: Fleet, domain: str) -> httpx.Response:
@@ -202,6 +204,9 @@ class _Swapped(httpx.AsyncBaseTransport):
             stream=httpx.ByteStream(content),
             extensions=response.extensions,
         )
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 async def _swapped_answer(fleet: Fleet) -> httpx.Response:

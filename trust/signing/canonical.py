@@ -68,13 +68,18 @@ def _write_fast(value: Any) -> bytes | None:
         value: out of `json_text.parse`: orjson would write NaN as null, and a UUID as a string.
     """
     text: bytes = json_text.orjson.dumps(value, option=json_text.orjson.OPT_SORT_KEYS)
-    if any(mark in text for mark in _NUMBERS_UNLIKE_ECMASCRIPT) or text.endswith(b".0"):
-        numbers = _outside_strings(text) + b","
-        if any(mark in numbers for mark in _NUMBERS_UNLIKE_ECMASCRIPT):
+    if _may_hold_number(text, b".0") or _may_hold_number(text, b"e-6") or (b"+" in text and b"e+" in text):
+        numbers = _outside_strings(text)
+        if b"e+" in numbers or _may_hold_number(numbers, b".0") or _may_hold_number(numbers, b"e-6"):
             return None
     if not text.isascii() and (b"\xee" in text or b"\xef" in text) and any(lead in text for lead in _BEYOND_FFFF):
         return None
     return text
+
+
+def _may_hold_number(text: bytes, ending: bytes) -> bool:
+    """Whether a number of this compact JSON text may end so; False is certain, True may be the text of a string."""
+    return ending in text and (any(ending + after in text for after in (b",", b"]", b"}")) or text.endswith(ending))
 
 
 def _outside_strings(text: bytes) -> bytes:
@@ -82,7 +87,6 @@ def _outside_strings(text: bytes) -> bytes:
     return b"".join(text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
 
 
-_NUMBERS_UNLIKE_ECMASCRIPT = (b".0,", b".0]", b".0}", b"e+", b"e-6")
 _BEYOND_FFFF = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))  # how such characters begin in UTF-8
 
 

@@ -332,7 +332,7 @@ def reference_of(headers: Iterable[tuple[bytes, bytes]], peer_chain: Sequence[by
         if not envelope.is_message_id(jti):
             return None
         requester = AgentID.of(x509.load_der_x509_certificate(peer_chain[0]))
-    except (TrustError, ValueError):
+    except (TrustError, ValueError, x509.InvalidVersion):
         return None
     return RequestReference(requester=requester, jti=str(jti), digest=envelope.digest(jws))
 

@@ -97,12 +97,15 @@ def _too_deep(value: Any, max_depth: int) -> bool:
         level = [
             item
             for container in level
-            for item in (container.values() if container.__class__ is dict else container)
-            if item.__class__ is dict or item.__class__ is list
+            for item in (container.values() if type(container) is dict else container)
+            if type(item) in _CONTAINERS
         ]
         if not level:
             return False
     return True
+
+
+_CONTAINERS = frozenset({dict, list})
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

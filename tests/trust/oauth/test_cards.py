@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from a2a.types import AgentCard
-from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -26,7 +26,7 @@ from trust.errors import (
     TrustError,
     TypeWrong,
 )
-from trust.signing import algorithms, jws
+from trust.signing import algorithms, json_text, jws
 
 P256 = ec.generate_private_key(ec.SECP256R1())
 P384 = ec.generate_private_key(ec.SECP384R1())
@@ -336,3 +336,12 @@ def test_size_limits_come_first() -> None:
         jws.parse_compact("!" * 16385, algorithms=["ES256"], typ="t")
     with pytest.raises(SignatureMalformed):
         jws.parse_detached("!" * 8192, algorithms=["ES256"], typ="t")
+
+
+def test_everything_works_without_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = jws.sign_detached(PAYLOAD, key=P256, header=HEADER)
+    monkeypatch.setattr(json_text, "orjson", None)
+    assert jws.sign_detached(PAYLOAD, key=P256, header=HEADER) == token
+    assert jws.verify_detached(token, PAYLOAD, key=P256.public_key(), algorithms=["ES256"], typ="a2a-req+jws")
+    with pytest.raises(HeaderMalformed):
+        jws.strict_json(b'{"a":1,"a":1}')
