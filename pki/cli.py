@@ -30,7 +30,7 @@ from pki.profiles import CRL_LIFETIME, NO_REV_AVAIL
 from pki.requests import MAX_REQUEST_BYTES
 from pki.store import Record
 from trust.bundles import TrustBundles
-from trust.credentials import CHAIN_FILE, KEY_FILE, read_bounded, write_atomically
+from trust.credentials import BUNDLE_FILE, CHAIN_FILE, KEY_FILE, read_bounded, write_atomically
 from trust.errors import TrustError
 from trust.identity import AgentID, thumbprint
 
@@ -124,10 +124,12 @@ def init(
 @app.command()
 def issue(
     folder: Folder,
-    spiffe_id: Annotated[str, typer.Argument(metavar="SPIFFE-ID", help="Such as spiffe://fleet.example/billing.")],
+    spiffe_ids: Annotated[
+        list[str], typer.Argument(metavar="SPIFFE-ID...", help="Such as spiffe://fleet.example/billing.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for chain.pem and key.pem; default: the ID's last part.")
-    ] = None,
+        Path, typer.Option(metavar="DIR", help="Where each agent gets a folder, named like the last part of its ID.")
+    ] = Path(),
     dns: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="DNS name, for TLS clients that do not know SPIFFE; repeatable."),
@@ -141,30 +143,41 @@ def issue(
     password_file: PasswordFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Issue an agent's certificate, with a new key or for a certificate request."""
-    agent_id = AgentID.parse(spiffe_id)
+    """Issue agents' certificates: each agent's folder gets chain.pem, key.pem and bundle.json, the roots it trusts."""
+    agents = [AgentID.parse(text) for text in spiffe_ids]
     life = _duration(lifetime)
-    target = out or Path(agent_id.path.rpartition("/")[2])
-    files = [target / CHAIN_FILE] if csr else [target / CHAIN_FILE, target / KEY_FILE]
-    if not replace and (there := [str(f) for f in files if os.path.lexists(f)]):
+    folders = {agent: out / agent.path.rpartition("/")[2] for agent in agents}
+    if len(set(folders.values())) < len(agents):
+        raise PKIError("two agents would share one folder", expected="IDs with different last parts")
+    if csr is not None and len(agents) > 1:
+        raise typer.BadParameter("--csr certifies one agent's request; give one SPIFFE-ID")
+    names = (CHAIN_FILE, BUNDLE_FILE) if csr else (CHAIN_FILE, KEY_FILE, BUNDLE_FILE)
+    there = [str(f / name) for f in folders.values() for name in names if os.path.lexists(f / name)]
+    if there and not replace:
         raise PKIError(f"{there[0]} exists already", expected="a new folder", do="choose another --out, or --replace")
     request = read_bounded(csr, MAX_REQUEST_BYTES) if csr else None
+    issued = []
     with _open(folder, passwords.existing(folder, password_file)) as ca:
-        if request is None:
-            credentials = ca.issue_credentials(agent_id, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
-            credentials.save(target)
-            leaf = credentials.certificate
-        else:
-            issued = ca.issue(request, agent_id, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
-            target.mkdir(parents=True, exist_ok=True)
-            write_atomically(files[0], issued.chain_pem, mode=0o644)
-            leaf = issued.certificate
-        record = ca.find(leaf.serial_number)
+        bundle = TrustBundles.of(ca.bundle()).to_json().encode()
+        for agent, target in folders.items():
+            if request is None:
+                credentials = ca.issue_credentials(agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
+                credentials.save(target)
+                leaf = credentials.certificate
+            else:
+                certified = ca.issue(request, agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
+                target.mkdir(parents=True, exist_ok=True)
+                write_atomically(target / CHAIN_FILE, certified.chain_pem, mode=0o644)
+                leaf = certified.certificate
+            write_atomically(target / BUNDLE_FILE, bundle, mode=0o644)
+            issued.append((target, ca.find(leaf.serial_number)))
     _say(
-        {**_facts(record), "files": [str(f) for f in files]},
+        {"certificates": [{**_facts(r), "files": [str(target / name) for name in names]} for target, r in issued]},
         as_json,
-        f"{agent_id}: certificate {record.serial:x}, expires {_words(record.not_after)}",
-        f"Written to {' and '.join(str(f) for f in files)}",
+        *(
+            f"{r.spiffe_id}: certificate {r.serial:x}, expires {_words(r.not_after)}; written to {target}"
+            for target, r in issued
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The README is true: its block prints what it says, its links lead somewhere, its table names each check of the gate."""
+"""The README is true: its block prints what it says, its links lead somewhere, its table names each check."""
 
 from __future__ import annotations
 

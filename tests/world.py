@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from trust.signing.http import HEADER, sign_request
-
 from tests.forge import NOW, Forge
 from trust.authorize import exactly
 from trust.bundles import RevocationLists
@@ -18,6 +16,7 @@ from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.tokens import TokenValidator, sign_access_token
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
+from trust.signing.http import HEADER, sign_request
 
 ISSUER = "https://authority.fleet.example"
 BODY = b'{"jsonrpc":"2.0","id":"1","method":"SendMessage","params":{"message":{"role":"ROLE_USER"}}}'

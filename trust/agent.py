@@ -7,7 +7,7 @@ import httpx
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
-from trust.oauth.client import TokenSource
+from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
 from trust.tls.client import AgentTransport
 from trust.tls.server import serve, serving, uvicorn_config
@@ -23,7 +23,7 @@ def agent_client(
     source: CredentialSource,
     bundles: BundleSource,
     authorize: Authorizer,
-    tokens: TokenSource | None = None,
+    tokens: BearerAuth | None = None,
     signer: MessageSigner | None = None,
     crls: RevocationSource | None = None,
     timeout: httpx.Timeout = TIMEOUT,
@@ -41,7 +41,7 @@ def agent_client(
         source: our certificate and key; renewed ones are picked up by the next connection.
         bundles: whom we trust, by trust domain.
         authorize: which agents may answer.
-        tokens: where access tokens come from; None for servers that ask for none.
+        tokens: where access tokens come from: a `TokenSource`, or its `on_behalf_of`; None where none are asked for.
         signer: signs requests and verifies answers; None for servers that sign nothing.
         crls: revocation lists for the server's certificate.
         timeout: of each phase of a request.

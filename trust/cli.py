@@ -27,7 +27,7 @@ from trust.agent import serve as serve_app
 from trust.audit import LOGGER, AuditLog
 from trust.authorize import Authorizer, any_of, exactly, members_of
 from trust.bundles import RevocationLists, TrustBundles
-from trust.credentials import Credentials, read_bounded, write_atomically
+from trust.credentials import BUNDLE_FILE, Credentials, read_bounded, write_atomically
 from trust.errors import ConfigurationError, TrustError, WrongPassword
 from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import SigningKey
@@ -145,7 +145,7 @@ def serve(
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
     ours = Credentials.load(credentials, os.environ.get(PASSWORD_VARIABLE))
-    trusted = TrustBundles.load(bundles or credentials / "bundle.json")
+    trusted = TrustBundles.load(bundles or credentials / BUNDLE_FILE)
     revoked = RevocationLists.load(*(crl or ()))
     rule = _rule(allow)
     audit = _audit_to_stdout()

@@ -23,6 +23,7 @@ from trust.sources import Source
 MAX_FILE_BYTES = 1 << 20  # a chain of a few certificates and one key is a few kilobytes
 CHAIN_FILE = "chain.pem"
 KEY_FILE = "key.pem"
+BUNDLE_FILE = "bundle.json"  # the roots that the agent trusts, where they come with its credentials
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 CredentialSource = Source["Credentials"]

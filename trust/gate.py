@@ -120,7 +120,9 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
 
     # (7) scope
     required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
-    if not satisfies(token.scopes, required, policy.catalogue, issued_at=token.issued_at, now=facts.now, calendars=policy.calendars):
+    if not satisfies(
+        token.scopes, required, policy.catalogue, issued_at=token.issued_at, now=facts.now, calendars=policy.calendars
+    ):
         raise InsufficientScope(
             "token does not grant what the request needs",
             required=required,

@@ -2,11 +2,11 @@
 
 import asyncio
 
-import trust
 from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
 from a2a.helpers.proto_helpers import get_message_text, new_text_message
 from a2a.types import Role, SendMessageRequest
 
+import trust
 from trust.oauth.cards import check_card, read_card
 
 ISSUER, URL = "https://localhost:8400", "https://localhost:8443"

@@ -1,6 +1,5 @@
 """The agent `billing`: an a2a-sdk server as you would write it anyway, behind the gate."""
 
-import trust
 from a2a.helpers.proto_helpers import new_text_message
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.request_handlers import DefaultRequestHandler
@@ -10,6 +9,7 @@ from a2a.types import AgentCard, Role
 from google.protobuf.json_format import ParseDict
 from starlette.applications import Starlette
 
+import trust
 from trust.oauth.cards import CardPolicy, security_members
 
 ISSUER, URL = "https://localhost:8400", "https://localhost:8443"

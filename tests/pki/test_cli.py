@@ -149,7 +149,9 @@ def test_issue(run: Run, password: None, folder: Path) -> None:
     answer = run("issue", folder, AGENT)
     assert answer.code == 0
     assert "expires in 23 hours" in answer.out
-    assert "Written to billing/chain.pem and billing/key.pem" in answer.out
+    assert "written to billing" in answer.out
+    assert listing("billing") == ["bundle.json", "chain.pem", "key.pem"]
+    assert TrustBundles.load("billing/bundle.json").by_domain[DOMAIN].roots
     assert mode("billing/key.pem") == 0o600
     credentials = Credentials.load("billing")
     assert str(credentials.agent_id) == AGENT
@@ -160,9 +162,9 @@ def test_issue_with_names_as_json(run: Run, password: None, folder: Path) -> Non
     facts = run(
         "issue", folder, AGENT, "--out", "a/b", "--dns", "a.example", "--dns", "localhost", "--ip", "::1",
         "--lifetime", "30m", "--json",
-    ).json  # fmt: skip
-    credentials = Credentials.load("a/b")
-    assert facts["files"] == ["a/b/chain.pem", "a/b/key.pem"]
+    ).json["certificates"][0]  # fmt: skip
+    credentials = Credentials.load("a/b/billing")
+    assert facts["files"] == [f"a/b/billing/{name}" for name in ("chain.pem", "key.pem", "bundle.json")]
     assert (facts["agent_id"], facts["kind"], facts["status"]) == (AGENT, "agent", "valid")
     assert facts["serial"] == f"{credentials.certificate.serial_number:x}"
     assert facts["thumbprint"] == credentials.thumbprint
@@ -188,8 +190,8 @@ def test_issue_for_a_request_of_openssl(run: Run, password: None, folder: Path) 
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert run("issue", folder, AGENT, "--csr", "agent.csr", "--out", "out").code == 0
-    assert listing("out") == ["chain.pem"], "the key stays where it is"
-    credentials = Credentials.load(Path("out/chain.pem"), key="own.pem")
+    assert listing("out/billing") == ["bundle.json", "chain.pem"], "the key stays where it is"
+    credentials = Credentials.load(Path("out/billing/chain.pem"), key="own.pem")
     names = credentials.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [n.value for n in names] == [AGENT]
     assert not credentials.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -212,11 +214,22 @@ def test_issue_replaces_nothing_unasked(run: Run, password: None, folder: Path) 
     assert Credentials.load("billing").thumbprint != first
 
 
+def test_issue_for_several_agents_at_once(run: Run, password: None, folder: Path) -> None:
+    archive = "spiffe://fleet.example/archive"
+    assert run("issue", folder, AGENT, archive, "--out", "fleet").code == 0
+    assert listing("fleet") == ["archive", "billing"]
+    assert str(Credentials.load("fleet/archive").agent_id) == archive
+    assert "two agents would share one folder" in one_line(run("issue", folder, AGENT, AGENT, "--out", "other"))
+    assert not Path("other").exists()
+    answer = run("issue", folder, AGENT, archive, "--csr", "x", "--out", "other")
+    assert (answer.code, "--csr certifies one agent's request" in answer.err) == (2, True)
+
+
 # revoke, list, show
 
 
 def issue(run: Run, folder: Path, *options: object) -> dict[str, Any]:
-    answer: dict[str, Any] = run("issue", folder, AGENT, "--replace", "--json", *options).json
+    answer: dict[str, Any] = run("issue", folder, AGENT, "--replace", "--json", *options).json["certificates"][0]
     return answer
 
 
@@ -412,7 +425,7 @@ def test_a_locked_database(run: Run, password: None, folder: Path, locked: Calla
         (("issue", "CA", AGENT, "--dns", "*.example"), "DNS name: got '*.example'"),
         (("issue", "CA", AGENT, "--ip", "x"), "IP address: got 'x'"),
         (("issue", "CA", AGENT, "--csr", "nowhere.csr"), "cannot read nowhere.csr"),
-        (("issue", "CA", AGENT, "--out", "CA/ca.db"), "File exists"),
+        (("issue", "CA", AGENT, "--out", "CA/ca.db"), "Not a directory"),
         (("list", "CA", "--agent", "x"), "SPIFFE ID scheme: got x"),
         (("init", "new", "--trust-domain", DOMAIN, "--crl-url", "ftp://x"), "CRL base URL: got 'ftp://x'"),
         (("init", "new", "--trust-domain", DOMAIN, "--generate-password", "--password-file", "x"), "one of them"),

@@ -136,10 +136,10 @@ class _TcpStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        if not isinstance(ssl_context, TrustContext):
-            raise ConfigurationError("TLS context", got=type(ssl_context).__name__, expected="a TrustContext")
-        stream = _TlsStream(ssl_context, self._raw, server_hostname)
         try:
+            if not isinstance(ssl_context, TrustContext):
+                raise ConfigurationError("TLS context", got=type(ssl_context).__name__, expected="a TrustContext")
+            stream = _TlsStream(ssl_context, self._raw, server_hostname)
             with anyio.fail_after(timeout):
                 await stream.handshake()
         except TimeoutError:
@@ -236,10 +236,12 @@ class _TlsStream(httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         self._tls.close()
-        # close_notify is sent if it can be sent at once: a dead server must not hold up the client.
-        with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
-            await self._flush(0.05)
-        await self._raw.aclose()
+        try:
+            # close_notify is sent if it can be sent at once: a dead server must not hold up the client.
+            with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
+                await self._flush(0.05)
+        finally:
+            await self._raw.aclose()
 
     def get_extra_info(self, info: str) -> Any:
         if info == "ssl_object":

@@ -1,4 +1,4 @@
-"""The parts that the TLS tests are made of: an ASGI application, event loops, a blocking TLS client, a pair in memory."""
+"""What the TLS tests are made of: an ASGI application, event loops, a blocking TLS client, a pair in memory."""
 
 from __future__ import annotations
 

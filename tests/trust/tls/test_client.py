@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import threading
@@ -272,7 +271,7 @@ def test_an_answer_that_is_cut_is_not_an_answer(talk: Any) -> None:
     async def main() -> None:
         with Scripted(talk) as server:
             async with client() as agent:
-                with pytest.raises(httpx.ReadError, match="."):
+                with pytest.raises(httpx.ReadError, match=r"cut|broken|reset|rror"):
                     await agent.get(server.url)
 
     run(main())
@@ -307,7 +306,7 @@ def test_no_proxy_and_no_certificates_of_the_environment(monkeypatch: pytest.Mon
             monkeypatch.setenv(name, str(tmp_path / "nothing"))
         async with here() as server, client() as agent:
             assert (await agent.get(server.url)).status_code == 200
-        assert os.listdir(tmp_path) == []  # no key log either
+        assert list(tmp_path.iterdir()) == []  # no key log either
 
     run(main())
 

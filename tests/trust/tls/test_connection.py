@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -244,14 +245,10 @@ class Foreign:
                 pass
             except SSL.Error as error:
                 self.reason = self.reason or error.args[0][0][-1]
-            try:
+            with contextlib.suppress(SSL.WantReadError):
                 server.receive(self.tls.bio_read(65536))
-            except SSL.WantReadError:
-                pass
-            try:
+            with contextlib.suppress(TrustError):
                 server.handshake()
-            except TrustError:
-                pass
             data = server.output()
             if data:
                 self.tls.bio_write(data)
