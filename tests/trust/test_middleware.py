@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.requests import Request
@@ -231,6 +233,29 @@ def test_only_get_and_head_reach_a_public_path() -> None:
             return [a.status_code for a in answers]
 
     assert run(go()) == [200, 401, 401, 401]
+
+
+def test_without_a_certificate_the_agent_card_is_all_there_is() -> None:
+    """The explicit choice of optional client certificates, over a real socket with a client that has none."""
+
+    async def go() -> list[int]:
+        async with serving(
+            gate(),
+            source=W.billing,
+            bundles=W.forge.bundles,
+            authorize=exactly(W.planner.agent_id),
+            client_certificates="optional",
+        ) as server:
+            root = W.forge.root.public_bytes(Encoding.PEM).decode()
+            stock = ssl.create_default_context(cadata=root)
+            async with httpx.AsyncClient(verify=stock, trust_env=False) as client:
+                url = server.url.replace("127.0.0.1", "localhost")
+                card = await client.get(url + AGENT_CARD_PATH)
+                assert card.json() == {"user": False}
+                bearer = {"authorization": f"Bearer {W.token()}"}
+                return [card.status_code, (await client.post(url + "/whoami", headers=bearer)).status_code]
+
+    assert run(go()) == [200, 401]
 
 
 def test_a_large_body_is_refused_before_any_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:

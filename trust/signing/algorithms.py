@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from trust.errors import ConfigurationError, KeyMismatch, SignatureMalformed, SignatureWrong
 
@@ -42,11 +43,12 @@ def signer(key: object) -> tuple[str, Callable[[bytes], bytes]]:
     Raises:
         ConfigurationError: a key that nothing here signs with.
     """
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        if isinstance(key.curve, ec.SECP256R1):
-            return "ES256", lambda data: _ES256.sign(key, data)
-        if isinstance(key.curve, ec.SECP384R1):
-            return "ES384", lambda data: _ES384.sign(key, data)
+    if _is(type(key), ec.EllipticCurvePrivateKey):
+        private_key: ec.EllipticCurvePrivateKey = key  # type: ignore[assignment]
+        if isinstance(private_key.curve, ec.SECP256R1):
+            return "ES256", lambda data: _ES256.sign(private_key, data)
+        if isinstance(private_key.curve, ec.SECP384R1):
+            return "ES384", lambda data: _ES384.sign(private_key, data)
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "Ed25519", key.sign
     raise ConfigurationError("signing key", got=_kind(key), expected="a private key: EC P-256, P-384 or Ed25519")
@@ -58,36 +60,72 @@ class _Ecdsa:
 
     curve: type[ec.EllipticCurve]
     size: int  # bytes of r and of s
+    zero: bytes
+    order: bytes
     signing: ec.ECDSA
     verifying: ec.ECDSA
 
     def sign(self, key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
-        r, s = decode_dss_signature(key.sign(data, self.signing))
-        return r.to_bytes(self.size) + s.to_bytes(self.size)
+        return _raw(key.sign(data, self.signing), self.size)
 
     def verify(self, key: object, signature: bytes, data: bytes) -> None:
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, self.curve):
+        if not _is(type(key), ec.EllipticCurvePublicKey):
+            raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
+        public_key: ec.EllipticCurvePublicKey = key  # type: ignore[assignment]
+        if not isinstance(public_key.curve, self.curve):
             raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
         _exactly(signature, 2 * self.size)
-        order = key.curve.group_order
-        r, s = int.from_bytes(signature[: self.size]), int.from_bytes(signature[self.size :])
-        if not (0 < r < order and 0 < s < order):  # CVE-2022-21449: zeros once verified in Java
+        r, s = signature[: self.size], signature[self.size :]
+        # 0 < r < order, and s likewise; of one length, big-endian numbers compare as their bytes do.
+        if not (self.zero < r < self.order and self.zero < s < self.order):  # CVE-2022-21449: zeros verified in Java
             raise InvalidSignature
-        key.verify(encode_dss_signature(r, s), data, self.verifying)
+        public_key.verify(_der(r, s), data, self.verifying)
 
 
 _ES256 = _Ecdsa(
     curve=ec.SECP256R1,
     size=32,
+    zero=bytes(32),
+    order=ec.SECP256R1.group_order.to_bytes(32),
     signing=ec.ECDSA(hashes.SHA256(), deterministic_signing=True),
     verifying=ec.ECDSA(hashes.SHA256()),
 )
 _ES384 = _Ecdsa(
     curve=ec.SECP384R1,
     size=48,
+    zero=bytes(48),
+    order=ec.SECP384R1.group_order.to_bytes(48),
     signing=ec.ECDSA(hashes.SHA384(), deterministic_signing=True),
     verifying=ec.ECDSA(hashes.SHA384()),
 )
+
+
+def _der(r: bytes, s: bytes) -> bytes:
+    """r and s, positive and of one length of at most 48 bytes, as `cryptography` takes them (RFC 3279, 2.2.3)."""
+    if not r[0] or not s[0]:  # one in 128: DER has no leading zeros
+        return encode_dss_signature(int.from_bytes(r), int.from_bytes(s))
+    content = _der_integer(r) + _der_integer(s)
+    return b"\x30%c%b" % (len(content), content)
+
+
+def _der_integer(number: bytes) -> bytes:
+    """A positive integer whose first byte is not zero; where its first bit is set, a zero says that it is positive."""
+    if number[0] < 0x80:
+        return b"\x02%c%b" % (len(number), number)
+    return b"\x02%c\0%b" % (len(number) + 1, number)
+
+
+def _raw(der: bytes, size: int) -> bytes:
+    """r || s of a signature that `cryptography` has made: two short integers in one short sequence."""
+    s_starts = 4 + der[3] + 2
+    r, s = der[4 : s_starts - 2], der[s_starts:]
+    return r[-size:].rjust(size, b"\0") + s[-size:].rjust(size, b"\0")  # a 33rd byte is the zero of `_der_integer`
+
+
+@lru_cache(maxsize=64)
+def _is(kind: type, expected: type) -> bool:
+    """`isinstance`, remembered by type: the key classes are abstract, and asking those takes longer than a dict."""
+    return issubclass(kind, expected)
 
 
 def _verify_ed25519(key: object, signature: bytes, data: bytes) -> None:
