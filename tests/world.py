@@ -110,6 +110,7 @@ class World:
             peer_chain=tuple((peer or self.planner).chain_der),
             method="POST",
             url=URL,
+            path="/a2a/jsonrpc",
             headers=(*headers, *extra),
             body=BODY,
             now=now,

@@ -52,7 +52,9 @@ def agent_client(
         SignatureError, SignerMismatch: the answer.
         TokenRequestError: no token could be had.
     """
-    transport: httpx.AsyncBaseTransport = AgentTransport(source, bundles, authorize, crls=crls or RevocationLists())
+    transport: httpx.AsyncBaseTransport = AgentTransport(
+        source, bundles, authorize, crls=RevocationLists() if crls is None else crls
+    )
     if signer is not None:
         transport = SigningTransport(transport, signer)
     return httpx.AsyncClient(transport=transport, auth=tokens, timeout=timeout, trust_env=False)

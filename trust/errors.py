@@ -35,7 +35,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- ScopeMalformed        (also a ValueError)
     |  `- InsufficientScope
     |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
-    |- RequestMalformed, RequestTooLarge, RequestTooSlow    400, 413, 408: before any cryptography
+    |- RequestMalformed, RequestTooLarge, RequestTooSlow, WebSocketRefused     the edge: 400, 413, 408, 403
     |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
     |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
     |  `- SubjectTokenRefused, DelegationRefused
@@ -382,6 +382,8 @@ class ResponseNotSigned(SignatureError):
 
 class ResponseTooLarge(SignatureError):
     check = "signature.response_size"
+    status = 500
+    code = "server_error"
 
 
 class StreamNotSigned(SignatureError):
@@ -440,6 +442,12 @@ class CanonicalizationError(TrustError, ValueError):
 
 class RequestMalformed(TrustError):
     check = "request.form"
+
+
+class WebSocketRefused(TrustError):
+    check = "request.websocket"
+    status = 403
+    code = "access_denied"
 
 
 class RequestTooSlow(TrustError):

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Literal
 
 from trust.authorize import Authorizer
-from trust.errors import InsufficientScope, PeerNotAllowed, SignatureMissing, SignerMismatch
+from trust.errors import InsufficientScope, NoPeerCertificate, PeerNotAllowed, SignatureMissing, SignerMismatch
 from trust.identity import AgentID, Caller, PeerIdentity
 from trust.oauth.scopes import Calendar, Catalogue, satisfies
 from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
@@ -39,7 +39,8 @@ class RequestFacts:
 
     peer_chain: tuple[bytes, ...]  # DER, leaf first; empty where the peer presented no certificate
     method: str
-    url: str  # absolute, as the caller addressed it, with the query
+    url: str  # absolute, as the caller addressed it, with the query: what signatures are about
+    path: str  # decoded, as the application routes it: what a scope function must decide by
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)  # names in lower case, as ASGI has them
     body: bytes = field(repr=False)
     now: datetime
@@ -63,7 +64,8 @@ class GatePolicy:
         audience: our own SPIFFE ID, or our origin URL outside any trust domain: the `aud` of messages to us.
         signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures.
         replay: remembers messages.
-        scope: what a request needs: one scope for all, or a function of the request.
+        scope: what a request needs: one scope for all, or a function of the request. It must decide by `facts.path`,
+            which is what the application routes by; `facts.url` can spell one path in many ways.
         relays: for each peer that forwards messages of others: whose. Without an entry a peer speaks for itself only.
         catalogue: the declared scope hierarchy.
         calendars: the named calendars of time scopes.
@@ -87,6 +89,21 @@ class Admission:
 
     caller: Caller
     message: VerifiedMessage | None
+
+
+def may_speak(peer: PeerIdentity | None, authorization: list[bytes], policy: GatePolicy) -> str:
+    """The caller's token, where there is somebody who may call and a token at all.
+
+    Asked before a body is read or a key fetched: nothing is spent on strangers. It proves nothing that `admit` does
+    not prove again, with the checks in their order.
+
+    Raises:
+        NoPeerCertificate, PeerNotAllowed, TokenMissing, TokenRequestMalformed, TokenMalformed: as `admit`.
+    """
+    if peer is None:
+        raise NoPeerCertificate("caller has no certificate", expected="an agent's certificate")
+    policy.authorize.check(peer.agent_id)
+    return bearer_token(authorization)
 
 
 def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:

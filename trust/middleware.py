@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
+from urllib.parse import quote
 
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,18 +29,25 @@ from trust.errors import (
     RequestMalformed,
     RequestTooLarge,
     RequestTooSlow,
+    ResponseTooLarge,
+    ScopeMalformed,
     StreamNotSigned,
-    TokenError,
     TrustError,
+    WebSocketRefused,
 )
-from trust.gate import Admission, GatePolicy, RequestFacts, admit
+from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
 from trust.identity import AgentID, Caller, peer_of
 from trust.oauth.scopes import Calendar, Catalogue, satisfies
-from trust.oauth.tokens import TokenValidator, bearer_token
+from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, ReplayGuard
 from trust.signing.envelope import VerifiedMessage
-from trust.signing.http import HEADER, RequestReference, new_message_id, reference_of, sign_response
+from trust.signing.http import HEADER, MAX_RESPONSE_BYTES, RequestReference, new_message_id, reference_of, sign_response
+
+# RFC 9110 section 7.2 and RFC 3986 section 3, without what parsers read differently: each part stays within itself.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_PATH = re.compile(rb"/[!-\"$->@-~]*")  # printable ASCII but "#" and "?"
+_QUERY = re.compile(rb"[!-\"$-~]*")  # printable ASCII but "#"
 
 MAX_BODY_BYTES = 4 << 20  # an A2A message with a small file in it; raise it where agents exchange larger ones
 BODY_SECONDS = 30  # to receive a whole body; a slower sender holds memory and a connection
@@ -102,20 +111,21 @@ class Gate:
         self._app = app
         self._source = source
         self._public_paths = frozenset(public_paths)
-        self._audit = audit or AuditLog(clock=clock)
+        self._audit = AuditLog(clock=clock) if audit is None else audit
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._policy = GatePolicy(
-            verifier=PeerVerifier(bundles, crls or RevocationLists()),
+            verifier=PeerVerifier(bundles, RevocationLists() if crls is None else crls),
             authorize=authorize,
             tokens=tokens,
-            audience=audience or source.current().agent_id,
+            audience=source.current().agent_id if audience is None else audience,
             signatures=signatures,
-            replay=replay or MemoryReplayGuard(started_at=clock()),
+            # `is None`: a guard that remembers nothing yet may well be false.
+            replay=MemoryReplayGuard(started_at=clock()) if replay is None else replay,
             scope=scope,
-            relays=relays or {},
+            relays={} if relays is None else relays,
             catalogue=catalogue,
-            calendars=calendars or {},
+            calendars={} if calendars is None else calendars,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,18 +135,19 @@ class Gate:
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             # Refused before it is accepted: the checks of `gate` are made for a request with a body.
+            self._denied(scope, WebSocketRefused("WebSocket", expected="a request", do="use HTTP for this agent"))
             await send({"type": "websocket.close", "code": 1008})
         else:  # an unknown kind of connection is not let through unseen
             raise ConfigurationError("ASGI connection", got=scope["type"], expected="http, websocket or lifespan")
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in self._public_paths and scope["method"] in ("GET", "HEAD"):
-            public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials()}
+            headers = _without_token(_headers(scope))
+            public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials(), "headers": headers}
             await self._run(public, receive, send, _reference(scope))
             return
         try:
             facts = await self._facts(scope, receive)
-            await self._prepare(facts)
             admission = admit(facts, self._policy)
         except TrustError as error:
             self._denied(scope, error)
@@ -149,29 +160,29 @@ class Gate:
             "user": caller,
             "auth": CallerCredentials(caller, self._policy, facts.now),
             "state": {**scope.get("state", {}), "caller": caller},
-            "headers": [(n, v) for n, v in scope["headers"] if bytes(n).lower() != b"authorization"],
+            # Those that were judged: a server may still add to the list in the scope (trailers, by httptools).
+            "headers": _without_token(facts.headers),
         }
         await self._run(admitted, _replay_body(facts.body, receive), send, admission.message)
 
     async def _facts(self, scope: Scope, receive: Receive) -> RequestFacts:
+        """Collect what arrived. In this order: what is cheap to refuse costs nobody memory, time or a fetch of keys."""
         headers = _headers(scope)
+        url = _url(scope, headers)
+        _check_declared_size(headers, self._max_body_bytes)
         peer = peer_of(scope)
+        bearer = may_speak(peer, [value for name, value in headers if name == b"authorization"], self._policy)
+        body = await _body(receive, self._max_body_bytes)
+        await self._policy.tokens.prepare(bearer, now=self._clock())
         return RequestFacts(
             peer_chain=peer.chain if peer else (),
             method=scope["method"],
-            url=_url(scope, headers),
+            url=url,
+            path=scope["path"],
             headers=headers,
-            body=await _body(headers, receive, self._max_body_bytes),
-            now=self._clock(),
+            body=body,
+            now=self._clock(),  # after all waiting: what is judged by an old time may be expired, or forgotten
         )
-
-    async def _prepare(self, facts: RequestFacts) -> None:
-        """Fetch the issuer's keys if this token needs keys that are not here. A bad token is left to the gate."""
-        try:
-            bearer = bearer_token(facts.values(b"authorization"))
-        except TokenError:
-            return
-        await self._policy.tokens.prepare(bearer, now=facts.now)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, request: Signed | None) -> None:
         """Let the application answer; hold its answer until it is signed, where the request was."""
@@ -179,10 +190,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
         collected = _Collected()
+        # Ways of answering that go past `send`'s body messages, such as "http.response.pathsend", cannot be signed.
+        offered = scope.get("extensions") or {}
+        plain = {name: value for name, value in offered.items() if not name.startswith("http.response.")}
         try:
-            await self._app(scope, receive, collected.send)
+            await self._app({**scope, "extensions": plain}, receive, collected.send)
             answer = Answer(collected.status, collected.headers, bytes(collected.body))
-        except StreamNotSigned as error:
+        except (StreamNotSigned, ResponseTooLarge) as error:
             self._denied(scope, error)
             answer = _refusal(error)
         except Exception:
@@ -233,7 +247,7 @@ class Gate:
             decision="deny",
             check=error.check,
             peer=str(peer.agent_id) if peer else (f"{client[0]}:{client[1]}" if client else "unknown"),
-            target=f"{scope['method']} {scope['path']}",
+            target=f"{scope.get('method', scope['type'])} {scope['path']}",
             reason=str(error),
         )
 
@@ -260,16 +274,19 @@ class _CoveredScopes(list[str]):
         self._now = now
 
     def __contains__(self, required: object) -> bool:
-        if not isinstance(required, str):
+        if required == "authenticated":  # Starlette's own word; whoever has come so far is
+            return True
+        try:
+            return isinstance(required, str) and satisfies(
+                tuple(self),
+                required,
+                self._policy.catalogue,
+                issued_at=self._issued_at,
+                now=self._now,
+                calendars=self._policy.calendars,
+            )
+        except ScopeMalformed:  # a word outside the grammar is granted to nobody
             return False
-        return satisfies(
-            tuple(self),
-            required,
-            self._policy.catalogue,
-            issued_at=self._issued_at,
-            now=self._now,
-            calendars=self._policy.calendars,
-        )
 
 
 class Answer(NamedTuple):
@@ -290,13 +307,17 @@ class _Collected:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
-            if any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in self.headers):
+            if any(n.lower() == b"content-type" and b"event-stream" in v.lower() for n, v in self.headers):
                 raise StreamNotSigned(
                     "event stream in answer to a signed request",
                     do="call the non-streaming method, or without signature",
                 )
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
+            if len(self.body) > MAX_RESPONSE_BYTES:
+                raise ResponseTooLarge("answer is too large to sign", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
+        else:
+            raise ConfigurationError("answer cannot be signed", got=message["type"], expected="a head and a body")
 
 
 def _refusal(error: TrustError) -> Answer:
@@ -304,14 +325,14 @@ def _refusal(error: TrustError) -> Answer:
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if error.status in (401, 403):
         challenge = "Bearer"
-        if error.code:
+        if error.code in ("invalid_token", "insufficient_scope"):  # RFC 6750's own; the others are not about tokens
             challenge += f' error="{error.code}"'
         if isinstance(error, InsufficientScope) and error.required:
             challenge += f', scope="{error.required}"'
         headers.append((b"www-authenticate", challenge.encode()))
     if error.status == 503:
         headers.append((b"retry-after", b"5"))
-    return Answer(error.status, headers, json.dumps({"error": error.code or "invalid_token"}).encode())
+    return Answer(error.status, headers, json.dumps({"error": error.code or "unauthorized"}).encode())
 
 
 def _reference(scope: Scope) -> RequestReference | None:
@@ -320,26 +341,35 @@ def _reference(scope: Scope) -> RequestReference | None:
     return reference_of(_headers(scope), peer.chain) if peer else None
 
 
+def _without_token(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name != b"authorization"]
+
+
 def _headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
 
 
 def _url(scope: Scope, headers: tuple[tuple[bytes, bytes], ...]) -> str:
+    """The absolute URL that the caller addressed, from parts that cannot run into one another."""
     hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) != 1:
-        raise RequestMalformed("host header", got=f"{len(hosts)} of them", expected="exactly one")
-    path = scope.get("raw_path") or scope["path"].encode()
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise RequestMalformed("Host header", got=b", ".join(hosts), expected="one host, and a port or none")
+    path = scope.get("raw_path") or quote(scope["path"]).encode()
+    if not _PATH.fullmatch(path) or not _QUERY.fullmatch(scope["query_string"]):
+        raise RequestMalformed("request target", expected="a path and a query in ASCII, percent-encoded")
     query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    try:
-        return f"{scope['scheme']}://{hosts[0].decode('ascii')}{(path + query).decode('ascii')}"
-    except UnicodeDecodeError:
-        raise RequestMalformed("request target", got="bytes outside ASCII", expected="a percent-encoded URL") from None
+    return f"{scope['scheme']}://{(hosts[0] + path + query).decode('ascii')}"
 
 
-async def _body(headers: tuple[tuple[bytes, bytes], ...], receive: Receive, limit: int) -> bytes:
-    lengths = [value for name, value in headers if name == b"content-length"]
-    if any(not value.isdigit() or int(value) > limit for value in lengths):
-        raise RequestTooLarge("request body", got=f"{lengths[0]!r} bytes", expected=f"at most {limit}")
+def _check_declared_size(headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
+    for value in (value for name, value in headers if name == b"content-length"):
+        if not value.isdigit():
+            raise RequestMalformed("Content-Length", got=value[:20], expected="a whole number")
+        if len(value) > 19 or int(value) > limit:
+            raise RequestTooLarge("request body", got=f"{value[:20]!r} bytes", expected=f"at most {limit}")
+
+
+async def _body(receive: Receive, limit: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

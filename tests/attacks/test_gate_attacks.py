@@ -104,6 +104,11 @@ ROWS: dict[str, Row] = {
     ),
     "another method": (lambda: W.request(method="PUT"), {}, errors.BindingMismatch),
     "another target": (lambda: W.request(url=URL.replace("tenant=1", "tenant=2")), {}, errors.BindingMismatch),
+    "a fragment that hides another target": (
+        lambda: W.request(url=URL + "#&tenant=2"),
+        {},
+        errors.BindingMismatch,
+    ),
     "signature for another receiver": (
         lambda: W.request(signature=W.signature(audience="spiffe://fleet.example/archive")),
         {},

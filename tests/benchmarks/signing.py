@@ -38,7 +38,7 @@ def _signatures() -> list[Row]:
     private_jwk, public_jwk = jwk.JWK.from_pyca(key), jwk.JWK.from_pyca(public)
     compact = f"{protected}.{jws.encode(PAYLOAD)}.{signature}"
     header_text = json.dumps(header)
-    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}
+    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]
 
     def sign() -> str:
         return jws.sign_detached(PAYLOAD, key=key, header=header)
@@ -104,7 +104,7 @@ def _canonical() -> list[Row]:
                 lambda text=text: canonicalize(text),  # type: ignore[misc]
                 "rfc8785",
                 lambda text=text: rfc8785.dumps(json.loads(text)),  # type: ignore[misc]
-                "<= 0.125x" if style == "compact" else "-",
+                "<= 0.125x" if style == "compact" else "< 1x",
             )
             result.append(row)
     return result

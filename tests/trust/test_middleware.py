@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned
 from trust.identity import PEER_EXTENSION
 from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
 from trust.peers import PeerVerifier
+from trust.replay import MemoryReplayGuard
 from trust.signing.http import HEADER, MessageSigner
 
 W = World()
@@ -156,6 +158,8 @@ def test_requires_goes_by_containment() -> None:
     auth = CallerCredentials(caller, policy, NOW)
     assert "agent:execute" in auth.scopes
     assert "other:execute" not in auth.scopes
+    assert "authenticated" in auth.scopes
+    assert "openid" not in auth.scopes
     assert 7 not in auth.scopes  # type: ignore[comparison-overlap]
 
 
@@ -203,8 +207,8 @@ REFUSALS: dict[str, tuple[dict[str, str], Credentials | None, int, str | None, s
     "no certificate": ({}, None, 401, 'Bearer error="invalid_token"', "peer.certificate"),
     "no token": ({}, W.planner, 401, "Bearer", "token.missing"),
     "not a token": ({"authorization": "Bearer x"}, W.planner, 401, 'Bearer error="invalid_token"', "token.malformed"),
-    "two hosts": ({"host": "a, b"}, W.planner, 401, "Bearer", "token.missing"),
-    "not on the list": ({}, W.forge.leaf("/x"), 403, 'Bearer error="access_denied"', "peer.allowed"),
+    "two hosts": ({"host": "a, b"}, W.planner, 400, None, "request.form"),
+    "not on the list": ({}, W.forge.leaf("/x"), 403, "Bearer", "peer.allowed"),
 }
 
 
@@ -273,15 +277,17 @@ def test_a_large_body_is_refused_before_any_cryptography(monkeypatch: pytest.Mon
     async def go() -> list[int]:
         async with plain(app) as client:
             declared = await client.post("/whoami", content=b"x" * 11)
-            undeclared = await client.post("/whoami", content=chunks())
-            lying = await client.post("/whoami", content=b"", headers={"content-length": "-1"})
-            return [declared.status_code, undeclared.status_code, lying.status_code]
+            undeclared = await client.post("/whoami", content=chunks(), headers={"authorization": "Bearer x"})
+            endless = await client.post("/whoami", content=b"", headers={"content-length": "1" * 5000})
+            return [declared.status_code, undeclared.status_code, endless.status_code]
 
     assert run(go()) == [413, 413, 413]
     assert {e["check"] for e in trail.events} == {"request.size"}
 
 
-def _raw(app: Any, messages: list[dict[str, Any]], **scope: Any) -> list[dict[str, Any]]:
+def _raw(
+    app: Any, messages: list[dict[str, Any]], *, peer: Credentials | None = None, **scope: Any
+) -> list[dict[str, Any]]:
     """Drive the gate with ASGI messages that no HTTP client would make."""
     sent: list[dict[str, Any]] = []
 
@@ -303,13 +309,19 @@ def _raw(app: Any, messages: list[dict[str, Any]], **scope: Any) -> list[dict[st
         "query_string": b"",
         "headers": [(b"host", b"billing.fleet.example")],
     }
+    if peer is not None:
+        identity = PeerVerifier(W.forge.bundles).verify(peer.chain_der, now=NOW, usage="client")
+        scope["extensions"] = {**scope.get("extensions", {}), PEER_EXTENSION: identity}
     asyncio.run(app({**base, **scope}, receive, send))
     return sent
 
 
+BEARER = [(b"host", b"billing.fleet.example"), (b"authorization", b"Bearer x")]
+
+
 def test_a_slow_body_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
-    sent = _raw(gate(), [{"type": "http.request", "body": b"1", "more_body": True}])
+    sent = _raw(gate(), [{"type": "http.request", "body": b"1", "more_body": True}], peer=W.planner, headers=BEARER)
     assert sent[0]["status"] == 408
 
 
@@ -319,6 +331,14 @@ def test_a_slow_body_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         {"headers": []},
         {"headers": [(b"host", b"a"), (b"host", b"b")]},
         {"headers": [(b"host", b"\xff")]},
+        {"headers": [(b"host", b"billing.fleet.example/a2a?x=#")]},
+        {"headers": [(b"host", b"user@billing.fleet.example")]},
+        {"headers": [(b"host", b"billing.fleet.example"), (b"content-length", b"-1")]},
+        {"raw_path": b"/whoami#x"},
+        {"raw_path": b"whoami"},
+        {"raw_path": b"/whoami?x"},
+        {"raw_path": None, "path": "whoami"},
+        {"query_string": b"a=1#&b=2"},
     ],
 )
 def test_a_request_without_one_clear_target_is_malformed(scope: dict[str, Any]) -> None:
@@ -330,12 +350,93 @@ def test_a_request_without_one_clear_target_is_malformed(scope: dict[str, Any]) 
 
 def test_a_peer_that_goes_away_is_recorded_with_its_address() -> None:
     trail = Trail()
-    _raw(gate(trail), [{"type": "http.disconnect"}], client=("192.0.2.1", 5))
-    assert trail.events[0]["peer"] == "192.0.2.1:5"
+    _raw(gate(trail), [], client=("192.0.2.1", 5))
+    assert (trail.events[0]["peer"], trail.events[0]["check"]) == ("192.0.2.1:5", "peer.certificate")
+
+
+def test_a_peer_that_goes_away_in_the_middle_is_recorded() -> None:
+    trail = Trail()
+    _raw(gate(trail), [{"type": "http.disconnect"}], peer=W.planner, headers=BEARER)
+    assert (trail.events[0]["peer"], trail.events[0]["check"]) == (str(W.planner.agent_id), "request.form")
+
+
+def test_nothing_is_read_or_fetched_for_a_stranger() -> None:
+    """`receive` would wait for ever, and asking for the issuer's keys would be a 503."""
+    keys = W.validator(keys=Unreachable())
+    for peer, status in ((None, 401), (W.forge.leaf("/x"), 403), (W.planner, 401)):
+        assert _raw(gate(tokens=keys), [], peer=peer)[0]["status"] == status
+
+
+def test_the_application_sees_the_headers_that_were_judged() -> None:
+    """httptools adds trailers to the very list in the scope, after the head was judged."""
+    seen: list[tuple[bytes, bytes]] = []
+    headers = [(b"host", b"billing.fleet.example"), (b"authorization", b"Bearer " + W.token().encode())]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    class Trailing(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            headers.append((b"x-evil", b"1"))
+            return super().get(key, default)
+
+    guarded = gate(signatures="optional")
+    guarded._app = app
+    _raw(guarded, [Trailing(type="http.request", body=b"")], peer=W.planner, headers=headers)
+    assert seen == [(b"host", b"billing.fleet.example")]
+
+
+def test_a_public_path_does_not_hand_tokens_to_the_application() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    guarded = gate()
+    guarded._app = app
+    _raw(guarded, [], method="GET", path=AGENT_CARD_PATH, headers=BEARER)
+    assert seen == [BEARER[0]]
+
+
+def test_two_gates_share_the_guard_that_they_are_given() -> None:
+    guard = MemoryReplayGuard(started_at=NOW - timedelta(minutes=1))
+    assert gate(replay=guard)._policy.replay is guard
+
+
+def test_an_answer_too_large_to_sign_is_a_signed_500(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "MAX_RESPONSE_BYTES", 10)
+    assert run(call(gate())).status_code == 500
+
+
+def test_ways_of_answering_that_cannot_be_signed_are_not_offered() -> None:
+    offered: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        offered.append(set(scope["extensions"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": "/etc/passwd"})
+
+    guarded = gate()
+    guarded._app = app
+    sent = _raw(
+        guarded,
+        [],
+        peer=W.planner,
+        method="GET",
+        path=AGENT_CARD_PATH,
+        headers=[(b"host", b"billing.fleet.example"), (b"jws-signature", W.signature().encode())],
+        extensions={"http.response.pathsend": {}, "tls": {}},
+    )
+    assert offered == [{"tls", PEER_EXTENSION}]
+    assert sent[0]["status"] == 500
 
 
 def test_websockets_are_refused_before_they_are_accepted() -> None:
-    assert _raw(gate(), [], type="websocket") == [{"type": "websocket.close", "code": 1008}]
+    trail = Trail()
+    assert _raw(gate(trail), [], type="websocket") == [{"type": "websocket.close", "code": 1008}]
+    assert trail.events[0]["check"] == "request.websocket"
 
 
 def test_an_unknown_kind_of_connection_is_not_let_through() -> None:

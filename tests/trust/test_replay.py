@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -124,6 +125,11 @@ def test_the_key_is_of_the_parts_and_their_borders() -> None:
     assert len(replay_key("a", "b", "c")) == 16
     parts = [("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("abc", "", "d"), ("", "abc", "d"), ("a", "bcd", "")]
     assert len({replay_key(*p) for p in parts}) == len(parts)
+
+
+def test_the_key_is_blake2b_of_the_length_prefixed_parts() -> None:
+    parts = (b"\0\0\0\x03iss", b"\0\0\0\x03aud", "\0\0\0\x02é".encode())
+    assert replay_key("iss", "aud", "é") == hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 @given(st.tuples(st.text(), st.text(), st.text()), st.tuples(st.text(), st.text(), st.text()))

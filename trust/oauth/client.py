@@ -63,6 +63,7 @@ class Token:
 
     value: str = field(repr=False)
     scopes: tuple[str, ...]
+    asked_at: datetime
     expires_at: datetime
     refresh_at: datetime
 
@@ -119,9 +120,10 @@ class BearerAuth(httpx.Auth):
         token = await self.token()
         request.headers["Authorization"] = f"Bearer {token.value}"
         response = yield request
-        if not _token_was_refused(response):
+        if origin_of(response.request.url) not in self._origins or not _token_was_refused(response):
             return
-        self._authority.drop(self._ask, token)
+        if not self._authority.drop(self._ask, token):
+            return
         # A body that was streamed from an iterator is gone; bytes can be sent again.
         if isinstance(request.stream, httpx.ByteStream):
             request.headers["Authorization"] = f"Bearer {(await self.token()).value}"
@@ -228,12 +230,19 @@ class _Authority:
             self._flight(key)
         return token
 
-    def drop(self, ask: _Ask, token: Token) -> None:
-        """Forget a token that a resource refused, unless another caller has replaced it already."""
+    def drop(self, ask: _Ask, token: Token) -> bool:
+        """Forget a token that a resource refused; True where another one may do better.
+
+        A token that is a few seconds old is kept: a resource that refuses that would refuse the next one, too, and must
+        not turn each of our calls into a request for a token.
+        """
         key = (ask, self._source.current().thumbprint)
         kept = self._tokens.get(key)
         if kept is not None and kept.value == token.value:
+            if self._clock() < token.asked_at + REFRESH_REST:
+                return False
             del self._tokens[key]
+        return True
 
     def _flight(self, key: tuple[_Ask, str]) -> asyncio.Task[Token]:
         """The one fetch that is under way for a key, started where there is none."""
@@ -363,6 +372,7 @@ def _read_token(members: Mapping[str, object], ask: _Ask, asked_at: datetime) ->
     return Token(
         value=value,
         scopes=granted,
+        asked_at=asked_at,
         expires_at=expires_at,
         refresh_at=expires_at - min(REFRESH_MARGIN, lifetime / 5),
     )

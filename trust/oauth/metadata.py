@@ -41,11 +41,11 @@ def origin_of(url: str | httpx.URL) -> str:
     if parsed is None or parsed.scheme != "https" or not parsed.host:
         raise ConfigurationError("URL", got=url, expected="https://host[:port]/...")
     host = parsed.raw_host.decode("ascii").lower()
-    return f"https://{f'[{host}]' if ':' in host else host}" + (f":{parsed.port}" if parsed.port else "")
+    return f"https://{f'[{host}]' if ':' in host else host}" + ("" if parsed.port is None else f":{parsed.port}")
 
 
 def _url(text: str) -> httpx.URL | None:
     try:
         return httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
+    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a lone surrogate
         return None

@@ -99,7 +99,9 @@ def create_app(
     """
     if not keys:
         raise ConfigurationError("authorization server has no key", expected="at least one signing key")
-    policy = GrantPolicy(issuer=check_issuer(issuer), catalogue=catalogue, calendars=calendars or {})
+    policy = GrantPolicy(
+        issuer=check_issuer(issuer), catalogue=catalogue, calendars={} if calendars is None else calendars
+    )
     endpoint = _TokenEndpoint(policy=policy, clients=clients, store=store, keys=keys, audit=audit, clock=clock)
     for note in clients.current().notes:
         logger.warning("client registration to look at: %s", note)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeGuard
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -43,12 +44,11 @@ def signer(key: object) -> tuple[str, Callable[[bytes], bytes]]:
     Raises:
         ConfigurationError: a key that nothing here signs with.
     """
-    if _is(type(key), ec.EllipticCurvePrivateKey):
-        private_key: ec.EllipticCurvePrivateKey = key  # type: ignore[assignment]
-        if isinstance(private_key.curve, ec.SECP256R1):
-            return "ES256", lambda data: _ES256.sign(private_key, data)
-        if isinstance(private_key.curve, ec.SECP384R1):
-            return "ES384", lambda data: _ES384.sign(private_key, data)
+    if _is_private(key):
+        if isinstance(key.curve, ec.SECP256R1):
+            return "ES256", lambda data: _ES256.sign(key, data)
+        if isinstance(key.curve, ec.SECP384R1):
+            return "ES384", lambda data: _ES384.sign(key, data)
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "Ed25519", key.sign
     raise ConfigurationError("signing key", got=_kind(key), expected="a private key: EC P-256, P-384 or Ed25519")
@@ -69,17 +69,14 @@ class _Ecdsa:
         return _raw(key.sign(data, self.signing), self.size)
 
     def verify(self, key: object, signature: bytes, data: bytes) -> None:
-        if not _is(type(key), ec.EllipticCurvePublicKey):
-            raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
-        public_key: ec.EllipticCurvePublicKey = key  # type: ignore[assignment]
-        if not isinstance(public_key.curve, self.curve):
+        if not _is_public(key) or not isinstance(key.curve, self.curve):
             raise KeyMismatch("key", got=_kind(key), expected=str(self.curve.name))
         _exactly(signature, 2 * self.size)
         r, s = signature[: self.size], signature[self.size :]
         # 0 < r < order, and s likewise; of one length, big-endian numbers compare as their bytes do.
         if not (self.zero < r < self.order and self.zero < s < self.order):  # CVE-2022-21449: zeros verified in Java
             raise InvalidSignature
-        public_key.verify(_der(r, s), data, self.verifying)
+        key.verify(_der(r, s), data, self.verifying)
 
 
 _ES256 = _Ecdsa(
@@ -122,10 +119,20 @@ def _raw(der: bytes, size: int) -> bytes:
     return r[-size:].rjust(size, b"\0") + s[-size:].rjust(size, b"\0")  # a 33rd byte is the zero of `_der_integer`
 
 
+# The key classes are abstract, and `isinstance` of such takes ten times as long as a remembered answer for the type.
 @lru_cache(maxsize=64)
-def _is(kind: type, expected: type) -> bool:
-    """`isinstance`, remembered by type: the key classes are abstract, and asking those takes longer than a dict."""
+def _is_subclass(kind: Any, expected: Any) -> bool:
     return issubclass(kind, expected)
+
+
+def _is_private(key: Any) -> TypeGuard[ec.EllipticCurvePrivateKey]:
+    kind: Any = type(key)
+    return _is_subclass(kind, ec.EllipticCurvePrivateKey)
+
+
+def _is_public(key: Any) -> TypeGuard[ec.EllipticCurvePublicKey]:
+    kind: Any = type(key)
+    return _is_subclass(kind, ec.EllipticCurvePublicKey)
 
 
 def _verify_ed25519(key: object, signature: bytes, data: bytes) -> None:

@@ -243,15 +243,17 @@ def _claims(claims: object, binding: Binding) -> dict[str, Any]:
         raise HeaderMalformed("a2a", got=type(claims).__name__, expected="a JSON object")
     if claims.get("v") != VERSION or claims["v"].__class__ is not int:
         raise HeaderMalformed("version of the a2a header", got=claims.get("v"), expected=str(VERSION))
-    unknown = claims.keys() - _COMMON - binding.members.keys()
-    if unknown:
-        raise HeaderMalformed("a2a", got=sorted(unknown), expected=f"only what {binding.typ} has")
+    for name in claims:
+        if name not in _COMMON and name not in binding.members:
+            raise HeaderMalformed("a2a", got=name, expected=f"only what {binding.typ} has")
     for name in ("iss", "aud"):
-        if not isinstance(claims.get(name), str):
-            raise HeaderMalformed(f"a2a.{name}", got=type(claims.get(name)).__name__, expected="a string")
+        text = claims.get(name)
+        if not isinstance(text, str):
+            raise HeaderMalformed(f"a2a.{name}", got=type(text).__name__, expected="a string")
     for name in ("iat", "exp"):
-        if claims.get(name).__class__ is not int or claims[name] < 0:
-            raise HeaderMalformed(f"a2a.{name}", got=claims.get(name), expected="whole seconds since 1970")
+        seconds = claims.get(name)
+        if seconds.__class__ is not int or seconds < 0:
+            raise HeaderMalformed(f"a2a.{name}", got=seconds, expected="whole seconds since 1970")
     if not is_message_id(claims.get("jti")):
         raise HeaderMalformed("a2a.jti", got=claims.get("jti"), expected="22 to 128 characters of base64url")
     return claims

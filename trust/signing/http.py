@@ -15,7 +15,14 @@ import httpx
 from trust.authorize import Authorizer, exactly
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
-from trust.errors import BindingMismatch, ConfigurationError, ResponseNotSigned, ResponseTooLarge, SignatureMissing
+from trust.errors import (
+    BindingMismatch,
+    ConfigurationError,
+    ResponseMismatch,
+    ResponseNotSigned,
+    ResponseTooLarge,
+    SignatureMissing,
+)
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import PeerVerifier
 from trust.signing.envelope import VerifiedMessage
@@ -98,7 +105,7 @@ class MessageSigner:
         if signers is None and not all(isinstance(agent, AgentID) for agent in agents):
             raise ConfigurationError("signers", expected="who may answer for a URL", do="pass signers=exactly(...)")
         self._signers = signers or exactly(*map(str, agents))
-        self._verifier = PeerVerifier(bundles, crls or RevocationLists())
+        self._verifier = PeerVerifier(bundles, RevocationLists() if crls is None else crls)
         self._chain = chain
         self._clock = clock
 
@@ -208,6 +215,9 @@ class SigningTransport(httpx.AsyncBaseTransport):
                 expected="one signed answer: events of a stream are not signed yet",
                 do="call the non-streaming method, or without a signer",
             )
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            # Decoding would give the caller other bytes than the signed ones, and more than the limit allows.
+            raise ResponseMismatch("answer is encoded", got=encoding, expected="identity, as was asked for")
         try:
             jws = signature_of(response.headers.raw)
         except SignatureMissing:

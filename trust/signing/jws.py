@@ -56,6 +56,7 @@ class Parsed(NamedTuple):
     payload: bytes  # of a compact JWS, unverified: believe only what `verify` returns
     signature: bytes
     protected: bytes  # the header's base64url, as received
+    encoded_payload: bytes  # the payload's
 
     def __repr__(self) -> str:  # neither content nor signatures belong into a log
         return f"Parsed(header={self.header!r}, alg={self.alg!r})"
@@ -68,7 +69,9 @@ class Parsed(NamedTuple):
             SignatureMalformed: the signature has not the exact length for `alg`.
             SignatureWrong: it does not verify.
         """
-        return self.verify_payload(key, self.payload)
+        # As received: `payload` is decoded strictly, so these are the bytes that `verify_payload` would make of it.
+        signatures.verify(self.alg, key, self.signature, b"%b.%b" % (self.protected, self.encoded_payload))
+        return self.payload
 
     def verify_payload(self, key: object, payload: bytes) -> bytes:
         """As `verify`, for a payload that travelled elsewhere (RFC 7515 appendix F)."""
@@ -244,7 +247,7 @@ def _parsed(
         raise AlgorithmRefused("alg of the JWS", got=alg, expected=" or ".join(sorted(algorithms)))
     _check_members(header, understood)
     # Only now is it worth decoding.
-    return Parsed(header, alg, decode(payload), raw_signature, protected)
+    return Parsed(header, alg, decode(payload) if payload else b"", raw_signature, protected, payload)
 
 
 def _allowed(alg: str, algorithms: Collection[str]) -> bool:

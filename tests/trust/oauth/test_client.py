@@ -27,7 +27,7 @@ from trust.errors import (
     TrustError,
 )
 from trust.oauth import client as client_module
-from trust.oauth.client import ACCESS_TOKEN_TYPE, CACHE_SIZE, TokenSource
+from trust.oauth.client import ACCESS_TOKEN_TYPE, CACHE_SIZE, REFRESH_REST, TokenSource
 from trust.oauth.clients import ClientRegistry
 from trust.sources import Live
 
@@ -207,10 +207,29 @@ async def called(source: httpx.Auth, agent: Agent, url: str = AGENT + "/a2a", **
         return await http.post(url, **(request or {"content": b"work"}))
 
 
+async def aged(source: TokenSource, authority: Authority) -> str:
+    """A token that is old enough for a refusal of it to mean something."""
+    value = (await source.token()).value
+    authority.clock.now += REFRESH_REST
+    return value
+
+
+def test_a_resource_that_refuses_every_token_does_not_turn_each_call_into_a_token_request(authority: Authority) -> None:
+    async def work() -> None:
+        http, seen = counted(authority)
+        source, agent = source_of(authority, http), Agent("no such token")
+        for _ in range(10):
+            assert (await called(source, agent)).status_code == 401
+        assert (seen.tokens, len(agent.seen)) == (1, 10)
+
+    run(work())
+
+
 def test_a_refused_token_is_replaced_and_the_request_sent_again_once(authority: Authority) -> None:
     async def work() -> None:
         http, seen = counted(authority)
         source, agent = source_of(authority, http), Agent("no such token")
+        await aged(source, authority)
         assert (await called(source, agent)).status_code == 401
         assert [body for _, body in agent.seen] == [b"work", b"work"]
         assert len({token for token, _ in agent.seen}) == 2 and seen.tokens == 2
@@ -225,7 +244,7 @@ def test_many_callers_that_are_refused_at_once_share_the_new_token(authority: Au
     async def work() -> None:
         http, seen = counted(authority)
         source = source_of(authority, http)
-        old = (await source.token()).value
+        old = await aged(source, authority)
         arrived = 0
 
         async def revoked(request: httpx.Request) -> httpx.Response:
@@ -264,6 +283,7 @@ def test_a_body_that_cannot_be_sent_again_is_not_but_the_next_request_has_a_new_
     async def work() -> None:
         http, seen = counted(authority)
         source = source_of(authority, http)
+        await aged(source, authority)
         async with httpx.AsyncClient(transport=Streaming(), auth=source) as client:
             first = await client.post(AGENT, content=body())
             assert (first.status_code, first.read(), seen.tokens) == (401, b"once", 1)

@@ -18,14 +18,27 @@ from trust.errors import CanonicalizationError
 from trust.signing import json_text
 from trust.signing.canonical import MAX_BYTES, MAX_DEPTH, canonicalize, canonicalize_value
 
+PARSERS = ["orjson for all sizes", "orjson for none", "orjson not installed"]
 
-@pytest.fixture(params=["orjson", "stdlib"])
+
+def use(parser: str, patch: pytest.MonkeyPatch) -> None:
+    assert json_text.orjson is not None, "the test extra installs orjson"
+    match parser:
+        case "orjson not installed":
+            patch.setattr(json_text, "orjson", None)
+        case "orjson for none":
+            patch.setattr(json_text, "LARGE", MAX_BYTES)
+        case _:
+            patch.setattr(json_text, "LARGE", -1)
+
+
+_NAMES = st.text("ab[ {", max_size=2)
+
+
+@pytest.fixture(params=PARSERS)
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test that takes it runs with orjson and without: the two must never differ."""
-    if request.param == "stdlib":
-        monkeypatch.setattr(json_text, "orjson", None)
-    else:
-        assert json_text.orjson is not None, "the test extra installs orjson"
+    """Every test that takes it runs with each way to parse: they must never differ."""
+    use(request.param, monkeypatch)
     return str(request.param)
 
 
@@ -273,7 +286,63 @@ def test_a_member_name_that_orjson_exchanged_is_noticed(monkeypatch: pytest.Monk
             return cls.real(data.replace(b'"role"', b'"evil"'))
 
     monkeypatch.setattr(json_text, "orjson", Lying)
+    monkeypatch.setattr(json_text, "LARGE", -1)
     assert canonicalize(b'{"role":"user"}') == b'{"role":"user"}'
+    assert canonicalize(b'{"role" : "user"}') == b'{"role":"user"}'
+
+
+@given(
+    st.recursive(
+        st.just(1) | st.just("[{\n  "), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner)
+    ),
+    st.integers(1, 8),
+)
+def test_depth_is_bounded_the_same_whether_it_is_estimated_or_counted(value: Any, limit: int) -> None:
+    def depth(value: Any) -> int:
+        if isinstance(value, dict):
+            value = list(value.values())
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    value = [value]
+    assert json_text._too_deep(value, limit) is (depth(value) > limit)
+    if json_text._shallow(value, limit):
+        assert depth(value) <= limit
+
+
+def test_the_depth_of_wide_documents_is_bounded_too() -> None:
+    wide, deep = b"[" + b"[]," * 500, b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1)
+    assert canonicalize(wide + deep + b"]") == wide + deep + b"]"
+    for deeper in (b"[" + deep + b"]", b'[{"a":' * 200 + b"1" + b"}]" * 200):
+        with pytest.raises(CanonicalizationError):
+            canonicalize(wide + deeper + b"]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1 2]",
+        b"1 2",
+        b"[tr ue]",
+        b"[- 1]",
+        b"[1. 5]",
+        b"[1 e5]",
+        b'["\\ n"]',
+        b'["\\u 0041"]',
+        b"{} {}",
+        b'"" ""',
+        b"[] 1",
+    ],
+)
+def test_white_space_inside_of_a_token_is_not_ignored(text: bytes, parser: str) -> None:
+    with pytest.raises(CanonicalizationError):
+        canonicalize(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b' { " a" : [ 1 ,\t" b " ] , "c" : { } }\r\n', b'{\n  " a": [\n    1,\n    " b "\n  ],"c":{}\n}']
+)
+def test_white_space_between_tokens_is_and_inside_of_strings_is_not(text: bytes, parser: str) -> None:
+    assert canonicalize(text) == b'{" a":[1," b "],"c":{}}'
 
 
 # The alphabet is chosen so that whatever the two paths do differently comes up often.
@@ -305,8 +374,11 @@ _VALUES = st.recursive(
 def test_equals_the_oracle(value: Any, ascii_only: bool, separators: tuple[str, str]) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, separators=separators).encode()
     expected = rfc8785.dumps(value)
-    assert canonicalize(text) == expected
     assert canonicalize_value(value) == expected
+    for parser in PARSERS:
+        with pytest.MonkeyPatch.context() as patch:
+            use(parser, patch)
+            assert canonicalize(text) == expected
 
 
 def test_equals_the_oracle_on_twenty_thousand_documents() -> None:
@@ -315,7 +387,9 @@ def test_equals_the_oracle_on_twenty_thousand_documents() -> None:
     for _ in range(20_000):
         value = _document(chance, 3)
         text = json.dumps(value, ensure_ascii=chance.random() < 0.3, separators=chance.choice(separators)).encode()
-        assert canonicalize(text) == rfc8785.dumps(value), text
+        with pytest.MonkeyPatch.context() as patch:
+            use(chance.choice(PARSERS), patch)
+            assert canonicalize(text) == rfc8785.dumps(value), text
 
 
 def _document(chance: random.Random, levels: int) -> Any:
@@ -344,15 +418,21 @@ def _text(chance: random.Random) -> str:
 
 @given(
     st.binary(max_size=60)
-    | st.lists(st.sampled_from([b"{", b"}", b"[", b"]", b'"', b":", b",", b"1", b"\\", b"e"])).map(b"".join)
+    | st.lists(st.sampled_from([b"{", b"}", b"[", b"]", b'"', b":", b",", b"1", b"\\", b"e", b" "])).map(b"".join)
 )
 @settings(max_examples=500)
 def test_arbitrary_bytes_are_canonicalised_or_refused(data: bytes) -> None:
-    try:
-        canonical = canonicalize(data)
-    except CanonicalizationError:
-        return
-    assert json.loads(canonical) == json.loads(data)
+    results = []
+    for parser in PARSERS:
+        with pytest.MonkeyPatch.context() as patch:
+            use(parser, patch)
+            try:
+                results.append(canonicalize(data))
+            except CanonicalizationError:
+                results.append(None)
+    assert len(set(results)) == 1
+    if results[0] is not None:
+        assert json.loads(results[0]) == json.loads(data)
 
 
 @given(_VALUES)

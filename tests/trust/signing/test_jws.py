@@ -308,6 +308,44 @@ def test_arbitrary_headers_never_raise_anything_but_trust_errors(header: Any) ->
     assert result.get("crit", ["a2a"]) == ["a2a"]
 
 
+_SCALAR_BYTES = st.sampled_from([b"", b"\0", b"\0\0", b"\0\x80", b"\x7f", b"\x80", b"\xff"])
+
+
+@given(st.sampled_from([32, 48]), st.tuples(_SCALAR_BYTES, _SCALAR_BYTES), st.binary(min_size=96, max_size=96))
+@settings(max_examples=500)
+def test_der_is_written_and_read_as_cryptography_does(size: int, heads: tuple[bytes, bytes], data: bytes) -> None:
+    """Whatever the numbers begin with: zeros, which DER leaves out, and set first bits, before which it puts one."""
+    r, s = (head + data[at : at + size - len(head)] for head, at in zip(heads, (0, 48), strict=True))
+    if not int.from_bytes(r) or not int.from_bytes(s):
+        return
+    der = encode_dss_signature(int.from_bytes(r), int.from_bytes(s))
+    assert algorithms._der(r, s) == der
+    assert algorithms._raw(der, size) == r + s
+
+
+@pytest.mark.parametrize(("key", "alg"), [(P256, "ES256"), (P384, "ES384")])
+def test_numbers_outside_the_order_of_the_curve_are_no_signature(key: Any, alg: str) -> None:
+    size, order = (key.key_size + 7) // 8, key.curve.group_order
+    good = algorithms.signer(key)[1](b"data")
+    r, s = int.from_bytes(good[:size]), int.from_bytes(good[size:])
+    algorithms.verify(alg, key.public_key(), good, b"data")
+    for bad in ((0, 0), (0, s), (r, 0), (order, s), (r, order), (2 ** (8 * size) - 1, s), (r + 1, s)):
+        with pytest.raises(SignatureWrong):
+            algorithms.verify(alg, key.public_key(), b"".join(n.to_bytes(size) for n in bad), b"data")
+
+
+def test_short_numbers_verify() -> None:
+    """One in 128 signatures has a zero byte at the start of r or s."""
+    found = 0
+    for n in range(2000):
+        data = n.to_bytes(4)
+        signature = algorithms.signer(P256)[1](data)
+        if not signature[0] or not signature[32]:
+            algorithms.verify("ES256", P256.public_key(), signature, data)
+            found += 1
+    assert found
+
+
 def test_der_of_a_raw_signature_is_the_same_signature() -> None:
     """The helper of the attack tables: r || s is what RFC 7518 section 3.4 says, nothing of ours."""
     raw = jws.decode(_TOKEN.split(".")[2])

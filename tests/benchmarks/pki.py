@@ -1,0 +1,136 @@
+"""Issuing, durable: one CA in this process, its database on this disk. Wall time, for a disk is waited for.
+
+Peers: the cryptography that issuing cannot do without (a request's signature verified, a certificate's made), and
+`openssl ca` where it is on the PATH, which writes its index without waiting for the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from pki import CertificateAuthority
+from tests.benchmarks.harness import Row, medians
+from tests.forge import Forge
+
+AGENT = "spiffe://fleet.example/billing"
+ISSUED = 2_000
+OPENSSL_ISSUED = 40
+THREADS = 32  # callers that wait at the same time, as those of a service do; their commits are grouped
+
+
+def rows() -> list[Row]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(AGENT)])
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
+    csr = request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    with tempfile.TemporaryDirectory() as folder:
+        one, many = _ours(Path(folder) / "ca", csr)
+    limit = _cryptography(key)
+    goal = Row(name=f"issue, {THREADS} callers", ours=many, peer_name="the goal", peer=1 / 2_000, goal="<= 1x")
+    result = [
+        goal,
+        Row(name=f"issue, {THREADS} callers", ours=many, peer_name="raw verify + sign", peer=limit, goal="-"),
+        Row(name="issue, one caller", ours=one, peer_name="raw verify + sign", peer=limit, goal="-"),
+    ]
+    if openssl := shutil.which("openssl"):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = _openssl(openssl, Path(folder))
+        result.append(
+            Row(name=f"issue, {THREADS} callers", ours=many, peer_name="openssl ca", peer=seconds, goal="< 1x")
+        )
+    return result
+
+
+def _ours(folder: Path, csr: bytes) -> tuple[float, float]:
+    """Seconds for a certificate: issued one after the other, and by many callers."""
+    with CertificateAuthority.create(folder, trust_domain="fleet.example", password="benchmark") as ca:
+        alone = ISSUED // 10
+        start = time.perf_counter()
+        for _ in range(alone):
+            ca.issue(csr, AGENT)
+        one = (time.perf_counter() - start) / alone
+        with ThreadPoolExecutor(THREADS) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda _: ca.issue(csr, AGENT), range(ISSUED)))
+            many = (time.perf_counter() - start) / ISSUED
+        assert len(ca.certificates(agent_id=None)) >= alone + ISSUED
+    return one, many
+
+
+def _cryptography(key: Any) -> float:
+    data = b"x" * 600
+    algorithm = ec.ECDSA(hashes.SHA256())
+    public, signature = key.public_key(), key.sign(data, algorithm)
+
+    def both() -> None:
+        public.verify(signature, data, algorithm)
+        key.sign(data, algorithm)
+
+    return medians(both)[0]
+
+
+_CONFIGURATION = """
+[ca]
+default_ca = ca
+[ca]
+database = {folder}/index.txt
+new_certs_dir = {folder}/new
+serial = {folder}/serial
+certificate = {folder}/ca.pem
+private_key = {folder}/ca.key
+default_md = sha256
+default_days = 1
+policy = policy
+unique_subject = no
+rand_serial = yes
+x509_extensions = leaf
+[policy]
+commonName = optional
+[leaf]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = URI:{agent}
+"""
+
+
+def _openssl(openssl: str, folder: Path) -> float:
+    """Seconds for a certificate of `openssl ca`, many requests to one process."""
+    forge = Forge(now=datetime.now(UTC).replace(microsecond=0))
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "billing")])
+    request = x509.CertificateSigningRequestBuilder(name).sign(key, hashes.SHA256())
+    (folder / "new").mkdir()
+    (folder / "index.txt").touch()
+    (folder / "ca.pem").write_bytes(forge.intermediate.public_bytes(Encoding.PEM))
+    private = forge.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "ca.key").write_bytes(private)
+    (folder / "ca.cnf").write_text(_CONFIGURATION.format(folder=folder, agent=AGENT))
+    paths = []
+    for number in range(OPENSSL_ISSUED):
+        path = folder / f"{number}.pem"
+        path.write_bytes(request.public_bytes(Encoding.PEM))
+        paths.append(str(path))
+    command = [openssl, "ca", "-batch", "-notext", "-config", str(folder / "ca.cnf")]
+
+    def run(*arguments: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([*command, *arguments], check=True, capture_output=True, cwd=folder)
+        return time.perf_counter() - start
+
+    one = run("-in", paths[0], "-out", str(folder / "out.pem"))
+    all_of_them = run("-infiles", *paths)
+    assert len((folder / "index.txt").read_text().splitlines()) == OPENSSL_ISSUED + 1
+    return max(all_of_them - one, 1e-6) / (OPENSSL_ISSUED - 1)  # without the start of the process

@@ -1,0 +1,73 @@
+"""The replay guard: CPU time and memory of an entry, and whether either grows as it fills."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+import tracemalloc
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from tests.benchmarks.harness import Row
+from trust.replay import MemoryReplayGuard, replay_key
+
+START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+ENTRIES = 300_000  # the first 30 s of the 300 s that fill a guard at its design rate, to be quick
+SLICE = 50_000
+RATE = 10_000  # messages a second
+ISSUER, AUDIENCE = "spiffe://fleet.example/planner", "spiffe://fleet.example/billing"
+
+
+def rows() -> list[Row]:
+    entries = _entries()
+    guard = MemoryReplayGuard(started_at=START)
+    gc.collect()
+    slices = [_fill(guard, itertools.islice(entries, SLICE)) / SLICE for _ in range(ENTRIES // SLICE)]
+    assert len(guard) == ENTRIES
+    keys = time.process_time()
+    for number in range(SLICE):
+        replay_key(ISSUER, AUDIENCE, f"{number:022}")
+    key_seconds = (time.process_time() - keys) / SLICE
+    middle = sorted(slices)[len(slices) // 2]
+    full, empty = min(slices[-2:]), min(slices[:2])
+    bytes_an_entry = _memory() / ENTRIES
+    return [
+        Row(name="replay guard, entry", ours=middle, peer_name="the goal", peer=3e-6, goal="<= 1x"),
+        Row(name="replay guard, its key", ours=key_seconds, peer_name="an entry", peer=middle, goal="-"),
+        Row(name=f"replay guard, at {ENTRIES:,}", ours=full, peer_name="when empty", peer=empty, goal="~ 1x"),
+        Row(
+            name="replay guard, entry", ours=bytes_an_entry, peer_name="the goal", peer=100, goal="<= 1x", unit="bytes"
+        ),
+    ]
+
+
+def _entries() -> Iterator[tuple[bytes, float]]:
+    """Keys of distinct messages, and when each is issued: they come evenly, and each lives for 60 s."""
+    for number in itertools.count():
+        issued_at = START.timestamp() + number / RATE
+        yield replay_key(ISSUER, AUDIENCE, f"{number:022}"), float(int(issued_at))
+
+
+def _fill(guard: MemoryReplayGuard, entries: Iterator[tuple[bytes, float]]) -> float:
+    now = START.timestamp()  # it stands still, so that nothing is forgotten and the guard only fills
+    made = list(entries)
+    start = time.process_time()
+    for key, issued_at in made:
+        guard.remember(key, issued_at=issued_at, expires_at=issued_at + 60, now=now)
+    return time.process_time() - start
+
+
+def _memory() -> int:
+    """Bytes that a guard with `ENTRIES` entries holds, the keys among them."""
+    guard = MemoryReplayGuard(started_at=START)
+    now = START.timestamp()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for key, issued_at in itertools.islice(_entries(), ENTRIES):
+            guard.remember(key, issued_at=issued_at, expires_at=issued_at + 60, now=now)
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
