@@ -15,13 +15,21 @@ Nothing here does IO: what the checks need from outside (keys of the issuer) has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 from trust.authorize import Authorizer
-from trust.errors import InsufficientScope, NoPeerCertificate, PeerNotAllowed, SignatureMissing, SignerMismatch
+from trust.errors import (
+    ConfigurationError,
+    InsufficientScope,
+    NoPeerCertificate,
+    PeerNotAllowed,
+    ScopeMalformed,
+    SignatureMissing,
+    SignerMismatch,
+)
 from trust.identity import AgentID, Caller, PeerIdentity
 from trust.oauth.scopes import Calendar, Catalogue, satisfies
 from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
@@ -29,8 +37,6 @@ from trust.peers import PeerVerifier
 from trust.replay import ReplayGuard
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import HEADER, authenticate_request, signature_of
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +143,18 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
 
     # (7) scope
     required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
-    if not satisfies(
-        token.scopes, required, policy.catalogue, issued_at=token.issued_at, now=facts.now, calendars=policy.calendars
-    ):
+    try:
+        granted = satisfies(
+            token.scopes,
+            required,
+            policy.catalogue,
+            issued_at=token.issued_at,
+            now=facts.now,
+            calendars=policy.calendars,
+        )
+    except ScopeMalformed as error:  # `required` is ours: a mistake of the configuration, and no reason to let pass
+        raise ConfigurationError(f"gate's scope: {error}") from None
+    if not granted:
         raise InsufficientScope(
             "token does not grant what the request needs",
             required=required,

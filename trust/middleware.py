@@ -37,7 +37,7 @@ from trust.errors import (
 )
 from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
 from trust.identity import AgentID, Caller, peer_of
-from trust.oauth.scopes import Calendar, Catalogue, satisfies
+from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, ReplayGuard
@@ -108,6 +108,8 @@ class Gate:
             raise ConfigurationError("public_paths", got="a str", expected="a collection of exact paths")
         if signatures not in ("required", "optional"):
             raise ConfigurationError("signatures", got=signatures, expected='"required" or "optional"')
+        if isinstance(scope, str):
+            parse(scope)  # a malformed one is told now, and not to each caller
         self._app = app
         self._source = source
         self._public_paths = frozenset(public_paths)

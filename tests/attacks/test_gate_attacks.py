@@ -165,6 +165,11 @@ ROWS: dict[str, Row] = {
         {"catalogue": Catalogue({"agent:execute": ["agent:read"]})},
         errors.InsufficientScope,
     ),
+    "a scope function that asks for nothing": (
+        lambda: W.request(),
+        {"scope": lambda facts: ""},
+        errors.ConfigurationError,
+    ),
     "an unknown time scope denies": (
         lambda: W.request(token=W.token(scope="agent:execute temporal:full-moon")),
         {},

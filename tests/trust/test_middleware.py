@@ -23,7 +23,7 @@ from trust.agent import agent_client, serving
 from trust.audit import AuditSink
 from trust.authorize import exactly, members_of
 from trust.credentials import Credentials
-from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned
+from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned, ScopeMalformed
 from trust.identity import PEER_EXTENSION
 from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
 from trust.peers import PeerVerifier
@@ -478,8 +478,9 @@ def test_an_answer_behind_our_back_is_noticed_by_the_client() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"public_paths": AGENT_CARD_PATH}, {"signatures": "sometimes"}, {"signatures": None}]
+    "changes",
+    [{"public_paths": AGENT_CARD_PATH}, {"signatures": "sometimes"}, {"signatures": None}, {"scope": "agent"}],
 )
 def test_a_gate_cannot_be_half_made(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises((ConfigurationError, ScopeMalformed)):
         gate(**changes)

@@ -288,7 +288,7 @@ def test_a_body_that_cannot_be_sent_again_is_not_but_the_next_request_has_a_new_
             first = await client.post(AGENT, content=body())
             assert (first.status_code, first.read(), seen.tokens) == (401, b"once", 1)
             second = await client.post(AGENT, content=b"twice")
-        assert second.read() == b"twice" and seen.tokens == 3
+        assert second.read() == b"twice" and seen.tokens == 2
         assert second.request.headers["authorization"] != first.request.headers["authorization"]
 
     run(work())
