@@ -15,6 +15,7 @@ from pki import keys, profiles
 from pki.errors import AuthorityExists, AuthorityMissing, PKIError
 from pki.profiles import Issuer
 from pki.store import DATABASE_FILE, Record, Settings, Store
+from trust.credentials import sync_folder
 
 ROOT_KEY_FILE = "root-key.pem"
 INTERMEDIATE_KEY_FILE = "intermediate-key.pem"
@@ -46,9 +47,9 @@ def found(
         keys.save(root_key, building / ROOT_KEY_FILE, password)
         keys.save(key, building / INTERMEDIATE_KEY_FILE, password)
         Store.create(building, settings, [root, intermediate])
-        _sync_folder(building)
+        sync_folder(building)
         building.rename(vacant(target))  # a rename would replace an empty folder without a word
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise PKIError(
             f"cannot make {target}", got=error.strerror, expected="a place where a folder can be made"
@@ -113,13 +114,3 @@ def folder_of(where: str | os.PathLike[str]) -> Path:
     if not text.startswith("sqlite:///") or path.name != DATABASE_FILE:
         raise AuthorityMissing("CA", got=text, expected=f"a folder, or sqlite:///folder/{DATABASE_FILE}")
     return path.parent
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; where folders cannot be opened (Windows), the system does it itself."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,10 @@ from trust.sources import Source
 MAX_FILE_BYTES = 1 << 20  # a chain of a few certificates and one key is a few kilobytes
 CHAIN_FILE = "chain.pem"
 KEY_FILE = "key.pem"
+NEW_KEY_FILE = "key.pem.new"  # the key of a chain that is being replaced, until it is called key.pem
 BUNDLE_FILE = "bundle.json"  # the roots that the agent trusts, where they come with its credentials
+
+MAX_LOOKS = 16  # at a folder that is being written to; a replacement changes it three times
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 CredentialSource = Source["Credentials"]
@@ -77,7 +81,8 @@ class Credentials:
         """Read credentials from PEM files.
 
         Args:
-            path: a folder with `chain.pem` and `key.pem`, or a PEM file with the chain.
+            path: a folder with `chain.pem` and `key.pem`, or a PEM file with the chain. What `save` does in the folder
+                meanwhile, or was interrupted in, is understood: the old pair or the new one comes back.
             password: of an encrypted PKCS#8 key.
             key: the PEM file with the key, where it is not beside the chain (in the folder or in the same file).
 
@@ -87,9 +92,10 @@ class Credentials:
         """
         chain_path = Path(path)
         if chain_path.is_dir():
-            chain_path, key_path = chain_path / CHAIN_FILE, Path(key or chain_path / KEY_FILE)
-        else:
-            key_path = Path(key or chain_path)
+            if key is None:
+                return cls._from_folder(chain_path, password)
+            chain_path = chain_path / CHAIN_FILE
+        key_path = Path(key or chain_path)
         chain_pem = read_bounded(chain_path)
         key_pem = chain_pem if key_path == chain_path else read_bounded(key_path)
         return cls.from_pem(chain_pem, key_pem, password)
@@ -106,14 +112,49 @@ class Credentials:
         return cls.of(chain, _private_key(key_pem, password))
 
     def save(self, folder: str | os.PathLike[str], password: str | bytes | None = None) -> None:
-        """Write `chain.pem` and `key.pem` (0600; PKCS#8, encrypted when there is a password), each atomically."""
+        """Write `chain.pem` and `key.pem` (0600; PKCS#8, encrypted when there is a password) into a folder.
+
+        Two files cannot be replaced in one step, so the new key is there, durably, before the chain that needs it, and
+        the old key until then. `load` of the folder gives the old pair or the new one at every moment, also after a
+        crash, which may leave `key.pem.new` behind. Other readers of the two files should wait for the end. One
+        writer at a time.
+
+        Raises:
+            CredentialsError: the folder cannot be written; it holds the old pair or the new one.
+        """
         folder = Path(folder)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise CredentialsError(f"cannot create {folder}", got=error.strerror, expected="a folder") from None
-        write_atomically(folder / KEY_FILE, self.key_pem(password), mode=0o600)
+        write_atomically(folder / NEW_KEY_FILE, self.key_pem(password), mode=0o600)
         write_atomically(folder / CHAIN_FILE, self.chain_pem, mode=0o644)
+        try:
+            (folder / NEW_KEY_FILE).replace(folder / KEY_FILE)
+            sync_folder(folder)
+        except OSError as error:
+            raise _cannot_write(folder / KEY_FILE, error) from None
+
+    @classmethod
+    def _from_folder(cls, folder: Path, password: str | bytes | None) -> Credentials:
+        """The pair in a folder, whichever step of `save` it is at.
+
+        Files that are read one after the other may be of different moments. A pair that fits is a pair; while none
+        does, the folder is looked at again, until it says the same twice.
+        """
+        seen: list[bytes] = []
+        for _ in range(MAX_LOOKS):
+            found, problems = [read_bounded(folder / CHAIN_FILE)], []
+            for name in (KEY_FILE, NEW_KEY_FILE):
+                try:
+                    found.append(read_bounded(folder / name))
+                    return cls.from_pem(found[0], found[-1], password)
+                except CredentialsError as error:
+                    problems.append(error)
+            if found == seen:
+                break
+            seen = found
+        raise problems[0]
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -157,15 +198,42 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, data, mode=mode)
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CredentialsError(f"cannot write {path}", got=error.strerror, expected="a writable folder") from None
+        raise _cannot_write(path, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()  # still there only if something, be it an interrupt, came before the replacement
+
+
+def write_new(path: Path, data: bytes, *, mode: int) -> None:
+    """Make a file that is not there yet, with its final mode from the start, and wait for the disk.
+
+    Raises:
+        FileExistsError: there is something of that name.
+        OSError: as of any file.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; where folders cannot be opened (Windows), the system does it itself."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> CredentialsError:
+    return CredentialsError(f"cannot write {path}", got=error.strerror, expected="a writable folder")
 
 
 def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:

@@ -1,8 +1,10 @@
 """Which certificates are revoked, by the CRLs known now (RFC 5280 sections 5 and 6.3).
 
-Each CRL is indexed once, so that a lookup costs the same whether it lists ten certificates or a million. A CRL counts
-only where everything about it is understood; one that is not leaves the certificates of its issuer without an
-answer, and without an answer they are refused.
+Each CRL is indexed once, so that a lookup costs the same whether it lists ten certificates or a million. Two
+questions are kept apart. Which certificates are *revoked*: every one that a CRL lists which its issuer has signed,
+however old that CRL is and whatever else about it is not understood, for a revocation does not lapse. Which are *not*:
+those that a CRL does not list which is current, covers them and is understood in full. Where neither is known, the
+certificate is refused as well.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from trust.errors import CertificateRevoked, RevocationUnknown
 
 CLOCK_SKEW = timedelta(seconds=60)  # a CRL may have been made by a clock that is this far ahead of ours
 NO_REV_AVAIL = x509.ObjectIdentifier("2.5.29.56")  # RFC 9608
+NO_REV_AVAIL_VALUE = b"\x05\x00"  # an ASN.1 NULL, and nothing else
+# RFC 9608 section 1 is about short-lived certificates. This one dies no later than news of its revocation is due
+# elsewhere: CRLs of a day are usual. The hour is for issuers that set notBefore back.
+MAX_EXEMPT_VALIDITY = timedelta(hours=24 + 1)
 
 # The critical CRL extensions that are processed here. Delta CRLs, always critical, are not.
 _UNDERSTOOD = (ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NUMBER)
@@ -55,52 +61,71 @@ class RevocationIndex:
         )
 
     def _answer(self, certificate: Certificate, issuer: Certificate, *, is_leaf: bool) -> RevocationAnswer:
-        usable, problems = [], []
+        usable, problems, listed = [], [], False
         for indexed in self._by_issuer.get(certificate.issuer, ()):
-            problem = indexed.problem or indexed.covers(certificate, is_leaf=is_leaf) or indexed.signed_by(issuer)
-            if problem:
-                problems.append(problem)
+            problem = indexed.problem or indexed.covers(certificate, is_leaf=is_leaf)
+            lists_it = certificate.serial in indexed.serials
+            # Asked last and of no CRL that makes no difference, for hashing a large one takes long.
+            unsigned = indexed.signed_by(issuer) if lists_it or not problem else ""
+            listed = listed or (lists_it and not unsigned)
+            if problem or unsigned:
+                problems.append(problem or unsigned)
             else:
                 usable.append(indexed)
         return RevocationAnswer(
             certificate=certificate,
+            revoked=listed,
             crls=tuple(usable),
             # RFC 9608 section 4 keeps noRevAvail out of CA certificates: a CA cannot exempt itself.
-            required=not (is_leaf and NO_REV_AVAIL in certificate.extensions),
+            required=not (is_leaf and _exempt(certificate)),
             problem="; ".join(problems) or f"no CRL of {issuer.name}",
         )
 
 
+def _exempt(certificate: Certificate) -> bool:
+    """Whether a certificate says, in the one way that RFC 9608 has for it, that no CRL will ever tell of it.
+
+    One that names a place for CRLs contradicts itself (section 3), and is not believed.
+    """
+    extension = certificate.extensions.get(NO_REV_AVAIL)
+    return (
+        extension is not None
+        and extension.value.public_bytes() == NO_REV_AVAIL_VALUE
+        and ExtensionOID.CRL_DISTRIBUTION_POINTS not in certificate.extensions
+        and ExtensionOID.FRESHEST_CRL not in certificate.extensions
+        and certificate.not_after - certificate.not_before <= MAX_EXEMPT_VALIDITY
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RevocationAnswer:
-    """The CRLs that speak about one certificate, at any time; `check` asks them at one."""
+    """What the CRLs say about one certificate: at any time, and, asked by `check`, at one."""
 
     certificate: Certificate
-    crls: tuple[_Indexed, ...]
-    required: bool  # refused where no CRL is current
+    revoked: bool  # listed by a CRL of its issuer
+    crls: tuple[_Indexed, ...]  # those that say it is not, each in its own time
+    required: bool  # refused where none of them is current
     problem: str  # why there is none, for the message
 
     def check(self, now: datetime) -> None:
-        """Return for a certificate that is not revoked at `now`.
+        """Return for a certificate that is not revoked, as far as is known at `now`.
 
-        Every entry means revoked, whatever its reason: certificateHold is a revocation while it lasts, and
-        removeFromCRL has no place in a CRL that is not a delta (RFC 5280 section 5.3.1).
+        Every entry means revoked, whatever its reason: certificateHold for as long as the CRL is among ours, and
+        removeFromCRL, which only a delta may have (RFC 5280 section 5.3.1), because it tells of a hold. So does an
+        entry of a CRL that has ended, lies ahead, is partial or is a delta.
 
         Raises:
-            CertificateRevoked: a current CRL lists it.
+            CertificateRevoked: a CRL lists it.
             RevocationUnknown: no CRL is current.
         """
-        current = False
-        for crl in self.crls:
-            if crl.usable_from <= now <= crl.next_update:
-                if self.certificate.serial in crl.serials:
-                    raise CertificateRevoked(
-                        "certificate is revoked",
-                        got=f"{self.certificate.name}, serial {self.certificate.serial:x}",
-                        expected=f"one that the CRL of {crl.this_update:%Y-%m-%d %H:%M:%S}Z does not list",
-                        do="enrol again",
-                    )
-                current = True
+        if self.revoked:
+            raise CertificateRevoked(
+                "certificate is revoked",
+                got=f"{self.certificate.name}, serial {self.certificate.serial:x}",
+                expected="one that no CRL of its issuer lists",
+                do="enrol again",
+            )
+        current = any(crl.usable_from <= now <= crl.next_update for crl in self.crls)
         if self.required and not current:
             problem = self.problem
             if self.crls:
@@ -117,11 +142,12 @@ class RevocationAnswer:
 
 
 class _Indexed:
-    """One CRL: what is needed of it, or the `problem` for which it answers nothing."""
+    """One CRL: what is needed of it, and the `problem` for which it says of no certificate that it is not revoked."""
 
     __slots__ = (
         "_scope",
         "_signer",
+        "_weakness",
         "crl",
         "issuer",
         "next_update",
@@ -137,16 +163,18 @@ class _Indexed:
         self.problem = ""
         self.serials: frozenset[int] = frozenset()
         self._scope: x509.IssuingDistributionPoint | None = None
+        self._weakness = "a CRL that cannot be read"
         self._signer = b""  # the SubjectPublicKeyInfo under which the signature has been verified
         try:
             self.issuer = crl.issuer
+            self._weakness = weak_signature(crl)
+            # Before all that may fail: what else is wrong with a CRL does not undo the revocations in it.
+            self.serials = frozenset(entry.serial_number for entry in crl)
             self.this_update = crl.last_update_utc
             self.usable_from = self.this_update - CLOCK_SKEW
             # RFC 5280 section 5.1.2.5 requires nextUpdate; without it a CRL would stay good for ever.
             self.next_update = crl.next_update_utc or self.this_update - 2 * CLOCK_SKEW
             self.problem = self._unusable()
-            if not self.problem:
-                self.serials = frozenset(entry.serial_number for entry in crl)
         except UNREADABLE:
             self.problem = "a CRL that cannot be read"
 
@@ -165,7 +193,7 @@ class _Indexed:
             return "an indirect or partial CRL"
         if scope and scope.relative_name:
             return "a CRL with a relative distribution point"
-        return weak_signature(self.crl)
+        return ""
 
     def covers(self, certificate: Certificate, *, is_leaf: bool) -> str:
         """The empty string where the certificate is in the scope of the CRL (RFC 5280 section 6.3.3 (b)(2))."""
@@ -187,6 +215,8 @@ class _Indexed:
 
         The answer yes is kept, for hashing a large CRL takes long; a second key is then refused without trying.
         """
+        if self._weakness:
+            return self._weakness
         usage = issuer.extension(x509.KeyUsage)
         if usage is None or not usage.crl_sign:
             return "a CRL whose issuer may not sign CRLs"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.forge import Forge
-from trust.credentials import CHAIN_FILE, KEY_FILE, MAX_FILE_BYTES, Credentials, read_bounded, write_atomically
+from trust.credentials import (
+    CHAIN_FILE,
+    KEY_FILE,
+    MAX_FILE_BYTES,
+    NEW_KEY_FILE,
+    Credentials,
+    read_bounded,
+    write_atomically,
+)
 from trust.errors import CredentialsError, WrongPassword
 
 FORGE = Forge()
@@ -192,6 +205,189 @@ def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomically(file, b"new", mode=0o600)
     assert file.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place, name in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                write_atomically(tmp_path / "file", b"new", mode=0o600)
+        assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_the_new_name_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was synchronised under another name is lost with that name, unless its folder is as well."""
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synchronise(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> None:
+        events.append("rename")
+        replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synchronise)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_atomically(tmp_path / "file", b"new", mode=0o600)
+    assert events == ["file", "rename", "folder"]
+    events.clear()
+    MINE.save(tmp_path)
+    assert events == ["file", "rename", "folder"] * 2 + ["rename", "folder"]
+
+
+# A pair that is being replaced
+
+RENEWED = FORGE.leaf()
+TOUCHING = ((os, "open"), (os, "fsync"), (os, "close"), (Path, "replace"), (Path, "unlink"))
+
+
+class Stop(BaseException):
+    """The machine goes down: nobody handles this one."""
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch, *, after: bool) -> None:
+    """Let everything that touches the disk raise from the given step on; that one step may still be done."""
+    count = itertools.count(1)
+
+    def wrap(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            number = next(count)
+            if number < step:
+                return real(*arguments)
+            if number == step and after:
+                real(*arguments)
+            raise Stop
+
+        return call
+
+    for place, name in TOUCHING:
+        patch.setattr(place, name, wrap(getattr(place, name)))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("passwords", [(None, None), ("old", "new")], ids=["in the clear", "with another password"])
+def test_a_crash_at_any_step_leaves_the_old_pair_or_the_new_one(
+    after: bool, passwords: tuple[str | None, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = passwords
+    outcomes = []
+    for step in itertools.count(1):
+        folder = tmp_path / str(step)
+        MINE.save(folder, old)
+        with monkeypatch.context() as patch:
+            stop_at(step, patch, after=after)
+            try:
+                RENEWED.save(folder, new)
+                finished = True
+            except Stop:
+                finished = False
+        renewed = x509.load_pem_x509_certificates((folder / CHAIN_FILE).read_bytes())[0] == RENEWED.certificate
+        expected, password = (RENEWED, new) if renewed else (MINE, old)
+        loaded = Credentials.load(folder, password)
+        assert (loaded.thumbprint, loaded.key_pem()) == (expected.thumbprint, expected.key_pem())
+        outcomes.append(renewed)
+        again = FORGE.leaf()
+        again.save(folder)  # and the next renewal starts from there
+        assert Credentials.load(folder).thumbprint == again.thumbprint
+        assert not (folder / NEW_KEY_FILE).exists()
+        if finished:
+            break
+    assert len(outcomes) > 10, "each of the files, names and folders was a step"
+    assert outcomes == sorted(outcomes), "old until the one moment, and new from then on"
+    assert not outcomes[0] and outcomes[-1]
+
+
+@posix
+@pytest.mark.parametrize("survived", range(4))
+def test_a_killed_process_leaves_the_old_pair_or_the_new_one(survived: int, tmp_path: Path) -> None:
+    """No handler runs: the process is gone after the given number of renames."""
+    MINE.save(tmp_path)
+    RENEWED.save(tmp_path / "renewed")
+    script = (
+        "import itertools, os, pathlib, signal, sys\n"
+        "from trust import Credentials\n"
+        "renewed, count, real = Credentials.load(sys.argv[2]), itertools.count(), pathlib.Path.replace\n"
+        "def replace(path, target):\n"
+        "    if next(count) == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(path, target)\n"
+        "pathlib.Path.replace = replace\n"
+        "renewed.save(sys.argv[1])\n"
+    )
+    arguments = [str(tmp_path), str(tmp_path / "renewed"), str(survived)]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], timeout=60)
+    assert done.returncode == (0 if survived == 3 else -9)
+    assert Credentials.load(tmp_path).thumbprint == (RENEWED if survived >= 2 else MINE).thumbprint
+
+
+def test_whoever_reads_meanwhile_gets_a_pair(tmp_path: Path) -> None:
+    MINE.save(tmp_path)
+    pairs = {agent.thumbprint: agent for agent in (MINE, RENEWED)}
+    stop = threading.Event()
+    seen: set[str] = set()
+    problems: list[Exception] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                loaded = Credentials.load(tmp_path)
+                assert loaded.key_pem() == pairs[loaded.thumbprint].key_pem()
+                seen.add(loaded.thumbprint)
+            except Exception as error:
+                problems.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(100):
+            RENEWED.save(tmp_path)
+            MINE.save(tmp_path)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert problems == []
+    assert seen == set(pairs)
+
+
+def test_a_pair_that_changes_between_two_reads_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain of before with the key of after: the one moment at which neither key is the chain's."""
+    MINE.save(tmp_path)
+    real, saved = Path.open, []
+
+    def slow(path: Path, mode: str = "r") -> object:
+        if path.name == KEY_FILE and not saved:
+            saved.append(True)
+            RENEWED.save(tmp_path)
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", slow)
+    assert Credentials.load(tmp_path).thumbprint == RENEWED.thumbprint
+
+
+def test_keys_that_fit_no_chain_are_refused(tmp_path: Path) -> None:
+    MINE.save(tmp_path)
+    for name in (KEY_FILE, NEW_KEY_FILE):
+        (tmp_path / name).write_bytes(OTHERS.key_pem())
+    with pytest.raises(CredentialsError, match="belongs to another"):
+        Credentials.load(tmp_path)
+
+
+def test_a_key_that_is_named_is_the_only_one(tmp_path: Path) -> None:
+    MINE.save(tmp_path)
+    (tmp_path / NEW_KEY_FILE).write_bytes(MINE.key_pem())
+    (tmp_path / KEY_FILE).write_bytes(OTHERS.key_pem())
+    with pytest.raises(CredentialsError, match="belongs to another"):
+        Credentials.load(tmp_path, key=tmp_path / KEY_FILE)
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from trust.identity import PeerIdentity
 
 MAX_CHAIN = 8  # certificates that OpenSSL puts together; the judge's own limit is lower
 RECORD_BYTES = 16 * 1024  # RFC 8446 section 5.1: no record holds more plaintext
+_BUFFER_BYTES = 4 * RECORD_BYTES  # what one call moves out of OpenSSL
 
 # The alert that tells a refused peer why (RFC 8446 section 6.2), by way of the X.509 error that OpenSSL turns into
 # it. OpenSSL has no way to `access_denied`: a peer that is not on the list gets `handshake_failure`.
@@ -64,7 +65,17 @@ _OTHER_ERROR: int = SSL.X509VerificationCodes.ERR_CERT_REJECTED  # bad_certifica
 
 Judge = Callable[[list[bytes]], PeerIdentity]
 
-_running = threading.local()  # the connection whose handshake runs on this thread, for the callback from C
+
+class _Thread(threading.local):
+    """What one thread uses for one connection after the other."""
+
+    connection: Connection | None = None  # whose handshake runs, for the callback from C
+
+    def __init__(self) -> None:
+        self.buffer = _ffi.new(f"char[{_BUFFER_BYTES}]")  # to be read from at once: the next call writes over it
+
+
+_thread = _Thread()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,6 +157,7 @@ class Connection:
         self._judge = judge
         self._required = snapshot.certificate_required
         self._on_failure = on_failure
+        self.judged = False  # whether the judge was asked about the chain that the peer presented
         self._verdict: TrustError | None = None  # what the judge said against the peer
         self._eof = False
         self._ssl = SSL.Connection(snapshot.openssl, None)
@@ -175,17 +187,15 @@ class Connection:
 
     def output(self) -> bytes:
         """Ciphertext to send to the peer. It may hold an alert after a failure, so it is sent then, too."""
-        size = 4 * RECORD_BYTES
+        buffer = _thread.buffer
+        size = _lib.BIO_read(self._ssl._from_ssl, buffer, _BUFFER_BYTES)
+        if size < _BUFFER_BYTES:
+            return bytes(_ffi.buffer(buffer, size)) if size > 0 else b""
         parts = []
-        while True:
-            try:
-                part = self._ssl.bio_read(size)
-            except SSL.Error:
-                break
-            parts.append(part)
-            if len(part) < size:
-                break
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        while size > 0:
+            parts.append(bytes(_ffi.buffer(buffer, size)))
+            size = _lib.BIO_read(self._ssl._from_ssl, buffer, _BUFFER_BYTES)
+        return b"".join(parts)
 
     # The handshake.
 
@@ -201,7 +211,7 @@ class Connection:
             raise self.error
         if self.established:
             return True
-        _running.connection = self
+        _thread.connection = self
         _lib.ERR_clear_error()
         try:
             self._ssl.do_handshake()
@@ -211,7 +221,7 @@ class Connection:
         except SSL.Error as error:
             raise self.fail(self._verdict or self._explain(error)) from None
         finally:
-            _running.connection = None
+            _thread.connection = None
         self.assert_identified()
         self.established = True
         return True
@@ -231,6 +241,7 @@ class Connection:
 
     def verify_chain(self, chain: list[bytes]) -> int:
         """The X.509 error of a presented chain, 0 when the judge accepts it. Runs inside OpenSSL's handshake."""
+        self.judged = True
         try:
             self.peer = self._judge(chain)
         except Exception as error:  # a defect or an outage on our side must refuse, never accept
@@ -266,17 +277,22 @@ class Connection:
         """
         self._check_alive()
         _lib.ERR_clear_error()
-        try:
-            data = self._ssl.recv(size)
-        except SSL.WantReadError:
+        # Most reads find nothing more: what `SSL.Connection.recv` does, without an exception for that.
+        buffer, handle = _thread.buffer, self._ssl._ssl
+        got = _lib.SSL_read(handle, buffer, min(size, _BUFFER_BYTES))
+        if got > 0:
+            self.heard = True
+            return bytes(_ffi.buffer(buffer, got))
+        if _lib.SSL_get_error(handle, got) == _lib.SSL_ERROR_WANT_READ:
             self.drained = True
             return None
+        try:
+            self._ssl._raise_ssl_error(handle, got)
         except SSL.ZeroReturnError:
             return b""
         except SSL.Error as error:
             raise self.fail(self._explain(error)) from None
-        self.heard = True
-        return data
+        raise self.fail(TransportError("TLS connection is broken", got="no data and no error"))
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Encrypt all of `data` into `output`."""
@@ -304,11 +320,16 @@ class Connection:
         """At least this many decrypted bytes can be read; 1 when that cannot be known before reading."""
         return self._ssl.pending() or (0 if self.drained else 1)
 
+    def recheck(self) -> None:
+        """Judge the peer again where its trust may have ended since; `distrust` says the result. Cheap."""
+
     def _check_alive(self) -> None:
         if self.error:
             raise self.error
-        if self.distrusted and self.on_distrust is None:
-            raise self.distrusted
+        if self.on_distrust is None:  # nobody else watches over this connection
+            self.recheck()
+            if self.distrusted:
+                raise self.distrusted
         if not self.established:
             raise HandshakeFailed("handshake is not complete")
 
@@ -359,17 +380,22 @@ class Connection:
 def _verify(ok: int, store: Any) -> int:
     """OpenSSL's verification callback: 1 goes on, 0 refuses. An exception refuses (`error=0`).
 
-    OpenSSL has nothing to trust, so it complains about every chain. Its complaints are passed over: each of these
-    checks is the judge's. At the end of its walk OpenSSL always asks about the leaf (depth 0, no complaint), and
-    then the judge speaks. If it never asks, nobody is accepted, because no peer was judged.
+    OpenSSL has nothing to trust, so it complains about every chain: first that there is no root, when the chain is
+    put together and before any signature of it is verified. Then the judge speaks, once. What it refuses costs no
+    more work: a stranger could present keys that take long to verify with. What it accepts is walked to the end, and
+    the complaints on the way are passed over: each of these checks is the judge's. (About a key that OpenSSL finds
+    too short it complains earlier, of the leaf alone, and the leaf alone is judged then.)
+
+    If OpenSSL never asks, nobody is accepted, because no peer was judged.
     """
-    connection = getattr(_running, "connection", None)
+    connection = _thread.connection
     if connection is None:
         return 0
-    if not ok or _lib.X509_STORE_CTX_get_error_depth(store) != 0:
-        return 1
-    error = connection.verify_chain(_presented(store))
-    _lib.ERR_clear_error()
+    if not connection.judged:
+        error = connection.verify_chain(_presented(store))
+        _lib.ERR_clear_error()
+    else:
+        error = 0 if connection.peer else _OTHER_ERROR
     _lib.X509_STORE_CTX_set_error(store, error)
     return 0 if error else 1
 

@@ -14,11 +14,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from trust.authorize import Authorizer
-from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
@@ -30,6 +30,10 @@ Address = tuple[str, int] | None
 Refused = Callable[[TrustError, Address], None]
 Clock = Callable[[], datetime]
 ClientCertificates = Literal["required", "optional"]
+
+# A verdict on an open connection is good for this long, as long as no source has another value: what it cannot see is
+# an authorizer that changed its mind by itself, and a revocation list that nobody replaced in time.
+VERDICT_LIFETIME = timedelta(seconds=60)
 
 logger = logging.getLogger(__name__)
 
@@ -172,11 +176,10 @@ class TrustContext(ssl.SSLContext):
 
         After a renewal our tokens are bound to the new certificate, which this connection does not present.
         """
-        peer = connection.peer
+        connection.recheck()
         return (
             connection.distrusted is not None
-            or peer is None
-            or peer.not_after < self._clock()
+            or connection.peer is None
             or connection.credentials is not self._source.current()
         )
 
@@ -194,17 +197,20 @@ class TrustContext(ssl.SSLContext):
     ) -> None:
         """Use what the sources hold now, or other sources, and drop every live connection that lost its trust.
 
-        New connections see a source's new value without this; connections that are open already are judged again
-        only here. A peer that may no longer connect is disconnected; a server lets its request in flight finish.
+        New connections see a source's new value without this, and open ones are judged by it within seconds; here
+        they are judged at once. A peer that may no longer connect is disconnected; a server lets its request in
+        flight finish.
 
         Raises:
             TrustError: the new sources cannot be used. Everything stays as it was.
         """
         with self._lock:
             old = self._trust
-            bundles, crls = bundles or old.bundles, crls or old.crls
-            new = _Trust(bundles, crls, authorize or old.authorize, PeerVerifier(bundles, crls))
-            source = source or self._source
+            # `is None` throughout: a source or a list that is empty for now may well be false.
+            bundles, crls = old.bundles if bundles is None else bundles, old.crls if crls is None else crls
+            authorize = old.authorize if authorize is None else authorize
+            new = _Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
+            source = self._source if source is None else source
             credentials = source.current()
             present = self._snapshot if self._snapshot.credentials is credentials else self._take(credentials)
             self._trust, self._snapshot, self._source = new, present, source
@@ -309,20 +315,53 @@ class TrustContext(ssl.SSLContext):
     set_servername_callback = _fixed
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Verdict:
+    """What a peer was judged by, and until when that is good if none of it changes."""
+
+    trust: _Trust
+    bundles: TrustBundles
+    crls: RevocationLists
+    until: datetime
+
+    def holds(self, trust: _Trust, now: datetime) -> bool:
+        return (
+            self.trust is trust
+            and self.bundles is trust.bundles.current()
+            and self.crls is trust.crls.current()
+            and now <= self.until
+        )
+
+
 class _Judged(Connection):
     """A connection that is judged by its context's trust: the one of the moment, at the end as at the start."""
 
     def __init__(self, context: TrustContext, snapshot: Snapshot, **options: Any) -> None:
         self._context = context
-        self._judged_by: _Trust | None = None
+        self._judged_by: _Verdict | None = None
         super().__init__(snapshot, self._ask, **options)
 
     def assert_identified(self) -> None:
         super().assert_identified()
         # The trust was reloaded in the middle of this handshake, perhaps too early for the sweep to see the peer.
-        if self.peer is not None and self._judged_by is not self._context.trust:
+        if self._judged_by is not None and self._judged_by.trust is not self._context.trust:
             self.judge_again()
 
+    def recheck(self) -> None:
+        peer, verdict = self.peer, self._judged_by
+        if peer is None or verdict is None or self.distrusted:
+            return
+        try:
+            if not verdict.holds(self._context.trust, self._context.now()):
+                self._ask(list(peer.chain))
+        except Exception as error:  # a defect or an outage on our side must refuse, never accept
+            self.distrust(as_trust_error(error))
+
     def _ask(self, chain: list[bytes]) -> PeerIdentity:
-        self._judged_by = trust = self._context.trust
-        return self._context.judge(chain, trust)
+        trust, now = self._context.trust, self._context.now()
+        # The values are read before they are used: one that changes in between is noticed at the next check.
+        bundles, crls = trust.bundles.current(), trust.crls.current()
+        peer = self._context.judge(chain, trust)
+        ends = [x509.load_der_x509_certificate(der).not_valid_after_utc for der in peer.chain]
+        self._judged_by = _Verdict(trust, bundles, crls, min(now + VERDICT_LIFETIME, *ends))
+        return peer
