@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TextIO
 
 LOGGER = "a2a_trust.audit"
 MAX_FACT_CHARACTERS = 256  # a hostile method, path or name must not flood the trail
@@ -44,13 +44,23 @@ class AuditSink(Protocol):
 
 
 class AuditLog:
-    """Writes to the standard logger `a2a_trust.audit`: allowed at INFO, denied at WARNING."""
+    """Writes to the standard logger `a2a_trust.audit`: allowed at INFO, denied at WARNING.
+
+    `logging` shows no INFO until it is configured to; `AuditLog.to(sys.stdout)` needs no configuration.
+    """
 
     def __init__(
         self, logger: logging.Logger | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
         self._clock = clock
+
+    @classmethod
+    def to(cls, stream: TextIO) -> AuditLog:
+        """A trail on a stream of its own, such as an open file or `sys.stdout`, whatever `logging` is configured to."""
+        logger = logging.Logger(LOGGER)
+        logger.addHandler(logging.StreamHandler(stream))
+        return cls(logger)
 
     def record(
         self,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import logging
 import os
 import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,15 +24,18 @@ from rich.console import Console
 from rich.text import Text
 
 from trust.agent import serve as serve_app
-from trust.audit import LOGGER, AuditLog
+from trust.audit import AuditLog
 from trust.authorize import Authorizer, any_of, exactly, members_of
 from trust.bundles import RevocationLists, TrustBundles
+from trust.command_line import run, silence
 from trust.credentials import BUNDLE_FILE, Credentials, read_bounded, write_atomically
 from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.identity import AgentID, trust_domain
 from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import SigningKey
 from trust.oauth.server import create_app
 from trust.oauth.store import Store
+from trust.peers import PeerVerifier
 
 PASSWORD_VARIABLE = "A2A_TRUST_PASSWORD"  # noqa: S105 (the name of a variable)
 
@@ -47,17 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
-    try:
-        return int(app(args=arguments, prog_name="a2a-trust", standalone_mode=False) or 0)
-    except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
-    except TrustError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or type(error).__name__}")
+    return run(app, "a2a-trust", arguments)
 
 
 @app.command()
@@ -89,23 +82,27 @@ def demo(
         if step.chapter != chapter:
             chapter = step.chapter
             console.print(Text(f"\n{chapter}. {CHAPTERS[chapter]}", style="bold"))
-        line = Text("  ok  " if step.ok else "  !!  ", style="green" if step.ok else "bold red")
+        mark = "      " if step.ok and chapter == max(CHAPTERS) else "  ok  " if step.ok else "  !!  "
+        line = Text(mark, style="green" if step.ok else "bold red")
         line.append(f"{step.what}: {step.outcome}", style="default")
         if step.check:
             line.append(f"  [{step.check}, {step.status}]", style="cyan")
         console.print(line)
 
-    async def run(where: Path) -> None:
+    async def walk(where: Path) -> None:
         async for step in journey(where):
-            show(step)
+            try:
+                show(step)
+            except BrokenPipeError:  # `| head` has read enough; the servers still want to be stopped in order
+                silence()
 
     if folder is not None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigurationError(f"{folder} is in use", expected="a new or empty folder")
-        asyncio.run(run(folder))
+        asyncio.run(walk(folder))
     else:
         with tempfile.TemporaryDirectory(prefix="a2a-trust-demo-") as temporary:
-            asyncio.run(run(Path(temporary)))
+            asyncio.run(walk(Path(temporary)))
     if not as_json:
         summary = f"{wrong} of the steps went wrong" if wrong else "Every step and every refusal happened as it must."
         console.print(Text(f"\n{summary}", style="bold red" if wrong else "bold green"))
@@ -124,9 +121,14 @@ def serve(
         str | None, typer.Option(metavar="URL", help="With --authority: the https URL that agents reach it by.")
     ] = None,
     state: Annotated[
-        Path, typer.Option(metavar="DIR", help="With --authority: where its database and its signing key are.")
+        Path, typer.Option(metavar="DIR", help="With --authority: its database and its signing key, encrypted.")
     ] = Path("authority-state"),
-    credentials: Annotated[Path, typer.Option(metavar="DIR", help="Folder with chain.pem and key.pem.")] = Path(),
+    credentials: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help=f"Folder with chain.pem and key.pem; a password is read from ${PASSWORD_VARIABLE}."
+        ),
+    ] = Path(),
     bundles: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Trust bundles; default: bundle.json beside the credentials.")
     ] = None,
@@ -140,19 +142,20 @@ def serve(
 ) -> None:
     """Serve an application, or the embedded authorization server, over mutual TLS.
 
-    Credentials, bundles and revocation lists are read once, at the start.
+    Credentials, bundles and revocation lists are read once, at the start. The audit trail is printed.
     """
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
+    if (authority is None) != (issuer is None):
+        raise typer.BadParameter("--authority and --issuer URL go together")
     ours = Credentials.load(credentials, os.environ.get(PASSWORD_VARIABLE))
     trusted = TrustBundles.load(bundles or credentials / BUNDLE_FILE)
     revoked = RevocationLists.load(*(crl or ()))
-    rule = _rule(allow)
-    audit = _audit_to_stdout()
+    rule = _rule(allow, trusted)
+    _check_ourselves(ours, trusted, revoked)
+    audit = AuditLog.to(sys.stdout)
     served: Any
-    if authority is not None:
-        if issuer is None:
-            raise typer.BadParameter("--authority needs --issuer URL")
+    if authority is not None and issuer is not None:
         served = _authority(authority, issuer, state, audit)
     else:
         served = _import(application or "")
@@ -168,17 +171,31 @@ def serve(
     )
 
 
-def _rule(allow: list[str] | None) -> Authorizer:
+def _check_ourselves(ours: Credentials, trusted: TrustBundles, revoked: RevocationLists) -> None:
+    """A certificate that every caller will refuse is told now, and not to each of them."""
+    try:
+        PeerVerifier(trusted, revoked).verify(ours.chain_der, now=datetime.now(UTC), usage="server")
+    except TrustError as error:
+        raise ConfigurationError(f"our own certificate would be refused: {error}") from None
+
+
+def _rule(allow: list[str] | None, trusted: TrustBundles) -> Authorizer:
     if not allow:
         raise typer.BadParameter("nobody may connect: give --allow spiffe://... or --allow trust.domain")
+    for domain in (AgentID.parse(a).trust_domain if a.startswith("spiffe://") else a for a in allow):
+        if trust_domain(domain) not in trusted.by_domain:
+            raise ConfigurationError(
+                "--allow", got=f"trust domain {domain}", expected="one of " + ", ".join(trusted.by_domain)
+            )
     return any_of(*(exactly(a) if a.startswith("spiffe://") else members_of(a) for a in allow))
 
 
 def _authority(clients: Path, issuer: str, state: Path, audit: AuditLog) -> Any:
+    registry = ClientRegistry.load(clients)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     return create_app(
         issuer=issuer,
-        clients=ClientRegistry.load(clients),
+        clients=registry,
         store=Store(f"sqlite:///{(state / 'tokens.db').absolute()}"),
         keys=[_signing_key(state)],
         audit=audit,
@@ -211,20 +228,9 @@ def _import(target: str) -> Any:
         raise typer.BadParameter(f"got {target}, expected MODULE:APP, such as agent:app")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), name)
+        application = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ConfigurationError(f"cannot import {target}", got=error, expected="a module in this folder") from None
-
-
-def _audit_to_stdout() -> AuditLog:
-    logger = logging.getLogger(LOGGER)
-    handler = logging.StreamHandler(sys.stdout)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    return AuditLog(logger)
-
-
-def _fail(message: str, code: int = 1) -> int:
-    typer.echo(f"a2a-trust: {message}", err=True)
-    return code
+    if not callable(application):
+        raise ConfigurationError(target, got=type(application).__name__, expected="an ASGI application")
+    return application

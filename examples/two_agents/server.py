@@ -1,5 +1,7 @@
 """The agent `billing`: an a2a-sdk server as you would write it anyway, behind the gate."""
 
+import sys
+
 from a2a.helpers.proto_helpers import new_text_message
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.request_handlers import DefaultRequestHandler
@@ -28,7 +30,9 @@ class Billing(AgentExecutor):
         raise NotImplementedError("this agent answers at once")
 
 
-card = {"name": "billing", "description": "bills", "version": "1", "skills": []}
+card = {"name": "billing", "description": "bills", "version": "1"}
+card["skills"] = [{"id": "bill", "name": "bill", "description": "bills what you say", "tags": ["billing"]}]
+card |= {"defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"]}
 card["supportedInterfaces"] = [{"url": f"{URL}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
 card |= security_members(CardPolicy(issuer=ISSUER, scopes={"agent:execute": "use the billing agent"}))
 parsed = ParseDict(card, AgentCard())
@@ -38,7 +42,7 @@ app = Starlette(routes=[*create_agent_card_routes(parsed), *create_jsonrpc_route
 authority = trust.agent_client(source=us, bundles=bundles, authorize=trust.exactly("spiffe://fleet.example/authority"))
 keys = trust.RemoteKeys(f"{ISSUER}/jwks", authority)
 tokens = trust.TokenValidator(issuer=ISSUER, audience=str(us.agent_id), keys=keys)
-who = {"source": us, "bundles": bundles, "authorize": callers}
+who = {"source": us, "bundles": bundles, "authorize": callers, "audit": trust.AuditLog.to(sys.stdout)}
 public = ["/.well-known/agent-card.json"]
 gate = trust.Gate(app, **who, tokens=tokens, scope="agent:execute", signatures="required", public_paths=public)
 trust.serve(gate, **who, port=8443)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 
@@ -42,6 +43,13 @@ def test_denials_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
 def test_allowances_are_silent_where_info_is_off(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, LOGGER)
     AuditLog().record(event="request", decision="allow", check="all")
+    assert not caplog.records
+
+
+def test_a_trail_on_a_stream_needs_no_configuration(caplog: pytest.LogCaptureFixture) -> None:
+    stream = io.StringIO()
+    AuditLog.to(stream).record(event="request", decision="allow", check="all")
+    assert json.loads(stream.getvalue())["decision"] == "allow"
     assert not caplog.records
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.forge import Forge
 from trust import cli
@@ -21,6 +24,7 @@ def agent(tmp_path: Path) -> Path:
     folder = tmp_path / "agent"
     FORGE.leaf("/authority").save(folder)
     (folder / "bundle.json").write_text(FORGE.bundles.to_json())
+    (folder / "foreign.crl").write_bytes(Forge().crls().crls[0].public_bytes(Encoding.PEM))
     return folder
 
 
@@ -114,7 +118,26 @@ REFUSED = {
     "no bundle": (["serve", "a:b", "--credentials", "{agent}", "--bundles", "x", "--allow", "a.b"], "cannot read x"),
     "malformed ID": (["serve", "a:b", "--credentials", "{agent}", "--allow", "spiffe://A/b"], "trust domain"),
     "malformed domain": (["serve", "a:b", "--credentials", "{agent}", "--allow", "A b"], "trust domain"),
-    "no such module": (["serve", "nowhere:app", "--credentials", "{agent}", "--allow", "a.b"], "cannot import"),
+    "no such module": (
+        ["serve", "nowhere:app", "--credentials", "{agent}", "--allow", "fleet.example"],
+        "cannot import",
+    ),
+    "not an application": (
+        ["serve", "json:__doc__", "--credentials", "{agent}", "--allow", "fleet.example"],
+        "json:__doc__: got str, expected an ASGI application",
+    ),
+    "a domain without roots": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "planner"],
+        "--allow: got trust domain planner, expected one of fleet.example",
+    ),
+    "revocation lists of another CA": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "fleet.example", "--crl", "{agent}/foreign.crl"],
+        "our own certificate would be refused",
+    ),
+    "no clients": (
+        ["serve", "--authority", "x", "--issuer", "https://a", "--credentials", "{agent}", "--allow", "fleet.example"],
+        "cannot read x",
+    ),
     "no CRL": (["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--crl", "x"], "cannot read x"),
 }
 
@@ -142,6 +165,22 @@ def test_the_signing_key_is_encrypted_private_and_kept(tmp_path: Path, monkeypat
     monkeypatch.setenv(cli.PASSWORD_VARIABLE, "wrong")
     with pytest.raises(ConfigurationError):
         cli._signing_key(tmp_path)
+
+
+def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FORGE.leaf("/authority", not_after=datetime.now(UTC) - timedelta(seconds=1)).save(tmp_path)
+    (tmp_path / "bundle.json").write_text(FORGE.bundles.to_json())
+    assert cli.main(["serve", "a:b", "--credentials", str(tmp_path), "--allow", "fleet.example"]) == 1
+    assert "our own certificate would be refused: certificate has expired" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-c", "from trust.cli import main; raise SystemExit(main())", "demo", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        assert json.loads(process.stdout.readline())["ok"]
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_interrupts_and_broken_files_are_one_line(

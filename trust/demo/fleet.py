@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
@@ -57,22 +56,16 @@ class Step:
     status: str = ""  # of a refusal: what the refused side saw
 
 
-class Trail(AuditLog):
-    """The audit log of all three servers: written to `audit.jsonl`, and kept for the last chapter."""
+class Trail:
+    """The audit trail of all three servers: written to a file by an `AuditLog`, and kept for the last chapter."""
 
-    def __init__(self, path: Path) -> None:
-        logger = logging.Logger("a2a_trust.demo.audit")
-        self._handler = logging.FileHandler(path)
-        logger.addHandler(self._handler)
-        super().__init__(logger)
+    def __init__(self, file: TextIO) -> None:
+        self._log = AuditLog.to(file)
         self.events: list[dict[str, Any]] = []
 
     def record(self, *, event: str, decision: Decision, check: str, **facts: Any) -> None:
         self.events.append({"event": event, "decision": decision, "check": check, **facts})
-        super().record(event=event, decision=decision, check=check, **facts)
-
-    def close(self) -> None:
-        self._handler.close()
+        self._log.record(event=event, decision=decision, check=check, **facts)
 
 
 class Fleet:
@@ -82,8 +75,7 @@ class Fleet:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.stack = stack
-        self.trail = Trail(folder / "audit.jsonl")
-        stack.callback(self.trail.close)
+        self.trail = Trail(stack.enter_context((folder / "audit.jsonl").open("w")))
         self.crls = Live(RevocationLists())
         self.ca: CertificateAuthority
         self.bundles: TrustBundles

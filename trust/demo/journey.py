@@ -158,16 +158,20 @@ async def _delegation(fleet: Fleet) -> AsyncIterator[Step]:
 
 async def _trail(fleet: Fleet) -> AsyncIterator[Step]:
     for event in fleet.trail.events:
+        allowed = event["decision"] == "allow"
+        decision = "allowed, every check passed" if allowed else f"denied by {event['check']}"
+        who, subject, target = (event.get(name, "") for name in ("peer", "subject", "target"))
+        who += f" for {subject}" if subject not in ("", who) else ""
         yield Step(
             chapter=6,
-            what=f"{event['event']:9} {event['decision']:5} {event['check']:20}",
-            outcome=" ".join(filter(None, (event.get("peer", ""), event.get("subject", ""), event.get("target", "")))),
+            what=f"{event['event']:<9} {decision:<28}",
+            outcome=f"{who} -> {target}" if target else who,
         )
     written = (fleet.folder / "audit.jsonl").read_text()
     leaked = "PRIVATE KEY" in written or "eyJ" in written  # how every JWS and JWT begins: base64url of '{"'
     yield Step(
         chapter=6,
-        what=f"{len(fleet.trail.events)} decisions in {fleet.folder / 'audit.jsonl'}",
+        what=f"{len(fleet.trail.events)} decisions, one JSON object a line in audit.jsonl (--folder keeps it)",
         outcome="a token or key is in it" if leaked else "no token and no key in it",
         ok=not leaked,
     )
