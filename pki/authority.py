@@ -124,7 +124,7 @@ class CertificateAuthority:
             AuthorityExists: there is something at that path.
             IdentityError: the trust domain is malformed.
             WrongPassword: the password is empty.
-            PolicyRefused: the URL is not one.
+            PolicyRefused: the URL is not one, or the trust domain cannot be a name constraint.
             PKIError: the folder cannot be written.
         """
         target = founding.vacant(folder)
@@ -359,6 +359,8 @@ class CertificateAuthority:
         self, issuer: Issuer, signing_key: Callable[[], ec.EllipticCurvePrivateKey], now: datetime
     ) -> x509.CertificateRevocationList:
         def fresh(crl: x509.CertificateRevocationList) -> bool:
+            if not crl.is_signature_valid(issuer.certificate.public_key()):  # type: ignore[arg-type]
+                raise AuthorityDamaged("CA database is damaged", got="another revocation list", do="restore a backup")
             made = crl.last_update_utc
             return made <= now < made + profiles.CRL_LIFETIME / 2
 

@@ -23,14 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pki import passwords, policy
-from pki.authority import CertificateAuthority
-from pki.errors import LifetimeRefused, PKIError, UnknownSerial
+from pki.authority import CertificateAuthority, Issued
+from pki.errors import AuthorityExists, LifetimeRefused, PKIError, UnknownSerial
 from pki.founding import vacant
 from pki.profiles import CRL_LIFETIME, NO_REV_AVAIL
 from pki.requests import MAX_REQUEST_BYTES
 from pki.store import Record
 from trust.bundles import TrustBundles
-from trust.credentials import BUNDLE_FILE, CHAIN_FILE, KEY_FILE, read_bounded, write_atomically
+from trust.credentials import BUNDLE_FILE, CHAIN_FILE, KEY_FILE, Credentials, read_bounded, write_atomically
 from trust.errors import TrustError
 from trust.identity import AgentID, thumbprint
 
@@ -87,10 +87,8 @@ def init(
     """Make a CA: a root and an intermediate, in a new folder."""
     vacant(folder)
     password, generated = passwords.new(folder, password_file, generate_password)
-    beside = passwords.beside(folder)
-    if generated:  # before the CA: a CA whose password is lost would be worse than a password without a CA
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(beside, password.encode() + b"\n", mode=0o600)
+    # Before the CA: a CA whose password is lost would be worse than a password without a CA.
+    kept = passwords.keep(folder, password) if generated else None
     try:
         ca = CertificateAuthority.create(
             folder,
@@ -99,9 +97,10 @@ def init(
             name_constraint=name_constraint,
             crl_base_url=crl_url,
         )
-    except BaseException:
-        if generated:
-            beside.unlink(missing_ok=True)
+    except BaseException as error:
+        # Not where there is a CA after all, as when the interrupt came late; unless it is somebody else's.
+        if kept is not None and (isinstance(error, AuthorityExists) or not os.path.lexists(folder)):
+            kept.unlink(missing_ok=True)
         raise
     with ca:
         root = ca.root
@@ -111,13 +110,13 @@ def init(
         "trust_domain": trust_domain,
         "root_thumbprint": pin,
         "root_not_after": _iso(root.not_valid_after_utc),
-        "password_file": str(beside) if generated else None,
+        "password_file": None if kept is None else str(kept),
     }
     _say(
         answer,
         as_json,
         f"CA of {trust_domain} made in {folder}; its root has the thumbprint {pin}",
-        *([f"Password generated and kept in {beside}: move it to a safe place"] if generated else []),
+        *([f"Password generated and kept in {kept}: move it to a safe place"] if kept else []),
     )
 
 
@@ -147,7 +146,8 @@ def issue(
     agents = [AgentID.parse(text) for text in spiffe_ids]
     life = _duration(lifetime)
     folders = {agent: out / agent.path.rpartition("/")[2] for agent in agents}
-    if len(set(folders.values())) < len(agents):
+    # Many file systems take /Billing and /billing for one, and the second key would replace the first.
+    if len({target.name.casefold() for target in folders.values()}) < len(agents):
         raise PKIError("two agents would share one folder", expected="IDs with different last parts")
     if csr is not None and len(agents) > 1:
         raise typer.BadParameter("--csr certifies one agent's request; give one SPIFFE-ID")
@@ -160,17 +160,22 @@ def issue(
     with _open(folder, passwords.existing(folder, password_file)) as ca:
         bundle = TrustBundles.of(ca.bundle()).to_json().encode()
         for agent, target in folders.items():
+            made: Credentials | Issued
             if request is None:
-                credentials = ca.issue_credentials(agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
-                credentials.save(target)
-                leaf = credentials.certificate
+                made = ca.issue_credentials(agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
             else:
-                certified = ca.issue(request, agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
-                target.mkdir(parents=True, exist_ok=True)
-                write_atomically(target / CHAIN_FILE, certified.chain_pem, mode=0o644)
-                leaf = certified.certificate
-            write_atomically(target / BUNDLE_FILE, bundle, mode=0o644)
-            issued.append((target, ca.find(leaf.serial_number)))
+                made = ca.issue(request, agent, dns_names=dns or (), ip_addresses=ip or (), lifetime=life)
+            serial = made.certificate.serial_number
+            try:
+                _write(made, target, bundle)
+            except (TrustError, OSError) as error:
+                # Not revoked unasked: some of it may be there, in the place of what an agent used before.
+                raise PKIError(
+                    f"certificate {serial:x} of {agent} was issued and not written",
+                    got=error,
+                    do=f"`a2a-pki revoke {folder} {serial:x}`, and issue another",
+                ) from None
+            issued.append((target, ca.find(serial)))
     _say(
         {"certificates": [{**_facts(r), "files": [str(target / name) for name in names]} for target, r in issued]},
         as_json,
@@ -309,6 +314,15 @@ def bundle(
     with _open(folder) as ca:
         roots = ca.bundle()
     typer.echo(roots.to_json() if spiffe else TrustBundles.of(roots).to_json())
+
+
+def _write(made: Credentials | Issued, target: Path, bundle: bytes) -> None:
+    if isinstance(made, Credentials):
+        made.save(target)
+    else:  # the key is where the request came from
+        target.mkdir(parents=True, exist_ok=True)
+        write_atomically(target / CHAIN_FILE, made.chain_pem, mode=0o644)
+    write_atomically(target / BUNDLE_FILE, bundle, mode=0o644)
 
 
 def _open(folder: Path, password: str | None = None) -> CertificateAuthority:

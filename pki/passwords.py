@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from pki.errors import PKIError, WrongPassword
-from trust.credentials import read_bounded
+from trust.credentials import read_bounded, sync_folder, write_new
 
 VARIABLE = "A2A_PKI_PASSWORD"
 MAX_BYTES = 4096
@@ -47,9 +47,26 @@ def new(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
         return password, False
     if not generate and sys.stdin.isatty():
         return _prompt("Password of the new CA", confirm=True), False
-    if os.path.lexists(kept := beside(folder)):
-        raise PKIError(f"{kept} exists already", expected="no password of another CA", do="move it away")
     return secrets.token_urlsafe(GENERATED_BYTES), True
+
+
+def keep(folder: Path, password: str) -> Path:
+    """Write a new CA's password beside its folder, and say where.
+
+    Raises:
+        PKIError: there is something already, which may be the password of another CA or of the same one, made at the
+            same moment by somebody else. It is not touched.
+        OSError: the file cannot be written.
+    """
+    file = beside(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Made, and never replaced: of two that do this at once, one is told to stop before it makes a CA.
+        write_new(file, password.encode() + b"\n", mode=0o600)
+    except FileExistsError:
+        raise PKIError(f"{file} exists already", expected="no password of another CA", do="move it away") from None
+    sync_folder(file.parent)
+    return file
 
 
 def _prompt(text: str, *, confirm: bool) -> str:

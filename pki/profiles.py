@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pki.policy import Approved
+from pki.errors import NameRefused, PolicyRefused
+from pki.policy import Approved, dns_name
 from trust.identity import utc
 
 BACKDATE = timedelta(minutes=1)  # a verifier whose clock is a little behind must not refuse a new certificate
@@ -91,6 +92,9 @@ def intermediate(
 
     `name_constraint`: agents of this domain only, for verifiers that do not know SPIFFE. RFC 5280 section 4.2.1.10
     constrains the *host* of a URI. Opt-in, because some verifiers refuse every chain that has a URI constraint.
+
+    Raises:
+        PolicyRefused: the trust domain is none that a name constraint can express.
     """
     ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
     start = _whole(now) - BACKDATE
@@ -104,7 +108,7 @@ def intermediate(
     )
     builder = _ca_extensions(builder, trust_domain, ski, pathlen=0).add_extension(issuer.authority_key, False)
     if name_constraint:
-        host = x509.UniformResourceIdentifier(trust_domain)
+        host = x509.UniformResourceIdentifier(_constrainable(trust_domain))
         builder = builder.add_extension(x509.NameConstraints([host], None), critical=True)
     if crl_base_url:
         builder = builder.add_extension(_distribution_point(crl_base_url, issuer), critical=False)
@@ -175,6 +179,23 @@ def _ca_name(role: str, trust_domain: str, ski: x509.SubjectKeyIdentifier) -> x5
             x509.NameAttribute(NameOID.COMMON_NAME, f"agent {role} CA {ski.digest[:8].hex()}"),
         ]
     )
+
+
+def _constrainable(trust_domain: str) -> str:
+    """RFC 5280 section 4.2.1.10 wants the name of a host, fully qualified.
+
+    SPIFFE allows more. With a dot in front it would mean the domains below, and not this one: such a CA would speak
+    for others and not for itself.
+    """
+    try:
+        return dns_name(trust_domain)
+    except NameRefused:
+        raise PolicyRefused(
+            "name constraint",
+            got=repr(trust_domain),
+            expected="a trust domain that is a DNS name",
+            do="leave the name constraint out",
+        ) from None
 
 
 def _ca_extensions(

@@ -42,7 +42,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pki.errors import AuthorityMissing, AuthorityNotValid, DatabaseLocked, DuplicateCertificate, StoreError
+from pki.errors import (
+    AuthorityDamaged,
+    AuthorityMissing,
+    AuthorityNotValid,
+    DatabaseLocked,
+    DuplicateCertificate,
+    StoreError,
+)
 from pki.profiles import CRL_RETENTION, RevokedSerial
 from trust.identity import thumbprint
 
@@ -140,6 +147,8 @@ class Record:
 
     @property
     def certificate(self) -> x509.Certificate:
+        if thumbprint(self.der) != self.thumbprint:
+            raise _damaged(f"certificate {self.serial:x} is not the one that was stored")
         return x509.load_der_x509_certificate(self.der)
 
     def status(self, now: datetime) -> str:
@@ -281,7 +290,7 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _own_errors(), self._engine.connect() as connection:
+        with _own_errors(), _intact(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -327,6 +336,19 @@ def _own_errors() -> Iterator[None]:
         raise StoreError("CA database", got=error.orig, expected="a readable and writable database") from error
 
 
+@contextmanager
+def _intact() -> Iterator[None]:
+    """While rows are read, and nothing else is done: a value of another kind than was written is damage."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError, OSError) as error:  # the last two: times beyond all calendars
+        raise _damaged(error) from None
+
+
+def _damaged(got: object) -> AuthorityDamaged:
+    return AuthorityDamaged("CA database is damaged", got=got, expected="what was written", do="restore a backup")
+
+
 def _locked() -> DatabaseLocked:
     return DatabaseLocked(
         "CA database is locked",
@@ -341,7 +363,8 @@ def _fresh(
 ) -> x509.CertificateRevocationList | None:
     if row is None or row["stale"]:
         return None
-    crl = x509.load_der_x509_crl(row["der"])
+    with _intact():
+        crl = x509.load_der_x509_crl(row["der"])
     return crl if fresh(crl) else None
 
 
@@ -352,14 +375,15 @@ def _revoked(connection: Connection, issuer: str, ends_after: datetime) -> list[
         .where(_certificates.c.issuer == issuer, _certificates.c.not_after >= int(ends_after.timestamp()))
         .order_by(_revocations.c.revoked_at, _revocations.c.serial)
     )
-    return [
-        RevokedSerial(
-            serial=int(row["serial"], 16),
-            revoked_at=_time(row["revoked_at"]),
-            reason=x509.ReasonFlags(row["reason"]),
-        )
-        for row in connection.execute(query).mappings()
-    ]
+    with _intact():
+        return [
+            RevokedSerial(
+                serial=int(row["serial"], 16),
+                revoked_at=_time(row["revoked_at"]),
+                reason=x509.ReasonFlags(row["reason"]),
+            )
+            for row in connection.execute(query).mappings()
+        ]
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -384,7 +408,7 @@ def _record(row: RowMapping) -> Record:
         thumbprint=row["thumbprint"],
         not_before=_time(row["not_before"]),
         not_after=_time(row["not_after"]),
-        der=row["der"],
+        der=bytes(row["der"]),
         revoked_at=None if row["revoked_at"] is None else _time(row["revoked_at"]),
         reason=None if row["reason"] is None else x509.ReasonFlags(row["reason"]),
     )

@@ -6,6 +6,7 @@ put where the TLS server puts it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -96,6 +97,7 @@ class Authority:
         self.key = SigningKey.generate()
         self.clients = Live(ClientRegistry(clients))
         self.store = Store(f"sqlite:///{folder / 'oauth.db'}")
+        weakref.finalize(self, self.store.close)
         self.certificates: dict[str, Credentials] = {}
         self.app = create_app(
             issuer=ISSUER,

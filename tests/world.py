@@ -85,6 +85,7 @@ class World:
             "audience": self.billing.agent_id,
             "now": NOW,
             "jti": secrets.token_urlsafe(16),
+            "content_type": "application/json",
             "version": "1.0",
             **changes,
         }
@@ -95,13 +96,16 @@ class World:
         *,
         token: str | None = "",
         signature: str | None = "",
+        content_type: bytes | None = b"application/json",
         peer: Credentials | None = None,
         extra: tuple[tuple[bytes, bytes], ...] = (),
         now: datetime = NOW,
         **changes: Any,
     ) -> RequestFacts:
-        """A valid request; `token` and `signature` None leave that header out, a string replaces it."""
+        """A valid request; None for `token`, `signature` or `content_type` leaves that header out."""
         headers = [(b"host", b"billing.fleet.example"), (b"a2a-version", b"1.0")]
+        if content_type is not None:
+            headers.append((b"content-type", content_type))
         if token is not None:
             headers.append((b"authorization", b"Bearer " + (token or self.token()).encode()))
         if signature is not None:

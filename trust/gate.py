@@ -5,7 +5,7 @@
     (1) peer       the chain that the channel proved still verifies now, and its agent is allowed trust/peers.py
     (2) token      a valid access token, for us, in time, not revoked                             trust/oauth/tokens.py
     (3) binding    that token is bound to the certificate of (1)                                  trust/oauth/tokens.py
-    (4) signature  the body, method, target and receiver are what the signer signed               trust/signing/http.py
+    (4) signature  the body, its type, method, target and receiver are what the signer signed     trust/signing/http.py
     (5) signer     the signer is the peer of (1), or an origin that this peer may relay for
     (6) replay     this message was never received before                                         trust/replay.py
     (7) scope      the token grants what this request needs, now                                  trust/oauth/scopes.py
@@ -22,6 +22,7 @@ from typing import Literal
 
 from trust.authorize import Authorizer
 from trust.errors import (
+    BindingMismatch,
     ConfigurationError,
     InsufficientScope,
     NoPeerCertificate,
@@ -36,7 +37,7 @@ from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
 from trust.peers import PeerVerifier
 from trust.replay import ReplayGuard
 from trust.signing.envelope import VerifiedMessage
-from trust.signing.http import HEADER, authenticate_request, signature_of
+from trust.signing.http import HEADER, authenticate_request, content_type_of, signature_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,9 @@ class GatePolicy:
         relays: for each peer that forwards messages of others: whose. Without an entry a peer speaks for itself only.
         catalogue: the declared scope hierarchy.
         calendars: the named calendars of time scopes.
+
+    Raises:
+        ConfigurationError: a key of `relays` is not an AgentID.
     """
 
     verifier: PeerVerifier
@@ -87,6 +91,11 @@ class GatePolicy:
     relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
     catalogue: Catalogue | None = None
     calendars: Mapping[str, Calendar] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for relay in self.relays:
+            if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever
+                raise ConfigurationError("relay", got=relay, expected="an AgentID", do="use AgentID.parse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +189,7 @@ def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> Ver
         verifier=policy.verifier,
         peer=peer,
         now=facts.now,
+        content_type=content_type_of(facts.headers, BindingMismatch),
         version=facts.line(b"a2a-version"),
         extensions=extensions_of(facts),
     )

@@ -42,7 +42,15 @@ from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, ReplayGuard
 from trust.signing.envelope import VerifiedMessage
-from trust.signing.http import HEADER, MAX_RESPONSE_BYTES, RequestReference, new_message_id, reference_of, sign_response
+from trust.signing.http import (
+    HEADER,
+    MAX_RESPONSE_BYTES,
+    RequestReference,
+    content_type_of,
+    new_message_id,
+    reference_of,
+    sign_response,
+)
 
 # RFC 9110 section 7.2 and RFC 3986 section 3, without what parsers read differently: each part stays within itself.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -198,6 +206,7 @@ class Gate:
         try:
             await self._app({**scope, "extensions": plain}, receive, collected.send)
             answer = Answer(collected.status, collected.headers, bytes(collected.body))
+            content_type_of(answer.headers, ConfigurationError)  # several, or one that is none, cannot be signed
         except (StreamNotSigned, ResponseTooLarge) as error:
             self._denied(scope, error)
             answer = _refusal(error)
@@ -219,6 +228,7 @@ class Gate:
                 body=body,
                 now=self._clock(),
                 jti=new_message_id(),
+                content_type=content_type_of(answer.headers, ConfigurationError),
             )
             name = HEADER.lower().encode()
             headers = [*((n, v) for n, v in headers if n.lower() != name), (name, signature.encode())]
@@ -340,7 +350,7 @@ def _refusal(error: TrustError) -> Answer:
 def _reference(scope: Scope) -> RequestReference | None:
     """What an answer can be bound to where the request itself was not verified: its header, and its channel."""
     peer = peer_of(scope)
-    return reference_of(_headers(scope), peer.chain) if peer else None
+    return reference_of(_headers(scope), peer.agent_id) if peer else None
 
 
 def _without_token(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:

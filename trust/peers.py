@@ -42,7 +42,8 @@ from trust.identity import AgentID, PeerIdentity, thumbprint, utc
 from trust.revocation import RevocationAnswer, RevocationIndex
 
 MAX_CERTIFICATES = 8  # presented: a leaf, its intermediates (one or two in practice) and perhaps the root
-MAX_CACHED_CHAINS = 1024  # about 10 KiB each; a chain that fell out is verified again in under a millisecond
+MAX_CACHED_CHAINS = 1024  # a chain that fell out is verified again in under a millisecond
+MAX_CACHED_CHAIN_BYTES = 8192  # three certificates with RSA keys; the whole cache then pins no more than 8 MiB of DER
 
 Usage = Literal["client", "server"]  # what the peer is: the side of the connection that it speaks for
 
@@ -90,7 +91,7 @@ class PeerVerifier:
         bundles: the roots of each trusted domain. A domain that is missing or has no roots is not trusted. A root is
             a self-signed CA certificate: a chain never ends at an intermediate or at a leaf in a bundle.
         crls: without any CRL, revocation is not checked. With one or more, every certificate below the root needs a
-            current CRL of its issuer, but for a leaf with noRevAvail (RFC 9608).
+            current CRL of its issuer, but for a short-lived leaf with noRevAvail (RFC 9608).
     """
 
     def __init__(self, bundles: BundleSource, crls: RevocationSource = RevocationLists()) -> None:  # noqa: B008
@@ -112,8 +113,8 @@ class PeerVerifier:
         (6) Only then is there an identity.
 
         Not checked: that the peer holds the private key (TLS and signatures prove that), that it is allowed
-        (`trust.authorize`), DNS names. A chain that passed (1) to (4) is remembered; validity and (5) are judged
-        again at every call.
+        (`trust.authorize`), DNS names. A chain that passed (1) to (4) is remembered if it is small and
+        all of it is used; validity and (5) are judged again at every call.
 
         Args:
             chain_der: DER certificates, the leaf first.
@@ -139,7 +140,10 @@ class PeerVerifier:
         # A remembered path that is not valid now is built anew, for another path may be.
         if path is None or not path.valid_from <= now <= path.valid_until:
             path = snapshot.build(chain_der, now, usage)
-            self._remember(snapshot, key, path)
+            # With superfluous certificates, one agent could make any number of chains of any size out of its own,
+            # and push everybody else's out.
+            if path.uses_all and sum(map(len, chain_der)) <= MAX_CACHED_CHAIN_BYTES:
+                self._remember(snapshot, key, path)
         # (5) Revocation.
         for answer in path.answers:
             answer.check(now)
@@ -178,6 +182,7 @@ class _Path:
     valid_from: datetime  # within these two, every certificate of the path is valid, the root too
     valid_until: datetime
     answers: tuple[RevocationAnswer, ...]
+    uses_all: bool  # each certificate that was presented is in the path, and was presented once
 
 
 class _Snapshot:
@@ -221,6 +226,7 @@ class _Snapshot:
             valid_from=max(certificate.not_before for certificate in path),
             valid_until=min(certificate.not_after for certificate in path),
             answers=self.revocation.answers(path),
+            uses_all=len(presented) == len({c.der for c in presented} & {c.der for c in path}),
         )
 
     def _roots_of(self, domain: str) -> tuple[crypto.X509, ...]:

@@ -23,7 +23,7 @@ from trust.errors import CertificateRevoked, RevocationUnknown
 CLOCK_SKEW = timedelta(seconds=60)  # a CRL may have been made by a clock that is this far ahead of ours
 NO_REV_AVAIL = x509.ObjectIdentifier("2.5.29.56")  # RFC 9608
 NO_REV_AVAIL_VALUE = b"\x05\x00"  # an ASN.1 NULL, and nothing else
-# RFC 9608 section 1 is about short-lived certificates. This one dies no later than news of its revocation is due
+# RFC 9608 is about short-lived certificates. Such a one dies no later than news of its revocation is due
 # elsewhere: CRLs of a day are usual. The hour is for issuers that set notBefore back.
 MAX_EXEMPT_VALIDITY = timedelta(hours=24 + 1)
 
@@ -76,7 +76,7 @@ class RevocationIndex:
             certificate=certificate,
             revoked=listed,
             crls=tuple(usable),
-            # RFC 9608 section 4 keeps noRevAvail out of CA certificates: a CA cannot exempt itself.
+            # RFC 9608 keeps noRevAvail out of CA certificates: a CA cannot exempt itself.
             required=not (is_leaf and _exempt(certificate)),
             problem="; ".join(problems) or f"no CRL of {issuer.name}",
         )
@@ -85,7 +85,7 @@ class RevocationIndex:
 def _exempt(certificate: Certificate) -> bool:
     """Whether a certificate says, in the one way that RFC 9608 has for it, that no CRL will ever tell of it.
 
-    One that names a place for CRLs contradicts itself (section 3), and is not believed.
+    One that names a place for CRLs as well contradicts itself, which it forbids, and is not believed.
     """
     extension = certificate.extensions.get(NO_REV_AVAIL)
     return (

@@ -119,6 +119,25 @@ ROWS: dict[str, Row] = {
         {},
         errors.BindingMismatch,
     ),
+    "content type changed": (
+        lambda: W.request(content_type=b"text/html"),
+        {},
+        errors.BindingMismatch,
+    ),
+    "content type stripped": (lambda: W.request(content_type=None), {}, errors.BindingMismatch),
+    "content type added": (lambda: W.request(signature=W.signature(content_type="")), {}, errors.BindingMismatch),
+    "two content types, the first as signed": (
+        lambda: W.request(extra=((b"content-type", b"text/html"),)),
+        {},
+        errors.BindingMismatch,
+    ),
+    "two content types, signed as one line": (
+        lambda: W.request(
+            signature=W.signature(content_type="application/json, text/html"), extra=((b"content-type", b"text/html"),)
+        ),
+        {},
+        errors.BindingMismatch,
+    ),
     "extension header added": (
         lambda: W.request(extra=((b"a2a-extensions", b"urn:example:x"),)),
         {},

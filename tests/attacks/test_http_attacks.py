@@ -113,6 +113,7 @@ class Request:
     method: str = "POST"
     url: str = "https://billing.example/a2a?tenant=1"
     body: bytes = BODY
+    content_type: str = "application/json"
     version: str = "1.0"
     extensions: tuple[str, ...] = ("urn:a", "urn:b")
     audience: str = "spiffe://fleet.example/billing"
@@ -129,6 +130,7 @@ class Request:
             "typ": "a2a-req+jws",
             "crit": ["a2a"],
             "x5t#S256": self.signer.thumbprint,
+            "cty": "application/json",
             "a2a": claims,
             **self.header,
         }
@@ -150,6 +152,7 @@ class Request:
                 now=self.now,
                 signers=self.signers,
                 replay=guard,
+                content_type=self.content_type,
                 version=self.version,
                 extensions=self.extensions,
             )
@@ -264,9 +267,18 @@ ATTACKS: list[tuple[str, Request, type[TrustError]]] = [
     ("port changed", Request(url="https://billing.example:8443/a2a?tenant=1"), BindingMismatch),
     ("scheme changed", Request(url="http://billing.example/a2a?tenant=1"), BindingMismatch),
     ("port of the other scheme", Request(url="https://billing.example:80/a2a?tenant=1"), BindingMismatch),
+    ("fragment added", Request(url="https://billing.example/a2a?tenant=1#&tenant=2"), BindingMismatch),
     ("target not absolute", Request(url="/a2a?tenant=1"), BindingMismatch),
     ("target not bound", Request(claims={"htu": ABSENT}), BindingMismatch),
     ("target a list", Request(claims={"htu": ["https://billing.example/a2a?tenant=1"]}), BindingMismatch),
+    ("content type changed", Request(content_type="text/html"), BindingMismatch),
+    ("content type with a parameter", Request(content_type="application/json; charset=x"), BindingMismatch),
+    ("content type in upper case", Request(content_type="Application/JSON"), BindingMismatch),
+    ("content type stripped", Request(content_type=""), BindingMismatch),
+    ("content type added", Request(header={"cty": ABSENT}), BindingMismatch),
+    ("content type null", Request(header={"cty": None}, content_type=""), BindingMismatch),
+    ("content type empty", Request(header={"cty": ""}, content_type=""), BindingMismatch),
+    ("content type a list", Request(header={"cty": ["application/json"]}), BindingMismatch),
     ("A2A version changed", Request(version="0.3"), BindingMismatch),
     ("A2A version stripped", Request(version=""), BindingMismatch),
     ("A2A version added", Request(claims={"ver": ABSENT}), BindingMismatch),
@@ -308,7 +320,8 @@ def test_attack_on_a_request(request_: Request, error: type[TrustError]) -> None
         Request(peer=None, header={"x5c": chain(PLANNER)}),
         Request(peer=peer(REPORTS), header={"x5c": chain(PLANNER)}),  # through a relay: check 5 of the gate decides
         Request(extensions=("urn:b", "urn:a", "urn:a")),  # their order and number mean nothing
-        Request(url="HTTPS://Billing.Example:443/a2a?tenant=1#fragment"),
+        Request(url="HTTPS://Billing.Example:443/a2a?tenant=1"),
+        Request(header={"cty": ABSENT}, content_type=""),
         Request(claims={"ver": ABSENT, "ext": ABSENT}, version="", extensions=()),
         Request(claims={"iat": IAT + 10}),
         Request(claims={"iat": IAT - 240, "exp": IAT + 60}),
@@ -335,6 +348,7 @@ def test_a_refused_request_is_not_remembered() -> None:
         "peer": PEER,
         "now": NOW,
         "replay": guard,
+        "content_type": "application/json",
         "version": "1.0",
         "extensions": CLAIMS["ext"],
     }
@@ -364,6 +378,7 @@ def test_a_respelled_signature_is_the_same_message() -> None:
         "now": NOW,
         "replay": guard,
         "signers": Request().signers,
+        "content_type": "application/json",
         "version": "1.0",
         "extensions": CLAIMS["ext"],
     }
@@ -382,6 +397,7 @@ class Answer:
     key: Any = None
     status: int = 200
     body: bytes = b'{"ok":true}'
+    content_type: str = "application/json"
     audience: Credentials = PLANNER
     to: str = "spiffe://fleet.example/billing"
     signers: Authorizer = BILLING_OR_REPORTS
@@ -406,9 +422,11 @@ class Answer:
             "typ": "a2a-res+jws",
             "crit": ["a2a"],
             "x5t#S256": self.signer.thumbprint,
+            "cty": "application/json",
             "a2a": {name: value for name, value in claims.items() if value is not ABSENT},
             **self.header,
         }
+        header = {name: value for name, value in header.items() if value is not ABSENT}
         signature = jws.sign_detached(b'{"ok":true}', key=self.key or self.signer.private_key, header=header)
         return verify_response(
             signature,
@@ -420,6 +438,7 @@ class Answer:
             verifier=VERIFIER,
             peer=self.peer,
             now=self.now,
+            content_type=self.content_type,
         )
 
 
@@ -440,6 +459,10 @@ ANSWER_ATTACKS: list[tuple[str, Answer, type[TrustError]]] = [
     ("status true", Answer(claims={"st": True}, status=1), ResponseMismatch),
     ("status as text", Answer(claims={"st": "200"}), ResponseMismatch),
     ("status missing", Answer(claims={"st": ABSENT}), ResponseMismatch),
+    ("content type changed", Answer(content_type="text/html"), ResponseMismatch),
+    ("content type stripped", Answer(content_type=""), ResponseMismatch),
+    ("content type added", Answer(header={"cty": ABSENT}), ResponseMismatch),
+    ("content type null", Answer(header={"cty": None}, content_type=""), ResponseMismatch),
     ("request missing", Answer(claims={"req": ABSENT}), ResponseMismatch),
     ("request empty", Answer(claims={"req": {}}), ResponseMismatch),
     ("request without its digest", Answer(claims={"req": {"jti": JTI}}), ResponseMismatch),
@@ -533,6 +556,7 @@ def test_algorithms_are_the_verifiers_choice() -> None:
             now=NOW,
             signers=Request().signers,
             replay=MemoryReplayGuard(started_at=NOW - HOUR),
+            content_type="application/json",
             version="1.0",
             extensions=CLAIMS["ext"],
             algorithms=["Ed25519"],

@@ -17,6 +17,7 @@ from OpenSSL import crypto
 
 from tests.forge import HOUR, NOW, Forge, _usage, spiffe
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from trust.credentials import Credentials
 from trust.errors import (
     CertificateExpired,
     CertificateIsCA,
@@ -46,6 +47,10 @@ DAY = timedelta(days=1)
 
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+ENDED = {"this_update": NOW - DAY, "next_update": NOW - timedelta(seconds=1)}
+DISTRIBUTION_POINT = x509.CRLDistributionPoints(
+    [x509.DistributionPoint([spiffe("http://ca.fleet.example/crl")], None, None, None)]
+)
 NO_REV_AVAIL = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.56"), b"\x05\x00")
 
 Extensions = list[tuple[x509.ExtensionType, bool]]
@@ -241,10 +246,23 @@ def with_critical_policies_in_root() -> Case:
     return Case(chain=[made.chain_der[0]], bundles=TrustBundles.of(bundle))
 
 
-def exempt(*, revoked: bool) -> Case:
-    made = HERE.leaf(extra=[(NO_REV_AVAIL, False)])
+def exempt(*extra: tuple[x509.ExtensionType, bool], revoked: bool = False, **changes: Any) -> Case:
+    made = HERE.leaf(extra=list(extra) or [(NO_REV_AVAIL, False)], **changes)
     crls = HERE.crls(made) if revoked else RevocationLists.of([HERE.crl(HERE.root, HERE.root_key, [])])
     return Case(chain=made.chain_der, crls=crls)
+
+
+def exempt_and_listed_before() -> Case:
+    made = HERE.leaf(extra=[(NO_REV_AVAIL, False)])
+    ended = HERE.crl(HERE.intermediate, HERE.key, [made.certificate.serial_number], **ENDED)
+    return Case(chain=made.chain_der, crls=RevocationLists.of([ended, HERE.crl(HERE.root, HERE.root_key, [])]))
+
+
+def delta(revoked: Credentials) -> x509.CertificateRevocationList:
+    """What has been revoked since the first CRL."""
+    entry = x509.RevokedCertificateBuilder(revoked.certificate.serial_number, NOW).build()
+    builder = x509.CertificateRevocationListBuilder(HERE.intermediate.subject, NOW, NOW + HOUR, [], [entry])
+    return builder.add_extension(x509.DeltaCRLIndicator(1), True).sign(HERE.key, hashes.SHA256())
 
 
 def exempt_intermediate() -> Case:
@@ -489,8 +507,20 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
     ),
     "CRLs of another domain only": (lambda: Case(crls=THERE.crls()), RevocationUnknown),
     "CRL stale": (
-        lambda: Case(crls=HERE.crls(this_update=NOW - DAY, next_update=NOW - timedelta(seconds=1))),
+        lambda: Case(crls=HERE.crls(**ENDED)),
         RevocationUnknown,
+    ),
+    "leaf revoked on a CRL that has ended": (
+        lambda: Case(crls=RevocationLists.of([*HERE.crls().crls, *HERE.crls(VALID, **ENDED).crls])),
+        CertificateRevoked,
+    ),
+    "leaf revoked on a CRL from the future": (
+        lambda: Case(crls=RevocationLists.of([*HERE.crls().crls, *HERE.crls(VALID, this_update=NOW + HOUR).crls])),
+        CertificateRevoked,
+    ),
+    "leaf revoked on a delta CRL": (
+        lambda: Case(crls=RevocationLists.of([*HERE.crls().crls, delta(VALID)])),
+        CertificateRevoked,
     ),
     "CRL from the future": (lambda: Case(crls=HERE.crls(this_update=NOW + timedelta(seconds=61))), RevocationUnknown),
     "CRL signed by another key with the same name": (
@@ -513,6 +543,19 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
         RevocationUnknown,
     ),
     "noRevAvail in a revoked leaf": (lambda: exempt(revoked=True), CertificateRevoked),
+    "noRevAvail in a leaf that was revoked on a CRL that has ended": (
+        exempt_and_listed_before,
+        CertificateRevoked,
+    ),
+    "noRevAvail with another value": (
+        lambda: exempt((x509.UnrecognizedExtension(NO_REV_AVAIL.oid, b"xx"), False)),
+        RevocationUnknown,
+    ),
+    "noRevAvail beside CRL distribution points": (
+        lambda: exempt((NO_REV_AVAIL, False), (DISTRIBUTION_POINT, False)),
+        RevocationUnknown,
+    ),
+    "noRevAvail in a leaf of a week": (lambda: exempt(not_after=NOW + 7 * DAY), RevocationUnknown),
     "noRevAvail in an intermediate": (exempt_intermediate, RevocationUnknown),
 }
 
@@ -541,7 +584,7 @@ ACCEPTED: dict[str, Callable[[], Case]] = {
     "the first second": lambda: Case(now=VALID.certificate.not_valid_before_utc),
     "CRLs that do not list it": lambda: Case(crls=HERE.crls(HERE.leaf())),
     "a CRL of a clock one minute ahead": lambda: Case(crls=HERE.crls(this_update=NOW + timedelta(seconds=60))),
-    "noRevAvail in the leaf": lambda: exempt(revoked=False),
+    "noRevAvail in the leaf": exempt,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from pki.errors import (
     UnknownSerial,
     WrongPassword,
 )
+from pki.store import DATABASE_FILE
 from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import needs_openssl, request, uri, verify
 from trust.bundles import RevocationLists, TrustBundles
@@ -447,3 +449,17 @@ def test_a_backup_of_the_folder_is_the_ca(ca: CertificateAuthority, folder: Path
 def test_lifetimes_are_limited(ca: CertificateAuthority) -> None:
     longest = ca.issue(request(), AGENT, lifetime=policy.MAX_LIFETIME)
     assert longest.not_after - longest.not_before == timedelta(days=7)
+
+
+def test_a_stored_revocation_list_with_another_signature_is_not_given_out(
+    ca: CertificateAuthority, folder: Path
+) -> None:
+    der = bytearray(ca.crl().crls[0].public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute("UPDATE crls SET der = ?", (bytes(der),))
+    connection.commit()
+    connection.close()
+    with pytest.raises(PKIError, match="damaged") as caught:
+        ca.crl()
+    assert type(caught.value) is AuthorityDamaged

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, cli, keys
+from pki import CertificateAuthority, cli, founding, keys, passwords
+from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from tests.pki.judges import lint, listing, needs_openssl, openssl, request, uri, verify
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
@@ -142,6 +144,60 @@ def test_init_keeps_the_password_of_another_ca(run: Run) -> None:
     assert Path("ca.password").read_text() == "precious"
 
 
+def test_of_two_that_make_a_ca_at_once_one_is_told_to_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one has looked, found nothing, and is at work; its password is the one that opens the CA."""
+    real = passwords.new
+    others: list[Answer] = []
+
+    def new(*arguments: Any) -> tuple[str, bool]:
+        answer = real(*arguments)
+        if not others:
+            others.append(Answer(0, "", ""))
+            others.append(run("init", "ca", "--trust-domain", DOMAIN))
+        return answer
+
+    monkeypatch.setattr(passwords, "new", new)
+    assert "ca.password exists already" in one_line(run("init", "ca", "--trust-domain", DOMAIN))
+    assert others[1].code == 0
+    assert run("issue", "ca", AGENT).code == 0
+
+
+def test_of_two_at_once_the_password_of_the_slower_goes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one brought its own, so the file beside the folder would be taken for the password, and is not."""
+    real = founding.found
+
+    def found(target: Path, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(founding, "found", real)
+        CertificateAuthority.create(target, trust_domain=DOMAIN, password=PASSWORD).close()
+        return real(target, *arguments, **options)
+
+    monkeypatch.setattr(founding, "found", found)
+    assert "exists already" in one_line(run("init", "ca", "--trust-domain", DOMAIN))
+    assert listing() == ["ca"]
+
+
+def test_an_interrupt_that_comes_late_leaves_the_ca_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open", interrupt)
+        assert run("init", "ca", "--trust-domain", DOMAIN).code == 130
+    assert listing() == ["ca", "ca.password"]
+    assert run("issue", "ca", AGENT).code == 0
+
+
+def test_a_password_that_cannot_be_kept_makes_no_ca(run: Run) -> None:
+    Path("file").write_text("")
+    assert "file: File exists" in one_line(run("init", "file/ca", "--trust-domain", DOMAIN))
+
+
+def test_init_with_a_name_constraint_that_cannot_be(run: Run) -> None:
+    line = one_line(run("init", "ca", "--trust-domain", ".example", "--name-constraint"))
+    assert "name constraint: got '.example', expected a trust domain that is a DNS name" in line
+    assert listing() == []
+
+
 # issue
 
 
@@ -221,8 +277,41 @@ def test_issue_for_several_agents_at_once(run: Run, password: None, folder: Path
     assert str(Credentials.load("fleet/archive").agent_id) == archive
     assert "two agents would share one folder" in one_line(run("issue", folder, AGENT, AGENT, "--out", "other"))
     assert not Path("other").exists()
+    for name in ("BILLING", "Billing", "x/BILLing"):  # one folder, on a Mac or on Windows
+        line = one_line(run("issue", folder, AGENT, f"spiffe://fleet.example/{name}", "--out", "other"))
+        assert "two agents would share one folder" in line
+    assert not Path("other").exists()
     answer = run("issue", folder, AGENT, archive, "--csr", "x", "--out", "other")
     assert (answer.code, "--csr certifies one agent's request" in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize("by_request", [False, True], ids=["key", "request"])
+def test_what_could_not_be_written_is_named(by_request: bool, run: Run, password: None, folder: Path) -> None:
+    """Issued it is, and on record; the operator is told which one, and what to do."""
+    Path("agent.csr").write_bytes(request(uri(AGENT)))
+    Path("out").write_text("no folder")
+    arguments = ("--csr", "agent.csr", "--out", "out") if by_request else ("--out", "out")
+    line = one_line(run("issue", folder, AGENT, *arguments))
+    (record,) = run("list", folder, "--agent", AGENT, "--json").json
+    assert f"certificate {record['serial']} of {AGENT} was issued and not written" in line
+    assert "Not a directory" in line
+    command = line.partition("`a2a-pki ")[2].partition("`")[0].split()
+    assert command == ["revoke", str(folder), record["serial"]]
+    assert run(*command).code == 0
+    assert run("show", folder, record["serial"], "--json").json["status"] == "revoked"
+
+
+def test_what_was_replaced_in_part_is_not_revoked(run: Run, password: None, folder: Path) -> None:
+    """The agent's new pair is there and only the bundle is not: revoking it would lock the agent out."""
+    run("issue", folder, AGENT)
+    first = Credentials.load("billing").thumbprint
+    Path("billing/bundle.json").unlink()
+    Path("billing/bundle.json").mkdir()
+    line = one_line(run("issue", folder, AGENT, "--replace"))
+    second = Credentials.load("billing")
+    assert second.thumbprint != first
+    assert f"certificate {second.certificate.serial_number:x} of {AGENT} was issued and not written" in line
+    assert {r["status"] for r in run("list", folder, "--agent", AGENT, "--json").json} == {"valid"}
 
 
 # revoke, list, show
@@ -410,6 +499,21 @@ def test_a_locked_database(run: Run, password: None, folder: Path, locked: Calla
     assert "CA database is locked" in one_line(run("issue", folder, AGENT))
     assert not Path("billing").exists()
     assert run("list", folder).code == 0, "readers do not wait"
+
+
+@pytest.mark.parametrize("damage", ["x'00'", "'text'", "zeroblob(700)"])
+@pytest.mark.parametrize("command", ["issue", "list", "show", "revoke", "crl", "bundle"])
+def test_a_damaged_database(command: str, damage: str, run: Run, password: None, folder: Path) -> None:
+    serial = issue(run, folder)["serial"]
+    run("crl", folder)
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute(f"UPDATE certificates SET der = {damage}")
+    connection.execute(f"UPDATE crls SET der = {damage}")
+    connection.commit()
+    connection.close()
+    arguments = {"issue": (AGENT, "--replace"), "show": (serial,), "revoke": (serial,)}.get(command, ())
+    line = one_line(run(command, folder, *arguments))
+    assert "CA database is damaged" in line and "restore a backup" in line
 
 
 @pytest.mark.parametrize(

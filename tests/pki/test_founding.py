@@ -72,6 +72,10 @@ def test_whatever_is_there_stays(kind: str, template: Path, tmp_path: Path) -> N
         ({"trust_domain": ""}, IdentityError),
         ({"password": ""}, WrongPassword),
         ({"crl_base_url": "ftp://pki.example"}, PolicyRefused),
+        ({"trust_domain": ".example", "name_constraint": True}, PolicyRefused),
+        ({"trust_domain": "fleet.", "name_constraint": True}, PolicyRefused),
+        ({"trust_domain": "fleet..example", "name_constraint": True}, PolicyRefused),
+        ({"trust_domain": "10.0.0.1", "name_constraint": True}, PolicyRefused),
     ],
 )
 def test_wrong_arguments_leave_nothing(changes: dict[str, object], expected: type[Exception], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from pki import keys, profiles
 from pki.errors import (
+    AuthorityDamaged,
     AuthorityMissing,
     AuthorityNotValid,
     DatabaseLocked,
@@ -281,6 +282,57 @@ def test_another_database_is_refused(damage: str, message: str, folder: Path) ->
         store.settings()
     assert type(caught.value) is StoreError
     store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE certificates SET der = 'text'",
+        "UPDATE certificates SET serial = 'text'",
+        "UPDATE certificates SET not_after = 'text'",
+        "UPDATE certificates SET not_after = 1e18",
+        "INSERT INTO revocations SELECT serial, 0, 'whatever' FROM certificates",
+    ],
+)
+def test_a_row_that_nobody_wrote(damage: str, folder: Path) -> None:
+    store = Store.open(folder)
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute(damage)
+    connection.commit()
+    connection.close()
+    with pytest.raises(PKIError, match="damaged") as caught:
+        store.records()
+    assert type(caught.value) is AuthorityDamaged
+    store.close()
+
+
+def test_a_reason_that_nobody_wrote_is_on_no_list(folder: Path, store: Store) -> None:
+    revoke(store, FIRST.serial)
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute("UPDATE revocations SET reason = 'whatever'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(PKIError, match="damaged") as caught:
+        crl(store)
+    assert type(caught.value) is AuthorityDamaged
+
+
+@pytest.mark.parametrize("altered", [b"", FIRST.der[:-1], FIRST.der[:-1] + bytes([FIRST.der[-1] ^ 1])])
+def test_a_certificate_that_is_not_the_one_that_was_stored(altered: bytes) -> None:
+    with pytest.raises(PKIError, match=f"certificate {FIRST.serial:x} is not the one") as caught:
+        _ = dataclasses.replace(FIRST, der=altered).certificate
+    assert type(caught.value) is AuthorityDamaged
+
+
+def test_a_revocation_list_that_cannot_be_read(folder: Path, store: Store) -> None:
+    crl(store)
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute("UPDATE crls SET der = x'3000'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(PKIError, match="damaged") as caught:
+        crl(store)
+    assert type(caught.value) is AuthorityDamaged
 
 
 def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:

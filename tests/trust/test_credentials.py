@@ -357,9 +357,7 @@ def test_whoever_reads_meanwhile_gets_a_pair(tmp_path: Path) -> None:
     assert seen == set(pairs)
 
 
-def test_a_pair_that_changes_between_two_reads_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_that_changes_between_two_reads_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of before with the key of after: the one moment at which neither key is the chain's."""
     MINE.save(tmp_path)
     real, saved = Path.open, []

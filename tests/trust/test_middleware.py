@@ -410,6 +410,18 @@ def test_an_answer_too_large_to_sign_is_a_signed_500(monkeypatch: pytest.MonkeyP
     assert run(call(gate())).status_code == 500
 
 
+def test_an_answer_of_several_types_is_a_signed_500() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        types = [(b"content-type", b"text/html"), (b"Content-Type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": types})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    guarded = gate()
+    guarded._app = app
+    response = run(call(guarded))
+    assert (response.status_code, response.json()) == (500, {"error": "server_error"})
+
+
 def test_ways_of_answering_that_cannot_be_signed_are_not_offered() -> None:
     offered: list[Any] = []
 

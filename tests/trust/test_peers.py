@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from OpenSSL import crypto
 
 import trust.peers
-from tests.forge import HOUR, NOW, Forge
+from tests.forge import HOUR, NOW, Forge, spiffe
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.errors import (
     BundleError,
@@ -33,7 +33,7 @@ from trust.errors import (
     UntrustedChain,
 )
 from trust.identity import AgentID, PeerIdentity
-from trust.peers import MAX_CACHED_CHAINS, MAX_CERTIFICATES, PeerVerifier, verify_peer
+from trust.peers import MAX_CACHED_CHAIN_BYTES, MAX_CACHED_CHAINS, MAX_CERTIFICATES, PeerVerifier, verify_peer
 from trust.sources import Live
 
 FORGE = Forge()
@@ -202,6 +202,41 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         verifier.verify(chain, now=NOW, usage="client")
     assert [key[1] for key in verifier._snapshot.paths] == [chain[0] for chain in chains[2:]]
     assert MAX_CACHED_CHAINS == 1024
+
+
+def superfluous(count: int) -> list[bytes]:
+    return [Forge(f"other-{n}.example").root.public_bytes(Encoding.DER) for n in range(count)]
+
+
+def test_nobody_can_push_the_others_out_with_superfluous_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trust.peers.MAX_CACHED_CHAINS", 3)
+    verifier = PeerVerifier(FORGE.bundles)
+    verified(verifier)
+    remembered = dict(verifier._snapshot.paths)
+    other = FORGE.leaf("/other").chain_der
+    root = FORGE.root.public_bytes(Encoding.DER)
+    chains = [[*other, extra] for extra in superfluous(4)]
+    chains += [[*other, *other], [*other, root, root], [*other, other[0]]]
+    for chain in chains:
+        assert verifier.verify(chain, now=NOW, usage="client").agent_id.path == "/other"
+    assert verifier._snapshot.paths == remembered
+    for chain in (other, [*other, root]):
+        verifier.verify(chain, now=NOW, usage="client")
+    assert len(verifier._snapshot.paths) == 3, "without any, also with the root, it is remembered as usual"
+
+
+def test_a_large_chain_is_verified_and_not_remembered() -> None:
+    def with_names(count: int) -> list[bytes]:
+        names = [spiffe("spiffe://fleet.example/large"), *(x509.DNSName(f"{n:060}.example") for n in range(count))]
+        return FORGE.leaf("/large", sans=names).chain_der
+
+    verifier = PeerVerifier(FORGE.bundles)
+    for count, remembered in ((90, 1), (110, 1)):
+        chain = with_names(count)
+        assert (sum(map(len, chain)) <= MAX_CACHED_CHAIN_BYTES) == (count == 90)
+        verifier.verify(chain, now=NOW, usage="client")
+        assert len(verifier._snapshot.paths) == remembered
+    assert MAX_CACHED_CHAIN_BYTES * MAX_CACHED_CHAINS <= 8 << 20
 
 
 # What is forgotten

@@ -12,11 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AuthorityInformationAccessOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.forge import HOUR, NOW, Forge, _usage
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from trust.certificates import Certificate
 from trust.credentials import Credentials
 from trust.errors import CertificateRevoked, PeerError, RevocationUnknown
 from trust.peers import PeerVerifier, verify_peer
@@ -24,6 +26,8 @@ from trust.revocation import RevocationIndex
 from trust.sources import Live
 
 FORGE = Forge()
+SECOND = timedelta(seconds=1)
+NO_REV_AVAIL = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.56"), b"\x05\x00")
 POINT = x509.UniformResourceIdentifier("http://ca.fleet.example/crl/3")
 OTHER_POINT = x509.UniformResourceIdentifier("http://ca.fleet.example/crl/4")
 
@@ -60,6 +64,8 @@ def crl(
     key: Any = FORGE.key,
     issuer: x509.Certificate = FORGE.intermediate,
     algorithm: hashes.HashAlgorithm | None = None,
+    this_update: datetime = NOW - HOUR,
+    next_update: datetime = NOW + HOUR,
 ) -> x509.CertificateRevocationList:
     entries = []
     for serial in serials:
@@ -70,8 +76,8 @@ def crl(
     # The entries go in at once: adding them one by one copies the list each time.
     builder = x509.CertificateRevocationListBuilder(
         issuer.subject,
-        NOW - HOUR,
-        NOW + HOUR,
+        this_update,
+        next_update,
         [],
         entries,  # type: ignore[arg-type]
     )
@@ -106,23 +112,26 @@ GOOD = {
     "SHA-384": crl(algorithm=hashes.SHA384()),
 }
 
-UNUSABLE = {
-    "a delta CRL": (crl(extensions=[(x509.DeltaCRLIndicator(1), True)]), "delta"),
-    "a delta CRL that hides it": (crl(extensions=[(x509.DeltaCRLIndicator(1), False)]), "delta"),
-    "an indirect CRL": (crl(extensions=[(scope(indirect_crl=True), True)]), "indirect or partial"),
+# Arguments of `crl`, and the problem that is told. First those that the issuer has signed.
+AUTHENTIC: dict[str, tuple[dict[str, Any], str]] = {
+    "a CRL that has ended": ({"this_update": NOW - 2 * HOUR, "next_update": NOW - SECOND}, "by our clock"),
+    "a CRL that lies ahead": ({"this_update": NOW + 61 * SECOND, "next_update": NOW + HOUR}, "by our clock"),
+    "a delta CRL": ({"extensions": [(x509.DeltaCRLIndicator(1), True)]}, "delta"),
+    "a delta CRL that hides it": ({"extensions": [(x509.DeltaCRLIndicator(1), False)]}, "delta"),
+    "an indirect CRL": ({"extensions": [(scope(indirect_crl=True), True)]}, "indirect or partial"),
     "some reasons only": (
-        crl(extensions=[(scope(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise])), True)]),
+        {"extensions": [(scope(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise])), True)]},
         "indirect or partial",
     ),
     "attribute certificates only": (
-        crl(extensions=[(scope(only_contains_attribute_certs=True), True)]),
+        {"extensions": [(scope(only_contains_attribute_certs=True), True)]},
         "indirect or partial",
     ),
-    "CA certificates only": (crl(extensions=[(scope(only_contains_ca_certs=True), True)]), "other kind"),
-    "another distribution point": (crl(extensions=[(scope(full_name=[OTHER_POINT]), True)]), "another distribution"),
+    "CA certificates only": ({"extensions": [(scope(only_contains_ca_certs=True), True)]}, "other kind"),
+    "another distribution point": ({"extensions": [(scope(full_name=[OTHER_POINT]), True)]}, "another distribution"),
     "a relative distribution point": (
-        crl(
-            extensions=[
+        {
+            "extensions": [
                 (
                     scope(
                         relative_name=x509.RelativeDistinguishedName(
@@ -132,18 +141,21 @@ UNUSABLE = {
                     True,
                 )
             ]
-        ),
+        },
         "relative",
     ),
     "an unknown critical extension": (
-        crl(extensions=unknown_critical("1.2.3.4")),
+        {"extensions": unknown_critical("1.2.3.4")},
         "unknown critical extension 1.2.3.4",
     ),
-    "a scope that cannot be read": (crl(extensions=unknown_critical("2.5.29.28")), "cannot be read"),
-    "SHA-224": (crl(algorithm=hashes.SHA224()), "signature algorithm"),
-    "the key of the root": (crl(key=FORGE.root_key), "another key"),
-    "a key of another kind": (crl(key=rsa.generate_private_key(65537, 2048)), "another key"),
-    "the name of the root": (crl(key=FORGE.key, issuer=FORGE.root), "no CRL of"),
+    "a scope that cannot be read": ({"extensions": unknown_critical("2.5.29.28")}, "cannot be read"),
+}
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    **AUTHENTIC,
+    "SHA-224": ({"algorithm": hashes.SHA224()}, "signature algorithm"),
+    "the key of the root": ({"key": FORGE.root_key}, "another key"),
+    "a key of another kind": ({"key": rsa.generate_private_key(65537, 2048)}, "another key"),
+    "the name of the root": ({"key": FORGE.key, "issuer": FORGE.root}, "no CRL of"),
 }
 
 
@@ -154,10 +166,90 @@ def test_a_good_crl_answers(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_a_crl_that_is_not_understood_answers_nothing(name: str) -> None:
-    unusable, problem = UNUSABLE[name]
+    arguments, problem = UNUSABLE[name]
+    unusable = crl(**arguments)
     with pytest.raises(RevocationUnknown, match=problem):
         judge(unusable)
     judge(unusable, crl())  # and does not stand in the way of one that is
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_its_issuer_has_listed_is_revoked_whatever_else_is_wrong_with_the_list(name: str) -> None:
+    listing = crl(AGENT.certificate.serial_number, **UNUSABLE[name][0])
+    if name not in AUTHENTIC:  # anybody may have made it
+        judge(listing, crl())
+        return
+    for others in ((), (crl(),)):
+        with pytest.raises(CertificateRevoked):
+            judge(listing, *others)
+        with pytest.raises(CertificateRevoked):
+            judge(*others, listing)
+
+
+def test_a_revocation_does_not_lapse_with_its_list() -> None:
+    """The next list is still to come; the certificate says that nobody need ask."""
+    short = FORGE.leaf(extra=[(NO_REV_AVAIL, False)])
+    listing = crl(short.certificate.serial_number, this_update=NOW - 2 * HOUR, next_update=NOW - SECOND)
+    with pytest.raises(CertificateRevoked):
+        judge(listing, agent=short)
+    judge(crl(this_update=NOW - 2 * HOUR, next_update=NOW - SECOND), agent=short)
+
+
+def test_a_list_that_makes_no_difference_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = crl(extensions=[(x509.DeltaCRLIndicator(1), True)])
+    index = RevocationIndex(RevocationLists.of([delta]))
+
+    def refuse(*_: object) -> str:
+        raise AssertionError("the signature of a large list takes long")
+
+    monkeypatch.setattr("trust.revocation._Indexed.signed_by", refuse)
+    path = tuple(Certificate.read(der) for der in AGENT.chain_der)
+    (answer,) = index.answers(path)
+    assert (answer.revoked, answer.crls) == (False, ())
+
+
+# noRevAvail
+
+
+def exempt(value: bytes = b"\x05\x00", *extra: tuple[x509.ExtensionType, bool], **changes: Any) -> Credentials:
+    no_rev_avail = x509.UnrecognizedExtension(NO_REV_AVAIL.oid, value)
+    return FORGE.leaf(extra=[(no_rev_avail, False), *extra], **changes)
+
+
+BELIEVED = {
+    "of a day, set back by an hour": exempt(),
+    "of an hour": exempt(not_after=NOW + HOUR),
+    "beside an OCSP responder": exempt(
+        b"\x05\x00",
+        (
+            x509.AuthorityInformationAccess(
+                [x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier("http://x"))]
+            ),
+            False,
+        ),
+    ),
+}
+NOT_BELIEVED = {
+    "longer than a day and an hour": exempt(not_after=NOW + 24 * HOUR + SECOND),
+    "no value": exempt(b""),
+    "another value": exempt(b"\x01\x01\x00"),
+    "a value with more behind it": exempt(b"\x05\x00\x00"),
+    "a NULL in the long form": exempt(b"\x05\x81\x00"),
+    "beside a place for CRLs": exempt(b"\x05\x00", (x509.CRLDistributionPoints([point(POINT)]), False)),
+    "beside a place for newer CRLs": exempt(b"\x05\x00", (x509.FreshestCRL([point(POINT)]), False)),
+}
+
+
+@pytest.mark.parametrize("name", BELIEVED)
+def test_no_rev_avail_of_a_short_life_is_believed(name: str) -> None:
+    judge(agent=BELIEVED[name])
+
+
+@pytest.mark.parametrize("name", NOT_BELIEVED)
+def test_no_rev_avail_that_breaks_its_rules_is_not_believed(name: str) -> None:
+    with pytest.raises(RevocationUnknown):
+        judge(agent=NOT_BELIEVED[name])
+    judge(crl(), agent=NOT_BELIEVED[name])  # it is not there, and that is all
 
 
 @pytest.mark.parametrize("reason", [None, *(r for r in x509.ReasonFlags)])
@@ -242,9 +334,9 @@ def tlv(tag: int, content: bytes) -> bytes:
     return bytes([tag, size] if size < 128 else [tag, 0x81, size]) + content
 
 
-def test_a_crl_without_next_update_answers_nothing() -> None:
+def without_next_update(*serials: int) -> x509.CertificateRevocationList:
     """RFC 5280 section 5.1.2.5 requires it, and no builder leaves it out: taken away, and signed again."""
-    template = crl()
+    template = crl(*serials)
     tbs = template.tbs_certlist_bytes
     inner = tbs[2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0) :]
     times = [f"{t:%y%m%d%H%M%S}Z".encode() for t in (NOW - HOUR, NOW + HOUR)]
@@ -255,8 +347,14 @@ def test_a_crl_without_next_update_answers_nothing() -> None:
     signature = FORGE.key.sign(altered, ec.ECDSA(hashes.SHA256()))
     unlimited = x509.load_der_x509_crl(tlv(0x30, altered + algorithm + tlv(0x03, b"\0" + signature)))
     assert unlimited.next_update_utc is None and unlimited.is_signature_valid(FORGE.key.public_key())
+    return unlimited
+
+
+def test_a_crl_without_next_update_answers_nothing() -> None:
     with pytest.raises(RevocationUnknown, match="without nextUpdate"):
-        judge(unlimited)
+        judge(without_next_update())
+    with pytest.raises(CertificateRevoked):
+        judge(without_next_update(AGENT.certificate.serial_number), crl())
 
 
 def test_the_issuer_of_a_crl_is_shown_where_there_is_none() -> None:

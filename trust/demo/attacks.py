@@ -97,6 +97,7 @@ async def _post(
         audience=ID[sign_for],
         now=datetime.now(UTC),
         jti=secrets.token_urlsafe(16),
+        content_type="application/json",
         version="1.0",
     )
     headers = {

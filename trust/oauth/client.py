@@ -34,24 +34,28 @@ from trust.errors import (
     TokenRequestRefused,
     TokenResponseRefused,
 )
+from trust.identity import AgentID
 from trust.oauth.clients import is_resource
-from trust.oauth.metadata import check_issuer, metadata_url, origin_of
+from trust.oauth.metadata import (
+    ACCESS_TOKEN_TYPE,
+    CLIENT_CREDENTIALS,
+    TOKEN_EXCHANGE,
+    check_issuer,
+    metadata_url,
+    origin_of,
+)
 from trust.oauth.scopes import parse_scope_list
-from trust.signing.jws import strict_json
-
-ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name, not a token
-EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+from trust.signing.jws import MAX_COMPACT_BYTES, strict_json
 
 FETCH_SECONDS = 10.0  # of one exchange with the authorization server, body included; a slow one is a down one
 MAX_BODY_BYTES = 64 << 10  # metadata of large servers is a few kilobytes, a token answer less
-MAX_TOKEN_CHARACTERS = 8000  # it must fit one 8 KiB header line
 MAX_EXPIRES_IN = 24 * 3600  # seconds; a longer promise is a mistake or a lie
 METADATA_LIFETIME = timedelta(hours=1)
 REFRESH_MARGIN = timedelta(seconds=60)  # a token is renewed this long before its end, or at 4/5 of a short life
 REFRESH_REST = timedelta(seconds=5)  # between two attempts to renew while the old token is still good
 CACHE_SIZE = 1024  # tokens; an agent in the middle of a chain holds one for each caller it acts for
 
-_TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{1,{MAX_TOKEN_CHARACTERS}}}=*")  # b64token, RFC 6750 section 2.1
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # b64token, RFC 6750 section 2.1
 _INVALID_TOKEN = re.compile(r"""\berror\s*=\s*"?invalid_token\b""", re.IGNORECASE)
 
 logger = logging.getLogger("a2a_trust.oauth")
@@ -79,9 +83,9 @@ class _Ask:
     def form(self, client_id: str) -> dict[str, str]:
         form = {"client_id": client_id, "resource": self.resource, "scope": " ".join(self.scopes)}
         if self.subject_token is None:
-            return {"grant_type": "client_credentials", **form}
+            return {"grant_type": CLIENT_CREDENTIALS, **form}
         return {
-            "grant_type": EXCHANGE_GRANT,
+            "grant_type": TOKEN_EXCHANGE,
             "subject_token": self.subject_token,
             "subject_token_type": ACCESS_TOKEN_TYPE,
             "requested_token_type": ACCESS_TOKEN_TYPE,
@@ -157,7 +161,7 @@ class TokenSource(BearerAuth):
         self,
         *,
         issuer: str,
-        resource: str,
+        resource: AgentID | str,
         scopes: Iterable[str],
         http: httpx.AsyncClient,
         source: CredentialSource,
@@ -177,7 +181,7 @@ class TokenSource(BearerAuth):
         super().__init__(authority, _ask(resource, scopes), _origins(resource, origins))
 
     def on_behalf_of(
-        self, subject_token: str, *, resource: str, scopes: Iterable[str], origins: Iterable[str] = ()
+        self, subject_token: str, *, resource: AgentID | str, scopes: Iterable[str], origins: Iterable[str] = ()
     ) -> BearerAuth:
         """As this source, for tokens that are exchanged from a caller's token (RFC 8693).
 
@@ -187,7 +191,7 @@ class TokenSource(BearerAuth):
         """
         return BearerAuth(self._authority, _ask(resource, scopes, subject_token), _origins(resource, origins))
 
-    async def exchange(self, subject_token: str, *, resource: str, scopes: Iterable[str]) -> Token:
+    async def exchange(self, subject_token: str, *, resource: AgentID | str, scopes: Iterable[str]) -> Token:
         """Exchange a caller's token for one that we hold for another resource. Errors as `token`."""
         return await self._authority.token(_ask(resource, scopes, subject_token))
 
@@ -350,7 +354,7 @@ def _read_metadata(members: Mapping[str, object], issuer: str) -> str:
 def _read_token(members: Mapping[str, object], ask: _Ask, asked_at: datetime) -> Token:
     """RFC 6749 section 5.1, strictly. No message here shows the answer: it holds the token."""
     value, kind, seconds = members.get("access_token"), members.get("token_type"), members.get("expires_in")
-    if not isinstance(value, str) or len(value) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(value):
+    if not isinstance(value, str) or len(value) > MAX_COMPACT_BYTES or not _TOKEN.fullmatch(value):
         raise TokenResponseRefused("access_token", got=type(value).__name__, expected="a bearer token (RFC 6750)")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise TokenResponseRefused("token_type", got=kind, expected="Bearer")
@@ -386,7 +390,8 @@ def _token_was_refused(response: httpx.Response) -> bool:
     )
 
 
-def _ask(resource: str, scopes: Iterable[str], subject_token: str | None = None) -> _Ask:
+def _ask(agent: AgentID | str, scopes: Iterable[str], subject_token: str | None = None) -> _Ask:
+    resource = str(agent)
     if not is_resource(resource):
         raise ConfigurationError("resource", got=resource, expected="an absolute URI without fragment (RFC 8707)")
     wanted = parse_scope_list(scopes if isinstance(scopes, str) else " ".join(scopes))
@@ -395,7 +400,8 @@ def _ask(resource: str, scopes: Iterable[str], subject_token: str | None = None)
     return _Ask(resource=resource, scopes=wanted, subject_token=subject_token)
 
 
-def _origins(resource: str, origins: Iterable[str]) -> frozenset[str]:
+def _origins(agent: AgentID | str, origins: Iterable[str]) -> frozenset[str]:
+    resource = str(agent)
     found = {origin_of(origin) for origin in ([origins] if isinstance(origins, str) else origins)}
     if resource.startswith("https:"):
         found.add(origin_of(resource))

@@ -26,9 +26,9 @@ from trust.credentials import read_bounded
 from trust.errors import ConfigurationError, IdentityError, ScopeMalformed
 from trust.identity import AgentID
 from trust.oauth.scopes import Scope, parse
+from trust.oauth.tokens import MAX_LIFETIME
 
 DEFAULT_LIFETIME = timedelta(minutes=10)
-MAX_LIFETIME = timedelta(minutes=30)  # short enough that expiry is the revocation that always works
 MAX_URI_CHARACTERS = 2048
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,2048}")  # RFC 6749 appendix A.1, without the space
@@ -151,7 +151,7 @@ class ClientRegistry:
         tables = document.pop("client", None)
         if document or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
             raise ConfigurationError(f"{path}", got=", ".join(document) or "no client", expected="[[client]] tables")
-        return cls(tuple(_client(table) for table in tables))
+        return cls(tuple(_client(table, number) for number, table in enumerate(tables, 1)))
 
     def find(self, client_id: str) -> Client | None:
         return self._by_client_id.get(client_id)
@@ -180,11 +180,14 @@ _TEXTS = ("scopes", "exchange_scopes", "resources", "audiences")
 _MEMBERS = {f.name for f in fields(Client) if f.init} - {"lifetime"} | {"lifetime_seconds"}
 
 
-def _client(table: dict[str, object]) -> Client:
-    name = table.get("client_id") or table.get("agent_id")
+def _client(table: dict[str, object], number: int) -> Client:
+    name = table.get("client_id") or table.get("agent_id") or number
     if unknown := table.keys() - _MEMBERS:
         # A misspelt limit must not be a limit that silently is not there.
-        raise ConfigurationError(f"client {name}: unknown members", got=", ".join(sorted(unknown)))
+        expected = "some of " + ", ".join(sorted(_MEMBERS))
+        raise ConfigurationError(f"client {name}: unknown members", got=", ".join(sorted(unknown)), expected=expected)
+    if "agent_id" not in table:
+        raise ConfigurationError(f"client {name}: agent_id is missing", expected="its SPIFFE ID")
     texts: dict[str, tuple[str, ...]] = {}
     for member in _TEXTS:
         value = table.get(member, [])
@@ -192,8 +195,9 @@ def _client(table: dict[str, object]) -> Client:
             raise ConfigurationError(f"client {name}: {member}", got=value, expected="a list of strings")
         texts[member] = tuple(value)
     seconds = table.get("lifetime_seconds", int(DEFAULT_LIFETIME.total_seconds()))
-    if type(seconds) is not int or not 0 < seconds <= MAX_LIFETIME.total_seconds():
-        raise ConfigurationError(f"client {name}: lifetime_seconds", got=seconds, expected="1 to 1800")
+    longest = int(MAX_LIFETIME.total_seconds())
+    if type(seconds) is not int or not 0 < seconds <= longest:
+        raise ConfigurationError(f"client {name}: lifetime_seconds", got=seconds, expected=f"1 to {longest}")
     client_id = table.get("client_id", "")
     if not isinstance(client_id, str):
         raise ConfigurationError(f"client {name}: client_id", got=client_id, expected="a string")

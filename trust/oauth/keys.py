@@ -15,13 +15,14 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import httpx
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwcrypto.common import JWException
 from jwcrypto.jwk import JWK
 
-from trust.credentials import PrivateKey
-from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown, WrongPassword
+from trust import private_keys
+from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown
+from trust.oauth.metadata import origin_of
+from trust.private_keys import PrivateKey
 from trust.signing.jws import strict_json
 
 FRESH = timedelta(minutes=5)  # how long a fetched key set is used without asking again
@@ -100,36 +101,16 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, pem: bytes, password: bytes | None) -> SigningKey:
-        """Read a PKCS#8 PEM key.
+        """Read a PKCS#8 PEM key; a password exactly when it is encrypted.
 
         Raises:
-            WrongPassword: it is encrypted and the password is missing or wrong.
-            ConfigurationError: not a PEM private key of a supported kind.
+            ConfigurationError: (or its WrongPassword and CredentialsError) as `private_keys.read`, and as `of`.
         """
-        key: Any
-        try:
-            key = serialization.load_pem_private_key(pem, password)
-        except TypeError:
-            raise WrongPassword("signing key", expected="a password exactly when the key is encrypted") from None
-        except ValueError:
-            if password is not None:
-                raise WrongPassword("signing key cannot be decrypted", expected="its password") from None
-            raise ConfigurationError("signing key is not readable", expected="a PEM private key (PKCS#8)") from None
-        return cls.of(key)
+        return cls.of(private_keys.read(pem, password))
 
     def to_pem(self, password: bytes) -> bytes:
-        """The key as PKCS#8 PEM, encrypted with the password.
-
-        Raises:
-            ConfigurationError: the password is empty.
-        """
-        if not password:
-            raise ConfigurationError("password of the signing key is empty", do="choose one")
-        return self.private_key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(password),
-        )
+        """The key as PKCS#8 PEM, encrypted with the password; `private_keys.write`."""
+        return private_keys.write(self.private_key, password)
 
     @property
     def public_jwk(self) -> dict[str, str]:
@@ -235,12 +216,11 @@ class RemoteKeys:
         http: the client to fetch with. Its credentials other than TLS certificates are not sent.
 
     Raises:
-        ConfigurationError: the URL is not https.
+        ConfigurationError: not an https URL.
     """
 
     def __init__(self, url: str, http: httpx.AsyncClient) -> None:
-        if httpx.URL(url).scheme != "https" or not httpx.URL(url).host:
-            raise ConfigurationError("JWKS URL", got=url, expected="https://...")
+        origin_of(url)
         self._url = url
         self._http = http
         self._keys: dict[str, _Key] = {}

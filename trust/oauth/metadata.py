@@ -1,4 +1,4 @@
-"""An authorization server's name and where its metadata is (RFC 8414): agreed on by server, client and Agent Card."""
+"""What server, client and Agent Card agree on: an issuer's name, where its metadata is (RFC 8414), names on the wire."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import httpx
 from trust.errors import ConfigurationError
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
+
+
+CLIENT_CREDENTIALS = "client_credentials"
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a name, not a token
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name, not a token
 
 
 def check_issuer(issuer: str) -> str:
@@ -37,7 +42,7 @@ def origin_of(url: str | httpx.URL) -> str:
     Raises:
         ConfigurationError: not an https URL with a host.
     """
-    parsed = _url(url) if isinstance(url, str) else url
+    parsed = url if isinstance(url, httpx.URL) else _url(url)
     if parsed is None or parsed.scheme != "https" or not parsed.host:
         raise ConfigurationError("URL", got=url, expected="https://host[:port]/...")
     host = parsed.raw_host.decode("ascii").lower()

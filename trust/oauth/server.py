@@ -38,9 +38,6 @@ from trust.errors import (
 from trust.identity import PeerIdentity, peer_of
 from trust.oauth.clients import ClientRegistry
 from trust.oauth.grants import (
-    ACCESS_TOKEN_TYPE,
-    CLIENT_CREDENTIALS,
-    TOKEN_EXCHANGE,
     Form,
     Grant,
     GrantPolicy,
@@ -51,7 +48,14 @@ from trust.oauth.grants import (
     token_exchange,
 )
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.metadata import WELL_KNOWN, check_issuer, issuer_path
+from trust.oauth.metadata import (
+    ACCESS_TOKEN_TYPE,
+    CLIENT_CREDENTIALS,
+    TOKEN_EXCHANGE,
+    WELL_KNOWN,
+    check_issuer,
+    issuer_path,
+)
 from trust.oauth.scopes import Calendar, Catalogue
 from trust.oauth.store import Store
 from trust.oauth.tokens import sign_access_token

@@ -50,11 +50,13 @@ class Binding:
         typ: the kind; no message of one kind can stand for another.
         members: name and value of each member of `a2a` beside the common ones. A member whose value is None must be
             absent.
+        content_type: the header `cty`, which must be absent where this is empty.
         mismatch: the error for a member that is not as expected.
     """
 
     typ: str
     members: Mapping[str, object]
+    content_type: str
     mismatch: type[SignatureError]
 
 
@@ -116,6 +118,8 @@ def sign(
         **{name: value for name, value in binding.members.items() if value is not None},
     }
     header = {"typ": binding.typ, "crit": ["a2a"], "x5t#S256": credentials.thumbprint, "a2a": claims}
+    if binding.content_type:
+        header["cty"] = binding.content_type
     if chain:
         header["x5c"] = [base64.b64encode(der).decode() for der in credentials.chain_der]
     return strict_jws.sign_detached(payload, key=credentials.private_key, header=header)
@@ -139,7 +143,7 @@ def verify(
     (3) the certificate of `x5t#S256` is the peer's, or the first of `x5c`; its chain verifies at `now`
     (4) and (5) the signature is by its key
     (6) `a2a` is version 1 with exactly the members of this kind, each of its type; `iss` is the certificate's ID
-    (7) `aud` is `audience`; every bound member is what was really received
+    (7) `aud` is `audience`; `cty` and every bound member are what was really received
     (8) issued at most 10 s ahead of `now`, for at most 300 s, and not expired
 
     Not checked: whether the signer may say this (an authorizer), is the peer of the channel, or says it again (a
@@ -173,11 +177,9 @@ def verify(
     # (7)
     if claims["aud"] != str(audience):
         raise AudienceMismatch("message is for another receiver", got=claims["aud"], expected=str(audience))
+    _match("cty", header, binding.content_type or None, binding.mismatch)
     for name, expected in binding.members.items():
-        claim = claims.get(name)
-        # The type too: 200.0 and true equal integers in Python, but are something else to other readers.
-        if (name in claims) is (expected is None) or claim.__class__ is not expected.__class__ or claim != expected:
-            raise binding.mismatch(f"{name} is not what was received", got=claim, expected=str(expected))
+        _match(name, claims, expected, binding.mismatch)
     # (8)
     issued_at, expires_at = _times(claims, now.timestamp())
     return VerifiedMessage(
@@ -257,6 +259,20 @@ def _claims(claims: object, binding: Binding) -> dict[str, Any]:
     if not is_message_id(claims.get("jti")):
         raise HeaderMalformed("a2a.jti", got=claims.get("jti"), expected="22 to 128 characters of base64url")
     return claims
+
+
+def _match(name: str, signed: Mapping[str, Any], received: object, mismatch: type[SignatureError]) -> None:
+    """Step (7): the member is what was received; absent where that is None."""
+    value = signed.get(name)
+    # The type too: 200.0 and true equal integers in Python, but are something else to other readers.
+    if (name in signed) is (received is None) or value.__class__ is not received.__class__ or value != received:
+        raise mismatch(f"{name} is not what was received", got=without_query(value), expected=without_query(received))
+
+
+def without_query(value: object) -> str:
+    """A value for logs: of a URL its query is left out, because it may hold what only the receiver should see."""
+    text, mark, _ = str(value).partition("?")
+    return text + mark + "..." * bool(mark)
 
 
 def _times(claims: Mapping[str, Any], now: float) -> tuple[int, int]:

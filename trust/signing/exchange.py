@@ -1,18 +1,16 @@
 """One HTTP request and its answer, signed: the header `JWS-Signature` over the exact bytes of a body.
 
-A request's signature binds method, target URI, receiver, A2A version and extensions; an answer's binds the status,
-the requester and the very request that it answers. Nothing of a body is parsed before its signature has verified.
+A request's signature binds method, target URI, content type, receiver, A2A version and extensions; an answer's binds
+the status, the content type, the requester and the very request that it answers. Nothing of a body is parsed before its signature has verified.
 Pure; `trust.signing.http` has the edge that signs what an `httpx` client sends, and is the module to import.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-
-from cryptography import x509
 
 from trust.authorize import Authorizer
 from trust.credentials import Credentials
@@ -20,6 +18,7 @@ from trust.errors import (
     BindingMismatch,
     ConfigurationError,
     ResponseMismatch,
+    SignatureError,
     SignatureMalformed,
     SignatureMissing,
     TrustError,
@@ -43,6 +42,7 @@ _URI = re.compile(
     r"(?P<path>/[!-\"$->@-~]*)?(?:\?(?P<query>[!-\"$-~]*))?(?:#[!-~]*)?",
     re.ASCII,
 )
+_CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,7 @@ def sign_request(
     audience: AgentID | str,
     now: datetime,
     jti: str,
+    content_type: str = "",
     version: str = "",
     extensions: Collection[str] = (),
     lifetime: timedelta = DEFAULT_LIFETIME,
@@ -86,6 +87,7 @@ def sign_request(
         body: the exact bytes; empty where there is no body.
         audience: the receiver's SPIFFE ID, or the origin URL of an agent outside any trust domain.
         jti: 128 random bits in base64url.
+        content_type: the exact value of the header Content-Type; empty where there is none.
         version, extensions: what the headers A2A-Version and A2A-Extensions say.
         lifetime: how long the receiver may take the signature for fresh; at most 300 s.
         chain: put our certificates into the header, for a receiver that is not at the other end of our TLS channel.
@@ -93,8 +95,9 @@ def sign_request(
     Raises:
         ConfigurationError: an argument that no verifier would accept.
     """
+    _check_content_type(content_type, ConfigurationError)
     try:
-        binding = _request_binding(method, url, version, extensions)
+        binding = _request_binding(method, url, content_type, version, extensions)
     except BindingMismatch as error:
         raise ConfigurationError(str(error)) from None
     jws = envelope.sign(
@@ -120,6 +123,7 @@ def authenticate_request(
     verifier: PeerVerifier,
     peer: PeerIdentity | None,
     now: datetime,
+    content_type: str = "",
     version: str = "",
     extensions: Collection[str] = (),
     algorithms: Collection[str] = DEFAULT_ALGORITHMS,
@@ -131,7 +135,7 @@ def authenticate_request(
 
     Args:
         jws: the value of the header (`signature_of`).
-        method, url, body, version, extensions: what was really received.
+        method, url, body, content_type, version, extensions: what was really received.
         audience: ourselves.
         peer: the other end of the channel; None where TLS ends elsewhere.
 
@@ -146,7 +150,7 @@ def authenticate_request(
     return envelope.verify(
         jws,
         body,
-        binding=_request_binding(method, url, version, extensions),
+        binding=_request_binding(method, url, content_type, version, extensions),
         audience=audience,
         verifier=verifier,
         peer=peer,
@@ -168,6 +172,7 @@ def verify_request(
     now: datetime,
     signers: Authorizer,
     replay: ReplayGuard,
+    content_type: str = "",
     version: str = "",
     extensions: Collection[str] = (),
     algorithms: Collection[str] = DEFAULT_ALGORITHMS,
@@ -195,6 +200,7 @@ def verify_request(
         verifier=verifier,
         peer=peer,
         now=now,
+        content_type=content_type,
         version=version,
         extensions=extensions,
         algorithms=algorithms,
@@ -219,6 +225,7 @@ def sign_response(
     body: bytes,
     now: datetime,
     jti: str,
+    content_type: str = "",
     chain: bool = False,
 ) -> str:
     """Sign the answer to a request; its receiver is whoever signed the request.
@@ -227,17 +234,18 @@ def sign_response(
         request: the verified request; a `RequestReference` for the answer to one that was refused.
         status: of the answer.
         body: its exact bytes; empty where there is no body.
-        jti, chain: as `sign_request`.
+        jti, content_type, chain: as `sign_request`.
 
     Raises:
         ConfigurationError: an argument that no verifier would accept.
     """
+    _check_content_type(content_type, ConfigurationError)
     if isinstance(request, VerifiedMessage):
         request = RequestReference(requester=request.signer.agent_id, jti=request.message_id, digest=request.digest)
     return envelope.sign(
         body,
         credentials=credentials,
-        binding=_response_binding(status, request.jti, request.digest),
+        binding=_response_binding(status, content_type, request.jti, request.digest),
         audience=request.requester,
         now=now,
         jti=jti,
@@ -257,6 +265,7 @@ def verify_response(
     verifier: PeerVerifier,
     peer: PeerIdentity | None,
     now: datetime,
+    content_type: str = "",
     algorithms: Collection[str] = DEFAULT_ALGORITHMS,
 ) -> VerifiedMessage:
     """Verify the answer to a request of ours: steps (0) to (8) of `envelope.verify`, and then
@@ -268,20 +277,20 @@ def verify_response(
 
     Args:
         request: what `sign_request` returned.
-        status, body: what was really received.
+        status, body, content_type: what was really received.
         audience: ourselves.
         signers: which agents may answer.
         peer: the other end of the channel; None where TLS ends elsewhere.
 
     Raises:
-        ResponseMismatch: the answer belongs to another request, has another status, or is another agent's.
+        ResponseMismatch: the answer belongs to another request, has another status or content type, or is another agent's.
         SignatureError: its other leaf classes name the check that failed.
         PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
     """
     message = envelope.verify(
         jws,
         body,
-        binding=_response_binding(status, request.jti, request.digest),
+        binding=_response_binding(status, content_type, request.jti, request.digest),
         audience=audience,
         verifier=verifier,
         peer=peer,
@@ -317,26 +326,40 @@ def signature_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
         raise SignatureMalformed(f"{HEADER} header", got="bytes outside ASCII", expected="a compact JWS") from None
 
 
-def reference_of(headers: Iterable[tuple[bytes, bytes]], peer_chain: Sequence[bytes]) -> RequestReference | None:
+def content_type_of(headers: Iterable[tuple[bytes, bytes]], refusal: type[TrustError]) -> str:
+    """The value of the one Content-Type, from raw header pairs with names in any case; empty where there is none.
+
+    Raises:
+        refusal: there are several, and which one another reader goes by cannot be known; or one that cannot be signed.
+    """
+    values = [value for name, value in headers if name.lower() == b"content-type"]
+    if len(values) > 1:
+        raise refusal("Content-Type", got=f"{len(values)} of them", expected="one or none")
+    content_type = values[0].strip(b" \t").decode("latin-1") if values else ""
+    _check_content_type(content_type, refusal)
+    return content_type
+
+
+def reference_of(headers: Iterable[tuple[bytes, bytes]], requester: AgentID) -> RequestReference | None:
     """What a refusal can be bound to: NOTHING of the request has been verified, and nothing is by this function.
 
-    It lets a client see that the refusal is the server's and is for its own request. The receiver is the agent of the
-    channel's certificate, never who the request claims to be from, so nobody can have an answer signed for another.
+    It lets a client see that the refusal is the server's and is for its own request.
+
+    Args:
+        requester: the agent of the channel's certificate, who will be the receiver of the answer; never who the request
+            claims to be from, so that nobody can have an answer signed for another.
 
     Returns:
-        None where there is nothing to bind to: no certificate, or no header that could be a signature.
+        None where there is nothing to bind to: no header that could be a signature.
     """
-    if not peer_chain:
-        return None
     try:
         jws = signature_of(headers)
         protected = strict_jws.parse_detached(jws, algorithms=DEFAULT_ALGORITHMS, typ=REQUEST_TYPE).header
-        claims = protected.get("a2a")
-        jti = claims.get("jti") if isinstance(claims, dict) else None
-        if not envelope.is_message_id(jti):
-            return None
-        requester = AgentID.of(x509.load_der_x509_certificate(peer_chain[0]))
-    except (TrustError, ValueError, x509.InvalidVersion):
+    except SignatureError:
+        return None
+    claims = protected.get("a2a")
+    jti = claims.get("jti") if isinstance(claims, dict) else None
+    if not envelope.is_message_id(jti):
         return None
     return RequestReference(requester=requester, jti=str(jti), digest=envelope.digest(jws))
 
@@ -363,14 +386,21 @@ def _split(url: str) -> tuple[str, str]:
     match = _URI.fullmatch(url) if isinstance(url, str) else None
     scheme = match["scheme"].lower() if match else ""
     if match is None or scheme not in _DEFAULT_PORTS:
-        raise BindingMismatch("target of the request", got=url, expected="an absolute http or https URL in ASCII")
+        got = envelope.without_query(url)
+        raise BindingMismatch("target of the request", got=got, expected="an absolute http or https URL in ASCII")
     port = int(match["port"] or _DEFAULT_PORTS[scheme])
     authority = match["host"].lower() + ("" if port == _DEFAULT_PORTS[scheme] else f":{port}")
     query = f"?{match['query']}" if match["query"] else ""
     return f"{scheme}://{authority}", (match["path"] or "/") + query
 
 
-def _request_binding(method: str, url: str, version: str, extensions: Collection[str]) -> Binding:
+def _check_content_type(value: str, refusal: type[TrustError]) -> None:
+    """What arrives as it was sent: printable ASCII, without the outer white space that HTTP parsers take away."""
+    if value and not _CONTENT_TYPE.fullmatch(value):
+        raise refusal("Content-Type", got=value, expected="printable ASCII without outer white space")
+
+
+def _request_binding(method: str, url: str, content_type: str, version: str, extensions: Collection[str]) -> Binding:
     if isinstance(extensions, str):
         raise TypeError("extensions is a collection of URIs, not one str")
     members = {
@@ -379,9 +409,9 @@ def _request_binding(method: str, url: str, version: str, extensions: Collection
         "ver": version or None,
         "ext": sorted(set(extensions)) or None,  # their order in the header means nothing
     }
-    return Binding(typ=REQUEST_TYPE, members=members, mismatch=BindingMismatch)
+    return Binding(typ=REQUEST_TYPE, members=members, content_type=content_type, mismatch=BindingMismatch)
 
 
-def _response_binding(status: int, jti: str, digest: str) -> Binding:
+def _response_binding(status: int, content_type: str, jti: str, digest: str) -> Binding:
     members = {"st": status, "req": {"jti": jti, "s256": digest}}
-    return Binding(typ=RESPONSE_TYPE, members=members, mismatch=ResponseMismatch)
+    return Binding(typ=RESPONSE_TYPE, members=members, content_type=content_type, mismatch=ResponseMismatch)

@@ -31,6 +31,7 @@ from trust.signing.exchange import (
     RequestReference,
     SignedRequest,
     authenticate_request,
+    content_type_of,
     origin_of,
     reference_of,
     sign_request,
@@ -50,6 +51,7 @@ __all__ = [
     "SigningTransport",
     "VerifiedMessage",
     "authenticate_request",
+    "content_type_of",
     "new_message_id",
     "reference_of",
     "sign_request",
@@ -110,7 +112,14 @@ class MessageSigner:
         self._clock = clock
 
     def sign(
-        self, *, method: str, url: str, body: bytes, version: str = "", extensions: tuple[str, ...] = ()
+        self,
+        *,
+        method: str,
+        url: str,
+        body: bytes,
+        content_type: str = "",
+        version: str = "",
+        extensions: tuple[str, ...] = (),
     ) -> SignedRequest:
         """Sign one request; as `sign_request`.
 
@@ -125,13 +134,21 @@ class MessageSigner:
             audience=self._audience_of(url),
             now=self._clock(),
             jti=new_message_id(),
+            content_type=content_type,
             version=version,
             extensions=extensions,
             chain=self._chain,
         )
 
     def verify(
-        self, jws: str, *, request: SignedRequest, status: int, body: bytes, peer: PeerIdentity | None
+        self,
+        jws: str,
+        *,
+        request: SignedRequest,
+        status: int,
+        body: bytes,
+        peer: PeerIdentity | None,
+        content_type: str = "",
     ) -> VerifiedMessage:
         """Verify the answer to a request that this signer signed; as `verify_response`."""
         return verify_response(
@@ -144,6 +161,7 @@ class MessageSigner:
             verifier=self._verifier,
             peer=peer,
             now=self._clock(),
+            content_type=content_type,
         )
 
     def _audience_of(self, url: str) -> AgentID | str:
@@ -187,6 +205,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
             method=request.method,
             url=url.decode("latin-1"),
             body=body,
+            content_type=content_type_of(request.headers.raw, ConfigurationError),
             version=request.headers.get("a2a-version", ""),
             extensions=tuple(uri for uri in request.headers.get_list("a2a-extensions", split_commas=True) if uri),
         )
@@ -233,7 +252,12 @@ class SigningTransport(httpx.AsyncBaseTransport):
             if len(content) > MAX_RESPONSE_BYTES:
                 raise ResponseTooLarge("answer is too large to verify", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
         message = self._signer.verify(
-            jws, request=signed, status=response.status_code, body=bytes(content), peer=_peer(response)
+            jws,
+            request=signed,
+            status=response.status_code,
+            body=bytes(content),
+            peer=_peer(response),
+            content_type=content_type_of(response.headers.raw, ResponseMismatch),
         )
         return message.payload
 

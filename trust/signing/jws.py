@@ -36,7 +36,7 @@ from trust.signing import algorithms as signatures
 from trust.signing.json_text import NotStrictJson, parse, write
 
 MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
-MAX_COMPACT_BYTES = 16384  # h11 allows this much for a whole head, and a token travels in one
+MAX_COMPACT_BYTES = 8000  # a token travels in such a line, too, after "Authorization: Bearer "
 MAX_JSON_BYTES = 256 << 10  # of `strict_json`: a JWKS with many certificates
 MAX_JSON_DEPTH = 32  # of headers, claims, JWKS and metadata: none needs more than eight
 

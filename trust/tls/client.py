@@ -192,6 +192,7 @@ class _TlsStream(httpcore.AsyncNetworkStream):
             decrypted = self._decrypt(max_bytes)
             if decrypted is not None:
                 return decrypted
+            await self._flush(timeout)  # reading may have made TLS answer
             await self._receive(timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -256,6 +257,7 @@ class _TlsStream(httpcore.AsyncNetworkStream):
             await self._raw.write(data, timeout)
 
     def _check_trust(self) -> None:
+        self._tls.recheck()
         if self._tls.distrusted:
             raise self._tls.distrusted
 

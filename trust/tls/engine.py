@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NoReturn
 
+from cryptography import x509
+
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.credentials import Credentials, CredentialSource
@@ -344,7 +346,7 @@ class _Judged(Connection):
     def assert_identified(self) -> None:
         super().assert_identified()
         # The trust was reloaded in the middle of this handshake, perhaps too early for the sweep to see the peer.
-        if self._judged_by is not None and self._judged_by.trust is not self._context.trust:
+        if self.peer is not None and (self._judged_by is None or self._judged_by.trust is not self._context.trust):
             self.judge_again()
 
     def recheck(self) -> None:

@@ -22,6 +22,7 @@ from trust.errors import ConfigurationError, TrustError
 from trust.identity import PEER_EXTENSION
 from trust.tls.connection import Connection
 from trust.tls.engine import Address, ClientCertificates, Refused, TrustContext, server_context
+from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
 from trust.tls.transport import Deadlines, TlsProtocol
 
 App = Callable[..., Any]
@@ -56,8 +57,10 @@ class TrustConfig(uvicorn.Config):
             self.ws_protocol_class = _identified(self.ws_protocol_class)
         if not hasattr(protocol, "handle_websocket_upgrade") or not hasattr(protocol, "shutdown"):
             raise ConfigurationError("http", got=protocol.__name__, expected='"h11", "httptools" or "auto"')
+        if hasattr(protocol, "on_headers_complete"):
+            protocol = bounded(protocol)
         self.http_protocol_class = functools.partial(  # type: ignore[assignment]
-            _accept, _timed(_identified(protocol), self._deadlines.request_head), self.context, self._deadlines
+            _accept, timed(_identified(protocol), self._deadlines), self.context, self._deadlines
         )
 
 
@@ -106,7 +109,12 @@ def uvicorn_config(
         client_certificates=client_certificates,
         on_refused=functools.partial(_refused, audit, on_refused),
     )
-    defaults: dict[str, Any] = {"server_header": False, "access_log": False, "log_level": "warning"}
+    defaults: dict[str, Any] = {
+        "server_header": False,
+        "access_log": False,
+        "log_level": "warning",
+        "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
+    }
     return TrustConfig(app, context=context, deadlines=deadlines, host=host, port=port, **{**defaults, **options})
 
 
@@ -217,45 +225,6 @@ def _identified(protocol: Any) -> Any:
             self.app = _with_peer(self.app, connection, tls_extensions(connection))
 
     return Identified
-
-
-def _timed(protocol: Any, seconds: float) -> Any:
-    """An HTTP protocol class of uvicorn that cuts off a client whose request head does not come to its end.
-
-    uvicorn bounds the time between two requests, but not the time that a half request head may take.
-    """
-
-    class Timed(protocol):  # type: ignore[misc]
-        _head_timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._expect_head()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._idle() and self.transport.get_protocol() is self:
-                self._expect_head()
-            else:
-                self._head_came()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_came()
-            super().connection_lost(exc)
-
-        def _idle(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete
-
-        def _expect_head(self) -> None:
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(seconds, self.transport.abort)
-
-        def _head_came(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-    return Timed
 
 
 def tls_extensions(connection: Connection) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from trust.tls.connection import Connection
 class SslObject:
     """What `TrustContext.wrap_bio` returns. Failures are `ssl.SSLError`, with our error as `__cause__`.
 
+    Whether the peer is still trusted (expiry, and what the sources say now) is asked at each read and write. There is
+    no timer here: an idle connection stays open until one of them. Servers and clients of this package have one.
+
     Attributes:
         connection: the TLS connection itself; `error` and `distrusted` are there.
     """

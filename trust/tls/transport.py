@@ -27,7 +27,13 @@ class Deadlines:
     linger: float = 1.0  # after a refusal, for the alert to be read before the socket is closed
     grace: float = 30.0  # for requests in flight, once the peer's certificate expired or lost its trust
     close: float = 5.0  # to take what is still to be sent, before the connection is cut
-    expiry_check: float = 60.0  # the wall clock is read this often: a laptop that slept must notice, too
+    stall: float = 30.0  # without a byte more of a request body that is not whole, or of an answer being taken
+    trust_check: float = 5.0  # how often an open connection asks whether its peer is still trusted, by the wall clock
+
+
+# What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
+# has some 30 bytes, and an honest client asks for one in millions of records.
+MAX_UNTAKEN_BYTES = 16 * 1024
 
 
 class TlsProtocol(asyncio.Protocol):
@@ -54,7 +60,10 @@ class TlsProtocol(asyncio.Protocol):
         self._raw: asyncio.Transport
         self.tls: Connection
         self._timer: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._trust_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None  # there while the client takes less than we send
+        self._untaken = 0  # bytes of TLS's own in the meantime
+        self._plain = bytearray()  # written by the application in this turn of the loop
         self._spoke = False  # a connection without a byte is a probe of the port, not a handshake that failed
         self._ended = False  # nothing that still comes is looked at
         self.app: asyncio.Protocol | None = None
@@ -89,18 +98,23 @@ class TlsProtocol(asyncio.Protocol):
             self.tls.fail(HandshakeFailed("client went away in the handshake"))
         self._ended = True
         self._cancel()
-        if self._expiry:
-            self._expiry.cancel()
+        if self._trust_timer:
+            self._trust_timer.cancel()
+        self._stop_waiting()
         self._live.discard(self)
         if self.app is not None:
             app, self.app = self.app, None
             app.connection_lost(exc)
 
     def pause_writing(self) -> None:
+        self._untaken = 0
+        self._expect_taking(self._deadlines.stall)
         if self.app is not None:
             self.app.pause_writing()
 
     def resume_writing(self) -> None:
+        if not self._ended:
+            self._stop_waiting()
         if self.app is not None:
             self.app.resume_writing()
 
@@ -116,7 +130,7 @@ class TlsProtocol(asyncio.Protocol):
         if done:
             self._cancel()
             self._live.discard(self)
-            self._check_expiry()
+            self._check_trust()
             self.app = self._application()
             self.app.connection_made(TlsTransport(self, self._raw))
         return done
@@ -142,19 +156,31 @@ class TlsProtocol(asyncio.Protocol):
 
     # Data.
 
-    def flush(self) -> None:
+    def flush(self) -> int:
+        """Send what TLS has to send, and say how much that was."""
         data = self.tls.output()
         if data:
             self._raw.write(data)
+        return len(data)
 
     def pump(self) -> None:
         """Hand decrypted data to the application for as long as it wants some."""
+        self._pump()
+        if self._ended:
+            return
+        sent = self.flush()  # reading may have made TLS answer
+        if sent and self._stall_timer is not None:
+            self._untaken += sent
+            if self._untaken > MAX_UNTAKEN_BYTES:
+                self.abort()
+
+    def _pump(self) -> None:
         while not (self.paused or self._ended):
             try:
                 data = self.tls.read(RECORD_BYTES)
             except TrustError:
                 self.flush()
-                self._break()
+                self.abort()
                 return
             if data is None or self.app is None:
                 return
@@ -165,27 +191,63 @@ class TlsProtocol(asyncio.Protocol):
             self.app.data_received(data)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`; the small parts of one turn of the loop, such as a head and its body, in one record."""
         if self._ended or not data:
+            return
+        if len(self._plain) + len(data) > RECORD_BYTES:
+            self._send_waiting()
+            self._encrypt(data)
+            return
+        if not self._plain:
+            self._loop.call_soon(self._send_waiting)
+        self._plain += data
+
+    def _send_waiting(self) -> None:
+        if self._plain:
+            plain, self._plain = self._plain, bytearray()
+            self._encrypt(plain)
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        if self._ended:
             return
         try:
             self.tls.write(data)
         except TrustError:
-            self._break()
+            self.abort()
             return
         self.flush()
 
+    def unsent(self) -> int:
+        return len(self._plain) + self._raw.get_write_buffer_size()
+
     def close(self) -> None:
         """Send what is waiting and close_notify, then close. A client that does not take it is cut off."""
+        self._send_waiting()
         if self._ended:
             return
         self._ended = True
         self.tls.close()
         self.flush()
         self._raw.close()
-        self._after(self._deadlines.close, self._raw.abort)
+        self._cancel()
+        self._expect_taking(self._deadlines.close)
 
-    def _break(self) -> None:
-        """The connection cannot be used any more; the application hears of it by `connection_lost`."""
+    def _expect_taking(self, seconds: float, before: int | None = None) -> None:
+        """Cut the connection once the client has taken nothing for so long. `before`: what waited at the last look."""
+        waiting = self._raw.get_write_buffer_size()
+        if before is not None and waiting >= before:
+            self._raw.abort()
+            return
+        self._stop_waiting()
+        self._stall_timer = self._loop.call_later(seconds, self._expect_taking, seconds, waiting)
+
+    def _stop_waiting(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def abort(self) -> None:
+        """Nothing is read or written any more; the application hears of it by `connection_lost`."""
         self._ended = True
         self._raw.abort()
 
@@ -199,16 +261,15 @@ class TlsProtocol(asyncio.Protocol):
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
             self._loop.call_soon_threadsafe(self._wind_up)
 
-    def _check_expiry(self) -> None:
-        """Wind up when the peer's certificate expires, by the wall clock."""
+    def _check_trust(self) -> None:
+        """Wind up when the peer's certificate expires, by the wall clock, or when a source takes its trust away."""
         if self.tls.peer is None:
             return
-        remaining = (self.tls.peer.not_after - self._context.now()).total_seconds()
-        if remaining < 0:
-            self._wind_up()
-        else:
-            wait = min(remaining + 0.01, self._deadlines.expiry_check)
-            self._expiry = self._loop.call_later(wait, self._check_expiry)
+        self.tls.recheck()
+        if not self.tls.distrusted:
+            remaining = (self.tls.peer.not_after - self._context.now()).total_seconds()
+            wait = min(max(remaining, 0) + 0.01, self._deadlines.trust_check)
+            self._trust_timer = self._loop.call_later(wait, self._check_trust)
 
     def _wind_up(self) -> None:
         """No further request; those in flight may finish within the grace."""
@@ -269,7 +330,7 @@ class TlsTransport(asyncio.Transport):
         self._tls.close()
 
     def abort(self) -> None:
-        self._raw.abort()
+        self._tls.abort()
 
     def is_closing(self) -> bool:
         return self._tls.ended or self._raw.is_closing()
@@ -293,7 +354,7 @@ class TlsTransport(asyncio.Transport):
         self._raw.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
-        return self._raw.get_write_buffer_size()
+        return self._tls.unsent()
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._raw.get_write_buffer_limits()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -134,7 +135,8 @@ def test_a_store_that_cannot_keep_anything_is_refused(url: str) -> None:
 
 
 def test_the_file_holds_identifiers_and_no_secret_columns(store: Store, tmp_path: Path) -> None:
-    columns = {row[1] for row in sqlite3.connect(tmp_path / "oauth.db").execute("PRAGMA table_info(oauth_tokens)")}
+    with contextlib.closing(sqlite3.connect(tmp_path / "oauth.db")) as database:
+        columns = {row[1] for row in database.execute("PRAGMA table_info(oauth_tokens)")}
     assert columns == {
         "token_id",
         "parent_id",

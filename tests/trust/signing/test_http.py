@@ -14,6 +14,7 @@ import pytest
 from tests.forge import HOUR, NOW, Forge
 from trust.authorize import exactly
 from trust.errors import (
+    BindingMismatch,
     ConfigurationError,
     IdentityError,
     PeerNotAllowed,
@@ -34,6 +35,7 @@ from trust.signing.http import (
     MessageSigner,
     RequestReference,
     SigningTransport,
+    content_type_of,
     new_message_id,
     reference_of,
     sign_request,
@@ -117,6 +119,7 @@ class Billing(httpx.AsyncBaseTransport):
             now=NOW,
             signers=exactly(str(PLANNER.agent_id)),
             replay=self.guard,
+            content_type=request.headers.get("content-type", ""),
             version=request.headers.get("a2a-version", ""),
             extensions=request.headers.get_list("a2a-extensions", split_commas=True),
         )
@@ -127,6 +130,7 @@ class Billing(httpx.AsyncBaseTransport):
             body=self.content,
             now=NOW,
             jti=new_message_id(),
+            content_type=dict(self.headers).get(b"content-type", b"").decode(),
             chain=self.chain,
         )
         headers, content = self.change([*self.headers, (b"JWS-Signature", signature.encode())], self.content)
@@ -220,6 +224,10 @@ def without_signature(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
         (Billing(change=lambda h, b: (h, b"")), SignatureWrong),
         (Billing(change=lambda h, b: (h, gzip.compress(b))), SignatureWrong),
         (Billing(change=lambda h, b: ([*h, h[-1]], b)), SignatureMalformed),
+        (Billing(change=lambda h, b: ([(b"content-type", b"text/html"), *h[1:]], b)), ResponseMismatch),
+        (Billing(change=lambda h, b: (h[1:], b)), ResponseMismatch),
+        (Billing(change=lambda h, b: ([*h, (b"Content-Type", b"text/html")], b)), ResponseMismatch),
+        (Billing(headers=[(b"x", b"y")], change=lambda h, b: ([*h, (b"content-type", b"a/b")], b)), ResponseMismatch),
         (Billing(status=403, status_on_the_wire=200), ResponseMismatch),
         (Billing(by=REPORTS), ResponseMismatch),
         (Billing(tls=False), SignerUnknown),
@@ -283,7 +291,7 @@ def test_a_redirected_request_is_signed_anew_for_its_target() -> None:
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             response = await billing.handle_async_request(request)
             if request.url.path == "/old":
-                message = reference_of(request.headers.raw, PLANNER.chain_der)
+                message = reference_of(request.headers.raw, PLANNER.agent_id)
                 assert message is not None
                 signature = sign_response(BILLING, request=message, status=307, body=b"", now=NOW, jti=new_message_id())
                 headers = {HEADER: signature, "location": "/new"}
@@ -436,6 +444,9 @@ def test_targets_that_parsers_read_differently(url: Any) -> None:
         {"lifetime": timedelta(0)},
         {"lifetime": timedelta(seconds=-60)},
         {"url": "/relative"},
+        {"content_type": " application/json"},
+        {"content_type": "application/json\n"},
+        {"content_type": "té"},
         {"extensions": ["urn:" + "x" * 8000]},
         {"now": NOW.replace(tzinfo=None)},
     ],
@@ -472,10 +483,10 @@ def test_a_refusal_is_bound_to_its_request_and_to_the_peer_of_the_channel() -> N
     """What the request claims decides nothing: the answer goes to whoever is on the other end."""
     request = signer().sign(method="POST", url=URL, body=b"x")
     headers = [(b"host", b"billing.example"), (b"Jws-Signature", request.jws.encode())]
-    reference = reference_of(headers, REPORTS.chain_der)
+    reference = reference_of(headers, REPORTS.agent_id)
     assert reference == RequestReference(requester=REPORTS.agent_id, jti=request.jti, digest=request.digest)
 
-    reference = reference_of(headers, PLANNER.chain_der)
+    reference = reference_of(headers, PLANNER.agent_id)
     assert reference is not None
     answer = sign_response(BILLING, request=reference, status=401, body=b"no", now=NOW, jti=new_message_id())
     message = verify_response(
@@ -492,35 +503,53 @@ def test_a_refusal_is_bound_to_its_request_and_to_the_peer_of_the_channel() -> N
     assert message.payload == b"no"
 
 
-@pytest.mark.parametrize(
-    ("value", "chain"),
-    [
-        (b"", PLANNER.chain_der),
-        (b"a..b", PLANNER.chain_der),
-        (None, PLANNER.chain_der),
-        ("valid", []),
-        ("valid", [b"not a certificate"]),
-        ("answer", PLANNER.chain_der),
-        ("no jti", PLANNER.chain_der),
-        ("no a2a", PLANNER.chain_der),
-    ],
-)
-def test_what_a_refusal_cannot_be_bound_to(value: Any, chain: list[bytes]) -> None:
+@pytest.mark.parametrize("value", [b"", b"a..b", None, "answer", "no jti", "no a2a"])
+def test_what_a_refusal_cannot_be_bound_to(value: Any) -> None:
     key, typ = PLANNER.private_key, "a2a-req+jws"
     signed: dict[Any, str] = {
-        "valid": signer().sign(method="POST", url=URL, body=b"x").jws,
         "answer": http_jws(key, {"typ": "a2a-res+jws", "a2a": {"jti": "a" * 22}}),
         "no jti": http_jws(key, {"typ": typ, "a2a": {"jti": 1}}),
         "no a2a": http_jws(key, {"typ": typ, "a2a": "a" * 22}),
     }
     headers = [] if value is None else [(b"jws-signature", signed[value].encode() if value in signed else value)]
-    assert reference_of(headers, chain) is None
+    assert reference_of(headers, PLANNER.agent_id) is None
 
 
 def http_jws(key: Any, header: dict[str, Any]) -> str:
     from trust.signing import jws
 
     return jws.sign_detached(b"", key=key, header=header)
+
+
+@pytest.mark.parametrize("values", [[b"a/b", b"a/b"], [b"a/b", b"c/d"], [b"t\xc3\xa9"]])
+def test_a_content_type_that_cannot_be_signed_is_not_sent(values: list[bytes]) -> None:
+    server = Billing()
+    with pytest.raises(ConfigurationError):
+        call(server, headers=[(b"content-type", value) for value in values], content=b"x")
+    assert server.seen == []
+
+
+def test_the_content_type_is_the_one_that_parsers_see() -> None:
+    assert content_type_of([(b"x", b"y")], BindingMismatch) == ""
+    assert content_type_of([(b"Content-Type", b" a/b; c=d\t")], BindingMismatch) == "a/b; c=d"
+
+
+@pytest.mark.parametrize("url", [URL + "?code=SECRET", "ftp://billing.example/?code=SECRET"])
+def test_the_query_of_a_target_is_not_told_to_logs(url: str) -> None:
+    request = signer().sign(method="GET", url=URL + "?code=PRIVATE", body=b"")
+    with pytest.raises(BindingMismatch) as caught:
+        http.authenticate_request(
+            request.jws,
+            method="GET",
+            url=url,
+            body=b"",
+            audience=BILLING.agent_id,
+            verifier=VERIFIER,
+            peer=VERIFIER.verify(PLANNER.chain_der, now=NOW, usage="client"),
+            now=NOW,
+        )
+    assert "SECRET" not in str(caught.value)
+    assert "PRIVATE" not in str(caught.value)
 
 
 def test_message_ids_are_fresh() -> None:

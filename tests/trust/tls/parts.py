@@ -35,7 +35,7 @@ SERVER_ID = "spiffe://fleet.example/server"
 AGENT_ID = "spiffe://fleet.example/billing"
 AGENTS = exactly(AGENT_ID, "spiffe://fleet.example/second")
 SERVERS = exactly(SERVER_ID)
-SWIFT = Deadlines(handshake=0.3, request_head=0.3, linger=0.2, grace=0.5, close=0.5, expiry_check=0.2)
+SWIFT = Deadlines(handshake=0.3, request_head=0.3, linger=0.2, grace=0.5, close=0.5, trust_check=0.2)
 
 
 def run(main: Coroutine[Any, Any, None], loop: str = "asyncio") -> None:

@@ -1,0 +1,263 @@
+"""What a client may take of a server: bytes of a head, time for a request, and requests ahead of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.trust.tls.parts import HTTP, LOOPS, SWIFT, client, echo, run, until
+from tests.trust.tls.test_server import HEAD, closed_within, here, tls_stream
+from trust.tls.limits import MAX_HEAD_BYTES
+
+MIB = 1 << 20
+STALLS = replace(SWIFT, stall=0.2)
+FLOODS = {
+    "target": (b"GET /", b"a" * 65536),
+    "one header": (b"GET / HTTP/1.1\r\nHost: a\r\nx: ", b"a" * 65536),
+    "many headers": (b"GET / HTTP/1.1\r\nHost: a\r\n", b"a:b\r\n" * 13107),
+    "trailers": (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+        b"a:b\r\n" * 13107,
+    ),
+    "chunk extension": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 65536),
+}
+
+
+async def accepted(writer: asyncio.StreamWriter, block: bytes, *, at_most: int = 30 * MIB) -> int:
+    """How many bytes the server takes before it cuts the connection or reads no more."""
+    sent = 0
+    try:
+        while sent < at_most:
+            writer.write(block)
+            async with asyncio.timeout(0.5):
+                await writer.drain()
+            sent += len(block)
+    except (ConnectionError, TimeoutError):
+        pass
+    return sent
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_head_without_an_end(flood: str, http: str) -> None:
+    """What is sent beyond the limit waits in sockets, not in the server."""
+
+    async def main() -> None:
+        first, block = FLOODS[flood]
+        deadlines = replace(SWIFT, request_head=10)
+        async with here(http=http, deadlines=deadlines) as server, tls_stream(server.url) as (reader, writer):
+            writer.write(first)
+            assert await accepted(writer, block) < 8 * MIB
+            await closed_within(reader, 2)
+            async with client() as agent:
+                assert (await agent.get(server.url)).status_code == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_a_large_head_within_the_limit(http: str) -> None:
+    async def main() -> None:
+        async with here(http=http) as server, client() as agent:
+            for _ in range(3):
+                response = await agent.post(server.url, headers={"x": "a" * (MAX_HEAD_BYTES - 8192)}, content=b"body")
+                assert response.content == b"body"
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_a_body_is_no_head(http: str) -> None:
+    """In chunks of one byte and in one: the bound of a head does not count what belongs to a body."""
+
+    async def small() -> Any:
+        for _ in range(1000):
+            yield b"x"
+
+    async def main() -> None:
+        async with here(http=http) as server, client() as agent:
+            assert len((await agent.post(server.url, content=small())).content) == 1000
+            for _ in range(2):
+                assert len((await agent.post(server.url, content=b"x" * 10 * MAX_HEAD_BYTES)).content) == 655360
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_trailers_are_no_headers(http: str) -> None:
+    """Not before and not after the application began: nobody could judge them."""
+    began, seen = asyncio.Event(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        began.set()
+        while (await receive())["more_body"]:
+            pass
+        seen.append(sorted(name for name, _ in scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main() -> None:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        trailers = b"0\r\nA2A-Extensions: https://evil.example/\r\nHost: other\r\n\r\n"
+        async with here(app, http=http) as server, tls_stream(server.url) as (reader, writer):
+            writer.write(head)
+            await began.wait()
+            writer.write(trailers)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head + trailers)
+            await reader.readuntil(b"\r\n\r\n")
+
+    run(main())
+    assert seen == [[b"host", b"transfer-encoding"]] * 2
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("more", ["half a head", "whole requests"])
+def test_what_is_pipelined_behind_an_answer_is_not_read_without_end(more: str, http: str) -> None:
+    """Also where the application asks for more of its own request again and again."""
+    release, asked = asyncio.Event(), 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal asked
+        while not release.is_set() and asked < 200:
+            asked += 1
+            more_of_it = asyncio.ensure_future(receive())
+            await asyncio.wait([more_of_it], timeout=0.005)
+            more_of_it.cancel()
+        await release.wait()
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        block = b"a:b\r\n" * 13107 if more == "half a head" else b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2400
+        async with here(app, http=http) as server, tls_stream(server.url) as (_, writer):
+            writer.write(HEAD + b"\r\n")
+            await until(lambda: asked)
+            if more == "half a head":
+                writer.write(HEAD)
+            assert await accepted(writer, block) < 12 * MIB
+            release.set()
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_pipelined_requests_are_answered(loop: str, http: str) -> None:
+    """All of them, in their order, with bodies that come only when the turn is theirs."""
+    paths: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        paths.append(scope["path"])
+        await asyncio.sleep(0.01)
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app, http=http) as server, tls_stream(server.url) as (reader, writer):
+            writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(10)))
+            await until(lambda: paths)
+            for n in range(10, 20):
+                writer.write(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % n)
+            writer.write(b"POST /20 HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n")
+            for _ in range(20):
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"x" * 200000)
+            await reader.readuntil(b"content-length: 200000\r\n\r\n")
+            assert await reader.readexactly(200000) == b"x" * 200000
+
+    run(main(), loop)
+    assert paths == [f"/{n}" for n in range(21)]
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_body_that_does_not_come_is_cut(loop: str, http: str) -> None:
+    """Of a first request, and of one that was pipelined behind another."""
+    answered = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+        answered.append(scope["path"])
+
+    async def main() -> None:
+        half = b"POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf"
+        async with here(app, http=http, deadlines=STALLS) as server:
+            for data in (half, HEAD + b"\r\n" + half):
+                async with tls_stream(server.url) as (reader, writer):
+                    writer.write(data)
+                    assert 0.15 < await closed_within(reader, 2) < 1
+
+    run(main(), loop)
+    assert answered.count("/a") == 1
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_a_slow_body_is_waited_for(http: str) -> None:
+    async def body() -> Any:
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            yield b"x"
+
+    async def main() -> None:
+        async with here(http=http, deadlines=STALLS) as server, client() as agent:
+            assert (await agent.post(server.url, content=body())).content == b"x" * 8
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_a_body_that_the_application_does_not_take_is_no_stall(http: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.7)
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app, http=http, deadlines=STALLS) as server, client() as agent:
+            body = b"x" * 3 * MIB
+            assert (await agent.post(server.url, content=body)).content == body
+
+    run(main())
+
+
+def test_an_answer_that_is_not_taken_is_cut() -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        ended.set()
+
+    async def main() -> None:
+        async with here(app, deadlines=STALLS) as server, tls_stream(server.url) as (_, writer):
+            writer.transport.pause_reading()
+            writer.write(HEAD + b"\r\n")
+            started = time.monotonic()
+            await asyncio.wait_for(ended.wait(), 3)
+            assert time.monotonic() - started > 0.2
+
+    run(main())
+
+
+def test_an_answer_that_is_taken_slowly_is_not_cut() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"12000000"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * 12_000_000})
+
+    async def main() -> None:
+        deadlines = replace(STALLS, close=0.2)
+        async with here(app, deadlines=deadlines) as server, tls_stream(server.url) as (reader, writer):
+            writer.write(HEAD + b"\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            got = 0
+            while got < 12_000_000:
+                await asyncio.sleep(0.05)
+                part = await reader.readexactly(min(800_000, 12_000_000 - got))
+                got += len(part)
+
+    run(main())
