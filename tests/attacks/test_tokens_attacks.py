@@ -46,7 +46,7 @@ from trust.errors import (
 )
 from trust.identity import PeerIdentity
 from trust.oauth.keys import StaticKeys
-from trust.oauth.tokens import MAX_TOKEN_BYTES, TokenValidator, bearer_token
+from trust.oauth.tokens import TokenValidator, bearer_token
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 T = int(NOW.timestamp())
@@ -214,7 +214,7 @@ STRUCTURE = {
     "trailing bits": Attack(TokenMalformed, f"{FIRST}.{SECOND}.{with_trailing_bits(THIRD)}"),
     "not ASCII": Attack(TokenMalformed, f"{FIRST}.{SECOND}.\u00e9{THIRD[1:]}"),
     "lone surrogate": Attack(TokenMalformed, f"{FIRST}.{SECOND}.\ud800{THIRD[1:]}"),
-    "too large": Attack(TokenMalformed, forge(padding="x" * MAX_TOKEN_BYTES)),
+    "too large": Attack(TokenMalformed, forge(padding="x" * MAX_COMPACT_BYTES)),
     "far too large": Attack(TokenMalformed, "a." * 5_000_000),
     "bytes": Attack(TokenMalformed, VALID.encode()),
     "None": Attack(TokenMalformed, None),

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
@@ -28,7 +28,6 @@ from trust.errors import (
     InsufficientScope,
     ScopeMalformed,
     ScopeRefused,
-    SignatureError,
     SubjectTokenRefused,
     TargetRefused,
     TokenError,
@@ -36,14 +35,10 @@ from trust.errors import (
 from trust.identity import PeerIdentity
 from trust.oauth.clients import Client, ClientRegistry
 from trust.oauth.keys import KeySource
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE
 from trust.oauth.scopes import TIME_PREFIX, Calendar, Catalogue, attenuates, expiry_cap, parse_scope_list
 from trust.oauth.store import Issued
-from trust.oauth.tokens import ALGORITHMS, MAX_TOKEN_BYTES, TYPES
-from trust.signing import jws
-
-CLIENT_CREDENTIALS = "client_credentials"
-TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a name, not a token
-ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name, not a token
+from trust.oauth.tokens import verified_token
 
 MAX_DELEGATIONS = 4  # actors in one token: longer chains are loops more often than they are work
 MAX_PARAMETERS = 32  # of one request; a token exchange has nine
@@ -188,21 +183,23 @@ def read_subject_token(
         raise GrantRequestMalformed("requested_token_type", expected=ACCESS_TOKEN_TYPE)
     if "actor_token" in form:
         raise GrantRequestMalformed("actor_token", expected="none: the actor is the client that its certificate proves")
-    claims = _verified_claims(form["subject_token"], keys, now)
-    # The signature is ours, so the claims are as `_grant` wrote them.
-    if claims.get("iss") != policy.issuer:
-        raise SubjectTokenRefused("subject token is of another issuer", got=claims.get("iss"), expected=policy.issuer)
-    expires_at = datetime.fromtimestamp(claims["exp"], UTC)
-    if expires_at <= now:
-        raise SubjectTokenRefused("subject token has expired", got=expires_at, expected=f"later than {now}")
+    try:
+        token = verified_token(form["subject_token"], issuer=policy.issuer, keys=keys, now=now).token
+    except TokenError as error:
+        # Only the name of the check: what it says of the token's content is not for our logs.
+        raise SubjectTokenRefused("subject token is not one of ours", got=error.check) from None
+    if token.expires_at <= now:
+        raise SubjectTokenRefused("subject token has expired", got=token.expires_at, expected=f"later than {now}")
+    if len(token.audience) != 1:
+        raise SubjectTokenRefused("subject token has several audiences", expected="one, as our tokens have")
     return SubjectToken(
-        token_id=claims["jti"],
-        subject=claims["sub"],
-        audience=claims["aud"],
-        scopes=parse_scope_list(claims["scope"]),
-        expires_at=expires_at,
-        act=claims.get("act"),
-        may_act=claims.get("may_act"),
+        token_id=token.token_id,
+        subject=token.subject,
+        audience=token.audience[0],
+        scopes=token.scopes,
+        expires_at=token.expires_at,
+        act=token.claims.get("act"),
+        may_act=token.claims.get("may_act"),
     )
 
 
@@ -243,7 +240,11 @@ def token_exchange(
         )
     # 3.
     consent = f"delegate:{client.delegate_name}"
-    if not _covered(subject.scopes, consent, policy):
+    try:
+        consented = _covered(subject.scopes, consent, policy)
+    except ScopeMalformed as error:
+        raise SubjectTokenRefused(f"subject token: {error}") from None
+    if not consented:
         raise DelegationRefused("subject token does not let this client act", expected=f"the scope {consent}")
     actor = str(client.agent_id)
     if subject.may_act is not None and (
@@ -357,19 +358,3 @@ def _depth(act: Mapping[str, Any] | None) -> int:
     while act is not None:
         act, depth = act.get("act"), depth + 1
     return depth
-
-
-def _verified_claims(token: str, keys: KeySource, now: datetime) -> dict[str, Any]:
-    """The claims of an access token (and of nothing else that these keys may ever sign), after its signature."""
-    if len(token) > MAX_TOKEN_BYTES:
-        raise SubjectTokenRefused("subject token is too large", expected=f"at most {MAX_TOKEN_BYTES} characters")
-    try:
-        parsed = jws.parse_compact(token, algorithms=ALGORITHMS, typ=TYPES, understood=())
-        payload = parsed.verify(keys.find(str(parsed.header.get("kid")), parsed.alg, now=now))
-        claims = jws.strict_json(payload)
-    except (SignatureError, TokenError) as error:
-        # Only the name of the check: what it says of the token's content is not for our logs.
-        raise SubjectTokenRefused("subject token is not one of ours", got=error.check) from None
-    if not isinstance(claims, dict):
-        raise SubjectTokenRefused("subject token has no claims")
-    return claims

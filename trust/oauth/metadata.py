@@ -1,4 +1,4 @@
-"""What server, client and Agent Card agree on: an issuer's name, where its metadata is (RFC 8414), names on the wire."""
+"""What server, client and Agent Card agree on: an issuer's name, where its metadata is (RFC 8414), and wire names."""
 
 from __future__ import annotations
 

@@ -41,12 +41,11 @@ from trust.errors import (
     TokenWithoutCertificate,
     TypeWrong,
 )
-from trust.identity import PeerIdentity, utc
+from trust.identity import AgentID, PeerIdentity, utc
 from trust.oauth.keys import KeySource, PublicKey, SigningKey
 from trust.oauth.scopes import parse_scope_list
 from trust.signing import jws
 
-MAX_TOKEN_BYTES = 8192  # a token travels in one header line, and 8 KiB is what nginx takes
 MAX_LIFETIME = timedelta(minutes=30)  # a stolen or outdated token is good for no longer
 MAX_SKEW_SECONDS = 10  # how far `iat` and `nbf` may be ahead, for clocks that differ (FAPI 2.0); `exp` gets nothing
 MAX_ACTORS = 8  # delegations in one token; each hop of a chain of agents adds one
@@ -113,14 +112,15 @@ def bearer_token(authorization: Sequence[str | bytes]) -> str:
     return match[2]
 
 
-class _Verified(NamedTuple):
-    """A token whose checks 1 to 9 have passed, and what those of its checks that time can undo depend on."""
+class VerifiedToken(NamedTuple):
+    """A token that its issuer signed (checks 1 to 7 of `TokenValidator.validate`), and what later checks depend on."""
 
     token: AccessToken
     kid: str
     alg: str
     key: PublicKey
-    not_before: float  # seconds since the epoch
+    issued_at: float  # seconds since the epoch, these three
+    not_before: float
     expires: float
 
 
@@ -135,7 +135,7 @@ class TokenValidator:
 
     Args:
         issuer: the exact `iss`.
-        audience: this resource, as it must occur in `aud`.
+        audience: this resource, as it must occur in `aud`, such as its SPIFFE ID.
         keys: the issuer's keys.
         algorithms: the ones accepted, of `ALGORITHMS`.
         max_lifetime: the longest `exp - iat` accepted.
@@ -149,25 +149,25 @@ class TokenValidator:
         self,
         *,
         issuer: str,
-        audience: str,
+        audience: AgentID | str,
         keys: KeySource,
         algorithms: Collection[str] = ALGORITHMS,
         max_lifetime: timedelta = MAX_LIFETIME,
         denylist: Denylist | None = None,
     ) -> None:
-        if not issuer or not audience:
+        if not issuer or not str(audience):
             raise ConfigurationError("token validator", got="an empty issuer or audience", expected="both")
         if not algorithms or not set(algorithms) <= set(ALGORITHMS):
             raise ConfigurationError("token algorithms", got=list(algorithms), expected=f"some of {list(ALGORITHMS)}")
         if max_lifetime <= timedelta(0):
             raise ConfigurationError("lifetime of tokens", got=max_lifetime, expected="more than nothing")
         self._issuer = issuer
-        self._audience = audience
+        self._audience = str(audience)
         self._keys = keys
-        self._algorithms = frozenset(algorithms)
+        self._algorithms = tuple(algorithms)
         self._max_lifetime = max_lifetime.total_seconds()
         self._denylist = denylist
-        self._cache: dict[bytes, _Verified] = {}
+        self._cache: dict[bytes, VerifiedToken] = {}
         self._lock = threading.Lock()
 
     async def prepare(self, token: str, *, now: datetime) -> None:
@@ -178,7 +178,7 @@ class TokenValidator:
         """
         try:
             known = self._cache.get(_digest(token))
-            kid = known.kid if known is not None else self._parse(token).header.get("kid")
+            kid = known.kid if known is not None else _parse(token, self._algorithms).header.get("kid")
         except TokenError:
             return
         if isinstance(kid, str):
@@ -194,9 +194,9 @@ class TokenValidator:
          4. the signature verifies                                                  TokenSignatureWrong
          5. the claims that RFC 9068 requires are there, of the right types         TokenClaimMissing, -Malformed
          6. `iss` is the issuer, exactly                                            TokenIssuerWrong
-         7. `aud` contains this resource                                            TokenAudienceWrong
-         8. `exp - iat` is within the limit                                         TokenLifetimeTooLong
-         9. `scope`, `act` and `cnf` are well formed; the token is bound            TokenClaimMalformed, TokenNotBound
+         7. `scope`, `act` and `cnf` are well formed; the token is bound            TokenClaimMalformed, TokenNotBound
+         8. `aud` contains this resource                                            TokenAudienceWrong
+         9. `exp - iat` is within the limit                                         TokenLifetimeTooLong
         10. it has not expired; `iat` and `nbf` have come          TokenExpired, TokenNotYetValid
         11. `cnf.x5t#S256` is the certificate of this peer         TokenWithoutCertificate, TokenBoundElsewhere
         12. it is not revoked                                                       TokenRevoked
@@ -239,70 +239,22 @@ class TokenValidator:
             raise TokenRevoked("token was revoked", got=access.token_id)
         return access
 
-    def _parse(self, token: str) -> jws.Parsed:
-        # 1. and 2.
-        try:
-            return jws.parse_compact(token, algorithms=self._algorithms, typ=TYPES, understood=())
-        except TypeWrong as error:
-            raise TokenTypeWrong(str(error)) from None
-        except AlgorithmRefused as error:
-            raise TokenAlgorithmRefused(str(error)) from None
-        except SignatureError as error:
-            raise TokenMalformed(str(error)) from None
-
-    def _verify(self, token: str, now: datetime) -> _Verified:
-        parsed = self._parse(token)
-        # 3.
-        kid = parsed.header.get("kid")
-        if not isinstance(kid, str):
-            raise TokenMalformed("token names no key", expected="a kid")
-        key = self._keys.find(kid, parsed.alg, now=now)
-        # 4.
-        try:
-            payload = parsed.verify(key)
-        except SignatureError as error:
-            raise TokenSignatureWrong(str(error)) from None
-        return self._read(_claims(payload), kid, parsed.alg, key)
-
-    def _read(self, claims: dict[str, Any], kid: str, alg: str, key: PublicKey) -> _Verified:
-        # 5.
-        if not claims.keys() >= _REQUIRED_CLAIMS:
-            missing = ", ".join(sorted(_REQUIRED_CLAIMS - claims.keys()))
-            raise TokenClaimMissing("token lacks claims", expected=missing)
-        issuer, subject = _text(claims, "iss"), _text(claims, "sub")
-        client_id, token_id = _text(claims, "client_id"), _text(claims, "jti")
-        expires, issued_at = _seconds(claims, "exp"), _seconds(claims, "iat")
-        starts = _seconds(claims, "nbf") if "nbf" in claims else issued_at
-        audience = _audience(claims["aud"])
-        # 6.
-        if issuer != self._issuer:
-            raise TokenIssuerWrong("issuer of the token", got=issuer, expected=self._issuer)
-        # 7.
-        if self._audience not in audience:
-            raise TokenAudienceWrong("token is for another resource", got=audience, expected=self._audience)
+    def _verify(self, token: str, now: datetime) -> VerifiedToken:
+        # 1. to 7.
+        verified = verified_token(token, issuer=self._issuer, keys=self._keys, algorithms=self._algorithms, now=now)
+        access = verified.token
         # 8.
-        if expires - issued_at > self._max_lifetime:
-            raise TokenLifetimeTooLong(
-                "token lives too long", got=f"{expires - issued_at:.0f} s", expected=f"<= {self._max_lifetime:.0f} s"
-            )
+        if self._audience not in access.audience:
+            raise TokenAudienceWrong("token is for another resource", got=access.audience, expected=self._audience)
         # 9.
-        access = AccessToken(
-            issuer=issuer,
-            subject=subject,
-            client_id=client_id,
-            audience=audience,
-            scopes=_scopes(claims),
-            token_id=token_id,
-            issued_at=datetime.fromtimestamp(issued_at, UTC),
-            expires_at=datetime.fromtimestamp(expires, UTC),
-            thumbprint=_thumbprint(claims),
-            actors=_actors(claims),
-            claims=MappingProxyType(claims),
-        )
-        not_before = max(starts, issued_at) - MAX_SKEW_SECONDS
-        return _Verified(access, kid, alg, key, not_before, expires)
+        lifetime = verified.expires - verified.issued_at
+        if lifetime > self._max_lifetime:
+            raise TokenLifetimeTooLong(
+                "token lives too long", got=f"{lifetime:.0f} s", expected=f"<= {self._max_lifetime:.0f} s"
+            )
+        return verified
 
-    def _remember(self, digest: bytes, verified: _Verified) -> None:
+    def _remember(self, digest: bytes, verified: VerifiedToken) -> None:
         with self._lock:
             self._cache.pop(digest, None)
             if len(self._cache) >= MAX_CACHED_TOKENS:
@@ -310,8 +262,66 @@ class TokenValidator:
             self._cache[digest] = verified
 
 
+def verified_token(
+    token: str, *, issuer: str, keys: KeySource, now: datetime, algorithms: Collection[str] = ALGORITHMS
+) -> VerifiedToken:
+    """A token that is an access token of this issuer: checks 1 to 7 of `TokenValidator.validate`.
+
+    NOT checked: whom it is for, whether it is still valid, who presents it, whether it was revoked.
+
+    Raises:
+        TokenError: by the check that failed.
+        KeysUnavailable: as `keys`.
+    """
+    _check_size(token)
+    parsed = _parse(token, algorithms)
+    # 3.
+    kid = parsed.header.get("kid")
+    if not isinstance(kid, str):
+        raise TokenMalformed("token names no key", expected="a kid")
+    key = keys.find(kid, parsed.alg, now=now)
+    # 4.
+    try:
+        payload = parsed.verify(key)
+    except SignatureError as error:
+        raise TokenSignatureWrong(str(error)) from None
+    claims = _claims(payload)
+    # 5.
+    if not claims.keys() >= _REQUIRED_CLAIMS:
+        missing = ", ".join(sorted(_REQUIRED_CLAIMS - claims.keys()))
+        raise TokenClaimMissing("token lacks claims", expected=missing)
+    named, subject = _text(claims, "iss"), _text(claims, "sub")
+    client_id, token_id = _text(claims, "client_id"), _text(claims, "jti")
+    expires, issued_at = _seconds(claims, "exp"), _seconds(claims, "iat")
+    starts = _seconds(claims, "nbf") if "nbf" in claims else issued_at
+    audience = _audience(claims["aud"])
+    # 6.
+    if named != issuer:
+        raise TokenIssuerWrong("issuer of the token", got=named, expected=issuer)
+    # 7.
+    access = AccessToken(
+        issuer=issuer,
+        subject=subject,
+        client_id=client_id,
+        audience=audience,
+        scopes=_scopes(claims),
+        token_id=token_id,
+        issued_at=datetime.fromtimestamp(issued_at, UTC),
+        expires_at=datetime.fromtimestamp(expires, UTC),
+        thumbprint=_thumbprint(claims),
+        actors=_actors(claims),
+        claims=MappingProxyType(claims),
+    )
+    not_before = max(starts, issued_at) - MAX_SKEW_SECONDS
+    return VerifiedToken(access, kid, parsed.alg, key, issued_at, not_before, expires)
+
+
 def sign_access_token(claims: Mapping[str, Any], key: SigningKey) -> str:
-    """The compact JWS of an access token (RFC 9068 section 2.1). The claims are the issuer's to get right."""
+    """The compact JWS of an access token (RFC 9068 section 2.1). The claims are the issuer's to get right.
+
+    Raises:
+        ConfigurationError: the token would be larger than validators take.
+    """
     header = {"alg": key.alg, "typ": TYPES[0], "kid": key.kid}
     payload = json.dumps(dict(claims), separators=(",", ":"), allow_nan=False).encode()
     return jws.sign_compact(payload, key=key.private_key, header=header)
@@ -319,9 +329,25 @@ def sign_access_token(claims: Mapping[str, Any], key: SigningKey) -> str:
 
 def _digest(token: str) -> bytes:
     """Of the whole text: another encoding of the same token is another entry, and is verified for itself."""
-    if not isinstance(token, str) or len(token) > MAX_TOKEN_BYTES or not token.isascii():
-        raise TokenMalformed("token", expected=f"a str of at most {MAX_TOKEN_BYTES} ASCII characters")
+    _check_size(token)
     return hashlib.blake2b(token.encode(), digest_size=32).digest()
+
+
+def _check_size(token: str) -> None:
+    if not isinstance(token, str) or len(token) > jws.MAX_COMPACT_BYTES or not token.isascii():
+        raise TokenMalformed("token", expected=f"a str of at most {jws.MAX_COMPACT_BYTES} ASCII characters")
+
+
+def _parse(token: str, algorithms: Collection[str]) -> jws.Parsed:
+    # 1. and 2.
+    try:
+        return jws.parse_compact(token, algorithms=algorithms, typ=TYPES, understood=())
+    except TypeWrong as error:
+        raise TokenTypeWrong(str(error)) from None
+    except AlgorithmRefused as error:
+        raise TokenAlgorithmRefused(str(error)) from None
+    except SignatureError as error:
+        raise TokenMalformed(str(error)) from None
 
 
 def _claims(payload: bytes) -> dict[str, Any]:

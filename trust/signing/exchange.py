@@ -1,8 +1,9 @@
 """One HTTP request and its answer, signed: the header `JWS-Signature` over the exact bytes of a body.
 
 A request's signature binds method, target URI, content type, receiver, A2A version and extensions; an answer's binds
-the status, the content type, the requester and the very request that it answers. Nothing of a body is parsed before its signature has verified.
-Pure; `trust.signing.http` has the edge that signs what an `httpx` client sends, and is the module to import.
+the status, the content type, the requester and the very request that it answers. Nothing of a body is parsed before its
+signature has verified. Pure; `trust.signing.http` has the edge that signs what an `httpx` client sends, and is the
+module to import.
 """
 
 from __future__ import annotations
@@ -283,7 +284,7 @@ def verify_response(
         peer: the other end of the channel; None where TLS ends elsewhere.
 
     Raises:
-        ResponseMismatch: the answer belongs to another request, has another status or content type, or is another agent's.
+        ResponseMismatch: the answer belongs to another request, has another status or type, or is another agent's.
         SignatureError: its other leaf classes name the check that failed.
         PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
     """

@@ -27,7 +27,8 @@ from trust.errors import (
     TrustError,
 )
 from trust.oauth import client as client_module
-from trust.oauth.client import ACCESS_TOKEN_TYPE, CACHE_SIZE, REFRESH_REST, TokenSource
+from trust.oauth.client import CACHE_SIZE, REFRESH_REST, TokenSource
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE
 from trust.oauth.clients import ClientRegistry
 from trust.sources import Live
 
