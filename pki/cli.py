@@ -19,17 +19,18 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pki import passwords, policy
 from pki.authority import CertificateAuthority, Issued
 from pki.errors import AuthorityExists, LifetimeRefused, PKIError, UnknownSerial
 from pki.founding import vacant
-from pki.profiles import CRL_LIFETIME, NO_REV_AVAIL
+from pki.profiles import NO_REV_AVAIL, crl_file_name
 from pki.requests import MAX_REQUEST_BYTES
 from pki.store import Record
 from trust.bundles import TrustBundles
+from trust.command_line import run
 from trust.credentials import BUNDLE_FILE, CHAIN_FILE, KEY_FILE, Credentials, read_bounded, write_atomically
 from trust.errors import TrustError
 from trust.identity import AgentID, thumbprint
@@ -55,17 +56,7 @@ PasswordFile = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
-    try:
-        return int(app(args=arguments, prog_name="a2a-pki", standalone_mode=False) or 0)
-    except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
-    except TrustError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror}")
+    return run(app, "a2a-pki", arguments)
 
 
 @app.command()
@@ -159,6 +150,8 @@ def issue(
     issued = []
     with _open(folder, passwords.existing(folder, password_file)) as ca:
         bundle = TrustBundles.of(ca.bundle()).to_json().encode()
+        for agent in agents:  # all of them before the first is issued
+            policy.inside(agent, ca.trust_domain)
         for agent, target in folders.items():
             made: Credentials | Issued
             if request is None:
@@ -221,7 +214,14 @@ def list_(
     if as_json:
         typer.echo(json.dumps([_facts(record) for record in records], indent=2))
         return
-    table = Table("SPIFFE ID", "Kind", "Status", "Expires", "Serial")
+    # Folded, never cut: an ID and a serial are there to be copied.
+    table = Table(
+        Column("SPIFFE ID", overflow="fold"),
+        "Kind",
+        "Status",
+        "Expires",
+        Column("Serial", overflow="fold", min_width=20),
+    )
     for record in records:
         status = record.status(_now())
         table.add_row(
@@ -269,7 +269,10 @@ def show(
 def crl(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write root.crl.pem and intermediate.crl.pem there.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write root.crl.pem and intermediate.crl.pem there, and each as the file of --crl-url."
+        ),
     ] = None,
     password_file: PasswordFile = None,
     as_json: AsJson = False,
@@ -284,7 +287,11 @@ def crl(
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, pem, mode=0o644)
-        ends = item.last_update_utc + CRL_LIFETIME
+            # What certificates point to (RFC 5280 section 4.2.1.13: DER), by the name that `profiles` gives it.
+            served = out / crl_file_name(item) if out else file
+            write_atomically(served, item.public_bytes(Encoding.DER), mode=0o644)
+        ends = item.next_update_utc
+        assert ends is not None  # noqa: S101 - our own lists always have it
         answers.append(
             {
                 "issuer": name,
@@ -373,12 +380,6 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-def _fail(message: str, code: int = 1) -> int:
-    if message:  # without: the help has been shown instead
-        typer.echo(f"a2a-pki: {message}", err=True)
-    return code
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -388,11 +389,11 @@ def _iso(time: datetime) -> str:
 
 
 def _words(time: datetime) -> str:
-    """ "in 23 hours", "5 minutes ago": rounded down, in the largest unit that is not one."""
+    """ "in 23 hours", "5 minutes ago": rounded, in the largest unit of which there are two."""
     seconds = int(abs((time - _now()).total_seconds()))
     for unit, size in (("year", 31_536_000), ("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= 2 * size:
-            count, name = seconds // size, unit
+            count, name = round(seconds / size), unit
             break
     else:
         count, name = seconds, "second"

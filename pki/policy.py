@@ -71,9 +71,8 @@ def approve(
     Raises:
         IDRefused, NameRefused, LifetimeRefused: by the steps above.
     """
-    # 1. SPIFFE-ID section 2.1: a CA speaks for its own domain only.
-    if agent_id.trust_domain != trust_domain:
-        raise IDRefused("SPIFFE ID", got=agent_id, expected=f"an ID of {trust_domain}, the trust domain of this CA")
+    # 1.
+    inside(agent_id, trust_domain)
 
     # 2. Compared as text: a URI that is merely equivalent is not the ID.
     if request.uris not in ((), (str(agent_id),)):
@@ -103,6 +102,12 @@ def approve(
         ip_addresses=addresses,
         lifetime=lifetime,
     )
+
+
+def inside(agent_id: AgentID, trust_domain: str) -> None:
+    """SPIFFE-ID section 2.1: a CA speaks for its own domain only. Raises `IDRefused`."""
+    if agent_id.trust_domain != trust_domain:
+        raise IDRefused("SPIFFE ID", got=agent_id, expected=f"an ID of {trust_domain}, the trust domain of this CA")
 
 
 def dns_name(text: str) -> str:

@@ -210,8 +210,18 @@ def _ca_extensions(
     )
 
 
+def crl_file_name(crl: x509.CertificateRevocationList) -> str:
+    """The last part of the URL at which certificates of the list's issuer say that the list is served."""
+    issuer = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    return _crl_file_name((issuer.key_identifier or b"").hex())
+
+
+def _crl_file_name(key_id: str) -> str:
+    return f"{key_id}.crl"
+
+
 def _distribution_point(base_url: str, issuer: Issuer) -> x509.CRLDistributionPoints:
-    url = x509.UniformResourceIdentifier(f"{base_url}/{issuer.key_id}.crl")
+    url = x509.UniformResourceIdentifier(f"{base_url}/{_crl_file_name(issuer.key_id)}")
     return x509.CRLDistributionPoints([x509.DistributionPoint([url], None, None, None)])
 
 

@@ -47,6 +47,7 @@ from trust.errors import (
 from trust.identity import PeerIdentity
 from trust.oauth.keys import StaticKeys
 from trust.oauth.tokens import TokenValidator, bearer_token
+from trust.signing.jws import MAX_COMPACT_BYTES
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 T = int(NOW.timestamp())

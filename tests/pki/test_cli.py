@@ -204,7 +204,7 @@ def test_init_with_a_name_constraint_that_cannot_be(run: Run) -> None:
 def test_issue(run: Run, password: None, folder: Path) -> None:
     answer = run("issue", folder, AGENT)
     assert answer.code == 0
-    assert "expires in 23 hours" in answer.out
+    assert "expires in 24 hours" in answer.out
     assert "written to billing" in answer.out
     assert listing("billing") == ["bundle.json", "chain.pem", "key.pem"]
     assert TrustBundles.load("billing/bundle.json").by_domain[DOMAIN].roots
@@ -314,6 +314,23 @@ def test_what_was_replaced_in_part_is_not_revoked(run: Run, password: None, fold
     assert {r["status"] for r in run("list", folder, "--agent", AGENT, "--json").json} == {"valid"}
 
 
+def test_of_several_agents_none_is_issued_when_one_is_refused(run: Run, password: None, folder: Path) -> None:
+    one_line(run("issue", folder, AGENT, "spiffe://other.example/x", "--out", "fleet"))
+    assert not Path("fleet").exists()
+    assert run("list", folder, "--agent", AGENT, "--json").json == []
+
+
+def test_a_list_is_written_under_the_name_that_certificates_point_to(run: Run, password: None) -> None:
+    run("init", "pointing", "--trust-domain", DOMAIN, "--crl-url", "http://crl.example/lists")
+    run("issue", "pointing", AGENT)
+    run("crl", "pointing", "--out", "lists")
+    leaf = Credentials.load("billing").certificate
+    points = leaf.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    (url,) = [name.value for point in points for name in point.full_name or ()]
+    served = x509.load_der_x509_crl((Path("lists") / url.removeprefix("http://crl.example/lists/")).read_bytes())
+    assert served.issuer == leaf.issuer
+
+
 # revoke, list, show
 
 
@@ -371,7 +388,7 @@ def test_list(run: Run, password: None, folder: Path) -> None:
     issued = issue(run, folder)
     table = run("list", folder)
     assert table.code == 0
-    for text in (AGENT, "in 23 hours", "in 89 days", "in 9 years", "valid", issued["serial"], "intermediate"):
+    for text in (AGENT, "in 24 hours", "in 89 days", "in 9 years", "valid", issued["serial"], "intermediate"):
         assert text in table.out
     run("revoke", folder, issued["serial"])
     assert "revoked" in run("list", folder).out
@@ -397,7 +414,7 @@ def test_show(run: Run, password: None, folder: Path) -> None:
     issued = issue(run, folder, "--dns", "localhost")
     answer = run("show", folder, issued["serial"])
     assert answer.code == 0
-    for text in (AGENT, "localhost", "valid", "(in 23 hours)", issued["thumbprint"]):
+    for text in (AGENT, "localhost", "valid", "(in 24 hours)", issued["thumbprint"]):
         assert text in answer.out
     assert "reason" not in answer.out
     leaf = Credentials.load("billing").certificate
@@ -415,7 +432,7 @@ def test_crl(run: Run, password: None, folder: Path) -> None:
     first, _, second = printed.out.partition("-----END X509 CRL-----\n")
     assert first and second.startswith("-----BEGIN X509 CRL-----")
     written = run("crl", folder, "--out", "lists")
-    assert "lists/root.crl.pem: 0 revoked, expires in 23 hours" in written.out
+    assert "lists/root.crl.pem: 0 revoked, expires in 24 hours" in written.out
     lists = RevocationLists.load("lists/intermediate.crl.pem", "lists/root.crl.pem")
     assert printed.out.encode() == b"".join(c.public_bytes(Encoding.PEM) for c in lists.crls)
     facts = run("crl", folder, "--out", "lists", "--json").json["crls"]

@@ -9,7 +9,7 @@ import pytest
 from tests.forge import NOW
 from tests.world import World
 from trust.authorize import exactly
-from trust.errors import Replayed, SignatureMissing
+from trust.errors import ConfigurationError, Replayed, SignatureMissing
 from trust.oauth.scopes import Catalogue
 from trust.replay import MemoryReplayGuard
 
@@ -76,6 +76,13 @@ def test_a_configured_relay_may_bring_the_messages_of_others() -> None:
     own = WORLD.request(peer=relay, token=WORLD.token(relay), signature=WORLD.signature(relay))
     caller = WORLD.admit(own, authorize=exactly(relay.agent_id), relays={relay.agent_id: rule}).caller
     assert caller.signer == relay.agent_id
+
+
+def test_a_relay_that_could_never_match_is_refused() -> None:
+    """A policy with it would refuse the relay for ever, and nobody would know why."""
+    peer = str(WORLD.planner.agent_id)
+    with pytest.raises(ConfigurationError, match="AgentID"):
+        WORLD.policy(relays={peer: exactly(peer)})
 
 
 def test_the_required_scope_may_depend_on_the_request_and_on_a_catalogue() -> None:

@@ -42,15 +42,17 @@ def origin_of(url: str | httpx.URL) -> str:
     Raises:
         ConfigurationError: not an https URL with a host.
     """
-    parsed = url if isinstance(url, httpx.URL) else _url(url)
+    parsed = _url(url)
     if parsed is None or parsed.scheme != "https" or not parsed.host:
         raise ConfigurationError("URL", got=url, expected="https://host[:port]/...")
     host = parsed.raw_host.decode("ascii").lower()
     return f"https://{f'[{host}]' if ':' in host else host}" + ("" if parsed.port is None else f":{parsed.port}")
 
 
-def _url(text: str) -> httpx.URL | None:
+def _url(text: str | httpx.URL) -> httpx.URL | None:
     try:
-        return httpx.URL(text)
+        url = httpx.URL(text)
     except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a lone surrogate
         return None
+    # httpx takes the brackets of an IPv6 address away, and an unclosed one for a part of the name.
+    return None if set(url.host) & set("[]") else url

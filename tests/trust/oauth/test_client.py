@@ -26,10 +26,11 @@ from trust.errors import (
     TokenResponseRefused,
     TrustError,
 )
+from trust.identity import AgentID
 from trust.oauth import client as client_module
 from trust.oauth.client import CACHE_SIZE, REFRESH_REST, TokenSource
-from trust.oauth.metadata import ACCESS_TOKEN_TYPE
 from trust.oauth.clients import ClientRegistry
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE
 from trust.sources import Live
 
 AGENT = "https://billing.fleet.example"
@@ -369,6 +370,21 @@ def test_origins_come_from_the_resource_where_it_is_a_url(authority: Authority) 
         source = source_of(authority, http, resource="https://billing.example/a2a", origins=())
         with pytest.raises(OriginRefused, match=r"https://billing\.example"):
             await called(source, Agent(), "https://other.example/")
+
+    run(work())
+
+
+def test_a_resource_may_be_an_agents_id(authority: Authority) -> None:
+    async def work() -> None:
+        http, _ = counted(authority)
+        own, named = source_of(authority, http, resource=AgentID.parse(BILLING)), source_of(authority, http)
+        assert own._ask == named._ask
+        authority.validate((await own.token()).value, audience=BILLING, holder=PLANNER)
+        acting = [
+            named.on_behalf_of("subject", resource=ledger, scopes=["read:x"], origins=["https://ledger.example"])._ask
+            for ledger in (LEDGER, AgentID.parse(LEDGER))
+        ]
+        assert acting[0] == acting[1]
 
     run(work())
 

@@ -101,6 +101,21 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, old: str, ne
     assert type(caught.value) is ConfigurationError
 
 
+@pytest.mark.parametrize(
+    "table, told",
+    [
+        ('scopes = ["a:b"]', "client 2: agent_id is missing"),
+        ('client_id = "x"', "client x: agent_id is missing"),
+        ("agent_id = 0", "client 2: agent_id"),
+        ("lifetime = 3", "client 2: unknown members: got lifetime, expected some of agent_id, .*lifetime_seconds"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, table: str, told: str) -> None:
+    first = FILE[: FILE.index("[[client]]", 5)]
+    with pytest.raises(ConfigurationError, match=told):
+        ClientRegistry.load(written(tmp_path, f"{first}\n[[client]]\n{table}\n"))
+
+
 def test_a_file_that_is_not_text_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "clients.toml"
     path.write_bytes(b"\xff\xfe")

@@ -13,7 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwcrypto.jwk import JWK
 
-from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown, TrustError, WrongPassword
+from trust.errors import (
+    ConfigurationError,
+    CredentialsError,
+    KeysUnavailable,
+    TokenKeyUnknown,
+    TrustError,
+    WrongPassword,
+)
 from trust.oauth.keys import (
     FAILURE_REST,
     FRESH,
@@ -100,9 +107,10 @@ def test_pem_errors() -> None:
     for pem, password in [(locked, None), (locked, b"wrong"), (clear, b"secret")]:
         with pytest.raises(WrongPassword):
             SigningKey.from_pem(pem, password)
-    with pytest.raises(ConfigurationError) as caught:
-        SigningKey.from_pem(b"no key", None)
-    assert type(caught.value) is ConfigurationError
+    for pem, password in [(b"no key", None), (b"no key", b"secret"), (locked[:100] + locked[120:], b"secret")]:
+        with pytest.raises(CredentialsError) as caught:
+            SigningKey.from_pem(pem, password)
+        assert type(caught.value) is CredentialsError
     with pytest.raises(ConfigurationError):
         key.to_pem(b"")
 
@@ -479,7 +487,20 @@ def test_the_client_sends_no_credentials_with_the_fetch() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("url", ["http://auth.example/jwks", "file:///etc/passwd", "https:///jwks", "auth.example", ""])
-def test_only_https(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://auth.example/jwks",
+        "file:///etc/passwd",
+        "https:///jwks",
+        "auth.example",
+        "",
+        "https://[",
+        "https://auth.example:x/jwks",
+        None,
+        b"https://auth.example/jwks",
+    ],
+)
+def test_only_https(url: Any) -> None:
     with pytest.raises(ConfigurationError):
         RemoteKeys(url, Issuer().client())

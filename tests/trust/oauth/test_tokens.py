@@ -22,6 +22,7 @@ from trust.errors import (
     ConfigurationError,
     IdentityError,
     KeysUnavailable,
+    TokenAudienceWrong,
     TokenBoundElsewhere,
     TokenError,
     TokenExpired,
@@ -33,7 +34,7 @@ from trust.errors import (
     TokenSignatureWrong,
     TokenWithoutCertificate,
 )
-from trust.identity import PeerIdentity
+from trust.identity import AgentID, PeerIdentity
 from trust.oauth import tokens
 from trust.oauth.keys import RemoteKeys, SigningKey, StaticKeys, public_jwks
 from trust.oauth.tokens import TokenValidator, bearer_token, sign_access_token
@@ -177,6 +178,25 @@ def test_our_ed25519_tokens() -> None:
 def test_a_token_that_is_not_json_is_not_made() -> None:
     with pytest.raises(ValueError, match="JSON"):
         token(exp=float("nan"))
+
+
+def test_no_token_is_made_that_is_too_large_to_be_accepted() -> None:
+    """Issuer, holder and resource have one limit; the resource's refusal would come too late."""
+    spare = jws.MAX_COMPACT_BYTES - len(token(padding=""))
+    largest = token(padding="x" * (spare * 3 // 4))
+    assert jws.MAX_COMPACT_BYTES - 4 <= len(largest) <= jws.MAX_COMPACT_BYTES
+    assert validator().validate(largest, peer=PEER, now=NOW)
+    with pytest.raises(ConfigurationError, match="too large"):
+        token(padding="x" * (spare * 3 // 4 + 4))
+    # One line of a request's head, as nginx takes it: 8 KiB with the line's end.
+    assert len(f"Authorization: Bearer {'x' * jws.MAX_COMPACT_BYTES}\r\n") <= 8192
+
+
+def test_the_audience_may_be_an_agents_id() -> None:
+    agent = AgentID.parse("spiffe://fleet.example/billing")
+    assert validator(audience=agent).validate(token(aud=str(agent)), peer=PEER, now=NOW)
+    with pytest.raises(TokenAudienceWrong):
+        validator(audience=agent).validate(token(), peer=PEER, now=NOW)
 
 
 # Time.

@@ -531,3 +531,40 @@ def test_httpcore_is_asked_for_nothing_else() -> None:
         assert issubclass(_Backend, httpcore.AsyncNetworkBackend)
 
     run(main())
+
+
+def test_a_server_that_was_revoked_is_not_asked_again() -> None:
+    """On the connection that is still open, and without a reload."""
+    crls, asked = Live(FORGE.crls()), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app) as server, client(crls=crls) as agent:
+            await agent.get(server.url)
+            crls.replace(FORGE.crls(SERVER))
+            with pytest.raises(CertificateRevoked):
+                await agent.get(server.url)
+
+    run(main())
+    assert len(asked) == 1
+
+
+def test_a_stream_ends_when_its_server_is_revoked() -> None:
+    crls = Live(FORGE.crls())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        async with here(app) as server, client(crls=crls) as agent, agent.stream("GET", server.url) as response:
+            with pytest.raises(CertificateRevoked):
+                async for _ in response.aiter_raw():
+                    crls.replace(FORGE.crls(SERVER))
+
+    run(main())

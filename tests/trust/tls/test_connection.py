@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from OpenSSL._util import lib
@@ -30,6 +32,7 @@ from trust.errors import (
     HandshakeRefused,
     NoPeerCertificate,
     NoSpiffeID,
+    PeerError,
     PeerNotAllowed,
     RevocationUnknown,
     SeveralSpiffeIDs,
@@ -568,3 +571,70 @@ def test_certificates_are_verified_at_the_time_of_the_clock() -> None:
 
 def test_no_crls_is_no_revocation_check() -> None:
     established(server_options={"crls": RevocationLists()})
+
+
+@pytest.mark.parametrize("server_judges", [True, False])
+def test_the_judge_speaks_first_and_once(server_judges: bool) -> None:
+    """Of the whole chain, before OpenSSL has spent anything on its signatures."""
+    asked: list[list[bytes]] = []
+    client, server = ends()
+    judging, judged = (server, client) if server_judges else (client, server)
+    judge = judging._judge
+
+    def record(chain: list[bytes]) -> Any:
+        asked.append(chain)
+        return judge(chain)
+
+    judging._judge = record
+    assert shake(client, server) == (None, None)
+    assert asked == [judged.credentials.chain_der] and len(asked[0]) == 2
+
+
+def test_a_strangers_chain_is_not_verified_before_it_is_refused() -> None:
+    """RSA keys with huge exponents: 11 KB that would keep OpenSSL busy for the time of fifty handshakes."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signer = rsa.generate_private_key(65537, 3072)
+    heavy = rsa.RSAPublicNumbers((1 << 2999) | 1, signer.public_key().public_numbers().n).public_key()
+
+    def certificate(name: str, issuer: str, public_key: Any, *extensions: x509.ExtensionType) -> x509.Certificate:
+        builder = x509.CertificateBuilder(
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]),
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]),
+            public_key,
+            4711,
+            NOW - HOUR,
+            NOW + HOUR,
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(signer, hashes.SHA256())
+
+    authority = x509.BasicConstraints(ca=True, path_length=None)
+    chain = [certificate("0", "0", heavy, authority)]
+    chain += [certificate(str(n), str(n - 1), heavy, authority) for n in range(1, 7)]
+    uri = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(AGENT_ID)])
+    chain.append(certificate("agent", "6", key.public_key(), uri))
+
+    def refused_in(credentials: tuple[x509.Certificate, ...]) -> float:
+        present = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        present.use_certificate(credentials[0])
+        for other in credentials[1:]:
+            present.add_extra_chain_cert(other)
+        present.use_privatekey(key)
+        client = SSL.Connection(present, None)
+        client.set_connect_state()
+        server = ends()[1]
+        with pytest.raises(SSL.WantReadError):
+            client.do_handshake()
+        server.receive(client.bio_read(65536))
+        server.handshake()
+        client.bio_write(server.output())
+        client.do_handshake()
+        server.receive(client.bio_read(65536))
+        started = time.thread_time()
+        with pytest.raises(PeerError):
+            server.handshake()
+        return time.thread_time() - started
+
+    light = min(refused_in((chain[-1],)) for _ in range(3))
+    assert min(refused_in(tuple(reversed(chain))) for _ in range(3)) < light + 0.01

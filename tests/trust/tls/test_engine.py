@@ -577,3 +577,121 @@ def test_the_intermediate_may_change() -> None:
     source.replace(other.leaf())
     _, server = connect(ours, theirs)
     assert server.peer.chain[1] == source.current().chain_der[1]
+
+
+# Open connections without a reload.
+
+
+def changes() -> list[tuple[str, Any, type[TrustError]]]:
+    return [
+        ("bundles", OTHER.bundles, UnknownTrustDomain),
+        ("crls", FORGE.crls(AGENT), CertificateRevoked),
+    ]
+
+
+@pytest.mark.parametrize(("argument", "value", "error"), changes(), ids=["bundles", "crls"])
+def test_a_changed_source_ends_open_connections(argument: str, value: Any, error: type[TrustError]) -> None:
+    """Where no timer watches, the next read or write does."""
+    sources = {"bundles": Live(FORGE.bundles), "crls": Live(FORGE.crls())}
+    theirs = server_context(SERVER, sources["bundles"], ANY, crls=sources["crls"])
+    ours, _ = contexts()
+    _, reading = connect(ours, theirs)
+    _, writing = connect(ours, theirs)
+    assert reading.read() is None
+    sources[argument].replace(value)
+    with pytest.raises(error):
+        reading.read()
+    with pytest.raises(error):
+        writing.write(b"secret")
+    assert type(writing.distrusted) is error
+
+
+def test_an_idle_connection_to_a_revoked_server_is_stale() -> None:
+    crls = Live(FORGE.crls())
+    ours, theirs = client_context(AGENT, FORGE.bundles, SERVERS, crls=crls), contexts()[1]
+    client, _ = connect(ours, theirs)
+    assert not ours.stale(client)
+    crls.replace(FORGE.crls(SERVER))
+    assert ours.stale(client) and type(client.distrusted) is CertificateRevoked
+
+
+def test_an_open_connection_ends_with_any_certificate_of_its_chain() -> None:
+    now = [datetime.now(UTC)]
+    theirs = server_context(SERVER, FORGE.bundles, AGENTS, clock=lambda: now[0])
+    ours = client_context(AGENT, FORGE.bundles, SERVERS, clock=lambda: now[0])
+    short = FORGE.ca(
+        f"{FORGE.domain} intermediate", FORGE.key, FORGE.root, FORGE.root_key, pathlen=0, not_after=now[0] + HOUR
+    )
+    ours.reload(source=replace(AGENT, chain=(AGENT.certificate, short)))
+    _, server = connect(ours, theirs)
+    now[0] = short.not_valid_after_utc
+    assert server.read() is None
+    now[0] += timedelta(seconds=1)
+    with pytest.raises(CertificateExpired):
+        server.read()
+
+
+def test_a_verdict_is_good_for_a_minute_and_no_longer() -> None:
+    """Nothing tells that an authorizer changed its mind, or that a revocation list is out of date."""
+
+    class Moody:
+        allows, asked = True, 0
+
+        def check(self, _: Any) -> None:
+            self.asked += 1
+            if not self.allows:
+                raise PeerNotAllowed("not today")
+
+    mood, now = Moody(), [datetime.now(UTC)]
+    theirs = server_context(SERVER, FORGE.bundles, mood, clock=lambda: now[0])
+    _, server = connect(contexts()[0], theirs)
+    for _ in range(3):
+        assert server.read() is None
+    assert mood.asked == 1
+    mood.allows = False
+    now[0] += VERDICT_LIFETIME + timedelta(seconds=1)
+    with pytest.raises(PeerNotAllowed):
+        server.read()
+
+
+def test_a_source_that_breaks_ends_open_connections() -> None:
+    class Breaking:
+        def current(self) -> Any:
+            if self.broken:
+                raise BundleError("cannot be read")
+            return FORGE.bundles
+
+        broken = False
+
+    bundles = Breaking()
+    _, server = connect(contexts()[0], server_context(SERVER, bundles, ANY))
+    bundles.broken = True
+    with pytest.raises(BundleError):
+        server.read()
+
+
+def test_a_false_value_replaces_a_true_one() -> None:
+    """An allow-list that is a collection is false when nobody is on it; a source may be false until its first fetch."""
+
+    class AllowList(set[str]):
+        def check(self, agent_id: Any) -> None:
+            if str(agent_id) not in self:
+                raise PeerNotAllowed("not on the list")
+
+    class Source(list[Any]):
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+        def current(self) -> Any:
+            return self.value
+
+    ours, theirs = contexts()
+    theirs.reload(authorize=AllowList())
+    assert type(connect(ours, theirs)[1].error) is PeerNotAllowed
+    theirs.reload(authorize=ANY, crls=Source(FORGE.crls(AGENT)))
+    assert type(connect(ours, theirs)[1].error) is CertificateRevoked
+    theirs.reload(crls=RevocationLists(), bundles=Source(OTHER.bundles))
+    assert type(connect(ours, theirs)[1].error) is UnknownTrustDomain
+    theirs.reload(bundles=FORGE.bundles)
+    ours.reload(source=Source(FORGE.leaf("/second")))
+    assert str(connect(ours, theirs)[1].peer.agent_id) == "spiffe://fleet.example/second"

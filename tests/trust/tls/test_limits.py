@@ -123,13 +123,13 @@ def test_what_is_pipelined_behind_an_answer_is_not_read_without_end(more: str, h
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal asked
-        while not release.is_set() and asked < 200:
+        while not release.is_set():
             asked += 1
-            more_of_it = asyncio.ensure_future(receive())
-            await asyncio.wait([more_of_it], timeout=0.005)
-            more_of_it.cancel()
-        await release.wait()
-        await echo(scope, receive, send)
+            more = asyncio.ensure_future(receive())
+            await asyncio.wait([more], timeout=0.002)
+            more.cancel()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b""})
 
     async def main() -> None:
         block = b"a:b\r\n" * 13107 if more == "half a head" else b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2400

@@ -612,6 +612,30 @@ def test_a_connection_does_not_outlive_the_certificate(loop: str, http: str) -> 
     run(main(), loop)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_changed_source_ends_open_connections_without_a_reload(loop: str) -> None:
+    """For `serve`, which nobody can tell to reload. Within `trust_check`; a request in flight finishes."""
+    crls, release, served = Live(RevocationLists()), asyncio.Event(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        served.append(scope["path"])
+        await release.wait()
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app, crls=crls) as server, tls_stream(server.url) as (reader, writer):
+            async with tls_stream(server.url) as (idle, _):
+                writer.write(HEAD + b"\r\n")
+                await until(lambda: served)
+                crls.replace(FORGE.crls(AGENT))
+                assert await closed_within(idle, 1) < 0.5
+            release.set()
+            answers = await reader.read(-1)
+            assert answers.startswith(b"HTTP/1.1 200") and b"connection: close" in answers.lower()
+
+    run(main(), loop)
+
+
 # WebSockets.
 
 

@@ -8,12 +8,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.trust.tls.parts import AGENT, AGENTS, FORGE, LOOPS, SERVER, SERVERS, SWIFT, run, until
 from trust.errors import TransportError
 from trust.tls import client_context, server_context
+from trust.tls import connection as connection_module
+from trust.tls import engine as engine_module
 from trust.tls.connection import Connection
-from trust.tls.transport import TlsProtocol, TlsTransport
+from trust.tls.transport import MAX_UNTAKEN_BYTES, Deadlines, TlsProtocol, TlsTransport
 
 
 class Inner(asyncio.Protocol):
@@ -71,12 +76,12 @@ class Client:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Client, Inner, set[Any]]]:
+async def connected(deadlines: Deadlines = SWIFT) -> AsyncIterator[tuple[Client, Inner, set[Any]]]:
     loop = asyncio.get_running_loop()
     context = server_context(SERVER, FORGE.bundles, AGENTS)
     inner, live = Inner(), set[Any]()
     server = await loop.create_server(
-        lambda: TlsProtocol(context, lambda: inner, live=live, loop=loop, deadlines=SWIFT), "127.0.0.1", 0
+        lambda: TlsProtocol(context, lambda: inner, live=live, loop=loop, deadlines=deadlines), "127.0.0.1", 0
     )
     client = Client(*await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1]))
     await client.handshake()
@@ -203,6 +208,93 @@ def test_a_protocol_without_shutdown_is_closed_when_trust_ends() -> None:
     async def main() -> None:
         async with connected() as (_, inner, _live):
             inner.transport.get_extra_info("sslcontext").reload(crls=FORGE.crls(AGENT))
+            await until(lambda: "lost" in inner.told)
+
+    run(main())
+
+
+def test_small_writes_of_one_turn_are_one_record() -> None:
+    async def main() -> None:
+        async with connected() as (client, inner, _):
+            transport: TlsTransport = inner.transport
+            changed = bytearray(b"head ")
+            transport.write(changed)
+            changed[:] = b"xxxxx"  # it is the caller's again
+            transport.write(b"body")
+            assert transport.get_write_buffer_size() == 9
+            record = await client.reader.read(65536)
+            assert len(record) == 5 + 9 + 1 + 16  # RFC 8446 section 5.2: header, content, type, tag
+            client.tls.receive(record)
+            assert client.tls.read() == b"head body"
+            transport.write(b"1")
+            transport.write(b"2" * 40000)
+            transport.write(b"3")
+            transport.close()
+            assert await client.read(40002) == b"1" + b"2" * 40000 + b"3"
+
+    run(main())
+
+
+class KeyUpdates:
+    """Writes KeyUpdate records in the place of a client's OpenSSL, which cannot be told to (RFC 8446 section 4.6.3)."""
+
+    def __init__(self, client: Client, secret: bytes) -> None:
+        self._client, self._secret = client, secret
+
+    def _expand(self, label: bytes, size: int) -> bytes:
+        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0"
+        return HKDFExpand(hashes.SHA384(), size, info).derive(self._secret)
+
+    def send(self, number: int) -> None:
+        for _ in range(number):
+            head = b"\x17\x03\x03\x00\x16"
+            key, nonce = self._expand(b"key", 32), self._expand(b"iv", 12)
+            asking = b"\x18\x00\x00\x01\x01\x16"  # update_requested; and the type of the content, handshake
+            self._client.writer.write(head + AESGCM(key).encrypt(nonce, asking, head))
+            self._secret = self._expand(b"traffic upd", 48)
+
+
+@asynccontextmanager
+async def updating() -> AsyncIterator[tuple[Client, Inner, KeyUpdates]]:
+    lines: list[bytes] = []
+    take = connection_module.snapshot
+
+    def logged(*args: Any, **kwargs: Any) -> Any:
+        present = take(*args, **kwargs)
+        present.openssl.set_keylog_callback(lambda _, line: lines.append(line))
+        return present
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "snapshot", logged)
+        async with connected() as (client, inner, _):
+            secret = next(line.split()[2] for line in lines if line.startswith(b"CLIENT_TRAFFIC_SECRET_0"))
+            yield client, inner, KeyUpdates(client, bytes.fromhex(secret.decode()))
+
+
+ANSWER_BYTES = 5 + 5 + 1 + 16
+
+
+def test_key_updates_are_answered_though_the_application_is_silent() -> None:
+    async def main() -> None:
+        async with updating() as (client, inner, updates):
+            updates.send(20)
+            async with asyncio.timeout(2):
+                await client.reader.readexactly(20 * ANSWER_BYTES)
+            assert inner.told == ["made"]
+
+    run(main())
+
+
+def test_a_flood_of_key_updates_by_a_client_that_takes_nothing() -> None:
+    async def main() -> None:
+        async with updating() as (client, inner, updates):
+            client.writer.transport.pause_reading()
+            inner.transport.write(b"x" * 30_000_000)
+            await until(lambda: "pause" in inner.told)
+            updates.send(MAX_UNTAKEN_BYTES // ANSWER_BYTES - 20)
+            await asyncio.sleep(0.1)
+            assert "lost" not in inner.told
+            updates.send(40)
             await until(lambda: "lost" in inner.told)
 
     run(main())
