@@ -388,7 +388,7 @@ def test_list(run: Run, password: None, folder: Path) -> None:
     issued = issue(run, folder)
     table = run("list", folder)
     assert table.code == 0
-    for text in (AGENT, "in 24 hours", "in 90 days", "in 9 years", "valid", issued["serial"], "intermediate"):
+    for text in (AGENT, "in 24 hours", "in 90 days", "in 10 years", "valid", issued["serial"], "intermediate"):
         assert text in table.out
     run("revoke", folder, issued["serial"])
     assert "revoked" in run("list", folder).out
