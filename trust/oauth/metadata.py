@@ -54,5 +54,5 @@ def _url(text: str | httpx.URL) -> httpx.URL | None:
         url = httpx.URL(text)
     except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a lone surrogate
         return None
-    # httpx takes the brackets of an IPv6 address away, and an unclosed one for a part of the name.
-    return None if set(url.host) & set("[]") else url
+    # What cannot be in a host, such as an unclosed bracket or a space, httpx percent-encodes.
+    return None if "%" in url.host else url

@@ -65,14 +65,14 @@ class Client:
         self.writer.write(self.tls.output())
 
     async def read(self, size: int) -> bytes:
-        got = b""
+        got = bytearray()
         while len(got) < size:
             part = self.tls.read()
             if part is None:
                 self.tls.receive(await self.reader.read(65536))
             else:
                 got += part
-        return got
+        return bytes(got)
 
 
 @asynccontextmanager
@@ -217,6 +217,8 @@ def test_small_writes_of_one_turn_are_one_record() -> None:
     async def main() -> None:
         async with connected() as (client, inner, _):
             transport: TlsTransport = inner.transport
+            transport.write(b"ready")
+            assert await client.read(5) == b"ready"
             changed = bytearray(b"head ")
             transport.write(changed)
             changed[:] = b"xxxxx"  # it is the caller's again
