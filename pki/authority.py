@@ -32,8 +32,9 @@ from pki.profiles import Issuer, RevokedSerial
 from pki.store import Record, Settings, Store
 from trust import identity
 from trust.bundles import RevocationLists, TrustBundle
-from trust.credentials import Credentials, PrivateKey
+from trust.credentials import Credentials
 from trust.identity import AgentID, utc
+from trust.private_keys import PrivateKey
 
 Clock = Callable[[], datetime]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from trust.errors import CredentialsError, PeerError, WrongPassword
+from trust import private_keys
+from trust.errors import CredentialsError, PeerError
 from trust.identity import AgentID, thumbprint
+from trust.private_keys import PrivateKey
 from trust.sources import Source
 
 MAX_FILE_BYTES = 1 << 20  # a chain of a few certificates and one key is a few kilobytes
@@ -29,7 +29,6 @@ BUNDLE_FILE = "bundle.json"  # the roots that the agent trusts, where they come 
 
 MAX_LOOKS = 16  # at a folder that is being written to; a replacement changes it three times
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 CredentialSource = Source["Credentials"]
 
 
@@ -170,10 +169,9 @@ class Credentials:
 
     def key_pem(self, password: str | bytes | None = None) -> bytes:
         """The private key as PKCS#8 PEM. Without a password it is in the clear: keep it in memory."""
-        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if password:
-            encryption = serialization.BestAvailableEncryption(_bytes(password))
-        return self.private_key.private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+            return private_keys.write(self.private_key, password)
+        return self.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def current(self) -> Credentials:
         return self
@@ -237,29 +235,5 @@ def _cannot_write(path: Path, error: OSError) -> CredentialsError:
 
 
 def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:
-    key: object
-    try:
-        key = serialization.load_pem_private_key(pem, _bytes(password) if password else None)
-    except TypeError:  # encrypted and no password, or a password and not encrypted
-        if password:
-            key = _unencrypted(pem)
-        else:
-            raise WrongPassword("private key is encrypted", expected="its password", do="give the password") from None
-    except (ValueError, UnsupportedAlgorithm):
-        if b"ENCRYPTED" in pem and password:
-            raise WrongPassword("private key cannot be decrypted", expected="the right password") from None
-        raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
-    if not isinstance(key, PrivateKey):
-        raise CredentialsError("private key", got=type(key).__name__, expected="an EC or Ed25519 key")
-    return key
-
-
-def _unencrypted(pem: bytes) -> object:
-    try:
-        return serialization.load_pem_private_key(pem, None)
-    except (ValueError, UnsupportedAlgorithm):
-        raise CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8)") from None
-
-
-def _bytes(password: str | bytes) -> bytes:
-    return password.encode() if isinstance(password, str) else password
+    """A key in the clear is taken as it is, whether or not there is a password for one that is not."""
+    return private_keys.read(pem, password if b"ENCRYPTED" in pem else None)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, keys, store
+from pki import CertificateAuthority, store
+from trust import private_keys
 
 DOMAIN = "fleet.example"
 PASSWORD = "correct horse"
@@ -37,7 +38,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a new CA, made once, with less scrypt than usual: tests open it often. Never written to."""
     folder = tmp_path_factory.mktemp("template") / "ca"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "SCRYPT_P", 1)
+        patch.setattr(private_keys, "SCRYPT_P", 1)
         CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
     return folder
 

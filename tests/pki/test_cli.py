@@ -22,10 +22,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, cli, founding, keys, passwords
+from pki import CertificateAuthority, cli, founding, passwords
 from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from tests.pki.judges import lint, listing, needs_openssl, openssl, request, uri, verify
+from trust import private_keys
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.identity import thumbprint
@@ -49,7 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("A2A_PKI_PASSWORD", raising=False)
-    monkeypatch.setattr(keys, "SCRYPT_P", 1)
+    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
     def run(*arguments: object) -> Answer:

@@ -14,6 +14,7 @@ from pki.errors import AuthorityExists, AuthorityMissing, PKIError, PolicyRefuse
 from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import DOMAIN, PASSWORD
 from tests.pki.judges import listing
+from trust import private_keys
 from trust.errors import IdentityError
 
 
@@ -91,7 +92,7 @@ def test_an_interruption_leaves_nothing(
     stage: str, interruption: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    monkeypatch.setattr(keys, "SCRYPT_P", 1)
+    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
 
     def save(*arguments: object) -> None:
         if len(saved) == ("first key", "second key").index(stage):
@@ -140,7 +141,7 @@ def test_somebody_who_was_faster_is_not_replaced(tmp_path: Path, monkeypatch: py
         real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "create", slow)
-    monkeypatch.setattr(keys, "SCRYPT_P", 1)
+    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     with pytest.raises(AuthorityExists):
         create(target)
     assert listing(tmp_path) == ["ca"]

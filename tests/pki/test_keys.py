@@ -21,11 +21,12 @@ from pki.errors import AuthorityDamaged, PKIError, WrongPassword
 from pki.profiles import Issuer
 from tests.pki.conftest import DOMAIN, NOW
 from tests.pki.judges import listing, needs_openssl, openssl
+from trust import private_keys
 from trust.errors import CredentialsError
 
 KEY = keys.generate()
 PASSWORD = "pässword"
-SEALED = keys.encrypted_pem(KEY, PASSWORD)
+SEALED = private_keys.write(KEY, PASSWORD)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_new_key_is_on_p256() -> None:
 
 
 def test_two_files_of_one_key_share_nothing() -> None:
-    assert keys.encrypted_pem(KEY, PASSWORD).splitlines()[2:-2] != SEALED.splitlines()[2:-2]
+    assert private_keys.write(KEY, PASSWORD).splitlines()[2:-2] != SEALED.splitlines()[2:-2]
 
 
 @needs_openssl
