@@ -23,6 +23,7 @@ from trust.errors import MalformedCertificate, WeakKey
 
 MAX_CERTIFICATE_BYTES = 16_384  # an agent's is below 1 KiB, one with RSA keys and many names below 4 KiB
 MAX_SERIAL_BITS = 159  # 20 octets, the first bit of which is the sign (RFC 5280 section 4.1.2.2)
+RSA_EXPONENT = range(3, 1 << 32)  # a huge exponent costs as much as a huge modulus; everybody uses 65537
 RSA_BITS = range(2048, 8193)  # shorter is weak (NIST SP 800-131A), longer makes each verification a denial of service
 
 # What the parser raises for odd bytes. Warnings are among them because a program may turn them into errors.
@@ -137,7 +138,9 @@ def weak_signature(signed: x509.Certificate | x509.CertificateRevocationList) ->
 def _weak_key(key: CertificatePublicKeyTypes) -> str:
     match key:
         case rsa.RSAPublicKey():
-            return "" if key.key_size in RSA_BITS else f"RSA of {key.key_size} bits"
+            if key.key_size not in RSA_BITS:
+                return f"RSA of {key.key_size} bits"
+            return "" if key.public_numbers().e in RSA_EXPONENT else "RSA with a huge exponent"
         case ec.EllipticCurvePublicKey():
             return "" if key.curve.name in _CURVES else f"curve {key.curve.name}"
         case ed25519.Ed25519PublicKey():

@@ -88,13 +88,20 @@ def test_a_weak_key_is_named_in_the_message() -> None:
         Certificate.read(weak.chain_der[0])
 
 
-@pytest.mark.parametrize("bits", [2047, 8193])
-def test_rsa_moduli_of_other_sizes_are_refused(bits: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "exponent", "words"),
+    [
+        (2047, 65537, "RSA of 2047 bits"),
+        (8193, 65537, "RSA of 8193 bits"),
+        (2048, (1 << 32) + 1, "RSA with a huge exponent"),
+    ],
+)
+def test_rsa_keys_that_cost_too_much_or_too_little_are_refused(bits: int, exponent: int, words: str) -> None:
     # The modulus has the size of one; nobody needs to know its factors to put it into a certificate.
     modulus = (1 << (bits - 1)) + 1
-    key = rsa.RSAPublicNumbers(65537, modulus).public_key()
+    key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     made = x509.CertificateBuilder(FORGE.intermediate.subject, VALID.certificate.subject, key, 5, *VALIDITY, []).sign(
         FORGE.key, hashes.SHA256()
     )
-    with pytest.raises(WeakKey, match=f"RSA of {bits} bits"):
+    with pytest.raises(WeakKey, match=words):
         Certificate.read(made.public_bytes(Encoding.DER))

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,9 +119,22 @@ def uvicorn_config(
     return TrustConfig(app, context=context, deadlines=deadlines, host=host, port=port, **{**defaults, **options})
 
 
-def serve(app: App, **options: Any) -> None:
-    """Serve `app` until the process is told to stop. The arguments are those of `uvicorn_config`."""
-    uvicorn.Server(uvicorn_config(app, **options)).run()
+def serve(
+    app: App,
+    *,
+    source: CredentialSource,
+    bundles: BundleSource,
+    authorize: Authorizer,
+    host: str = "127.0.0.1",
+    port: int = 8443,
+    **options: Any,
+) -> None:
+    """Serve `app` until the process is told to stop; say on stderr where. Arguments and errors as `serving`."""
+    config = uvicorn_config(app, source=source, bundles=bundles, authorize=authorize, host=host, port=port, **options)
+    with contextlib.ExitStack() as stack:
+        sockets = _listen(config, stack)
+        sys.stderr.write(f"serving {source.current().agent_id} on {_url(sockets[0])}\n")
+        uvicorn.Server(config).run(sockets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,42 +146,58 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: App, *, sockets: list[socket.socket] | None = None, **options: Any) -> AsyncIterator[Serving]:
+async def serving(
+    app: App,
+    *,
+    source: CredentialSource,
+    bundles: BundleSource,
+    authorize: Authorizer,
+    sockets: list[socket.socket] | None = None,
+    **options: Any,
+) -> AsyncIterator[Serving]:
     """Serve `app` in this event loop for as long as the block runs.
 
     Args:
         sockets: bound sockets to listen on, instead of host and port.
-        options: the arguments of `uvicorn_config`.
+        options: further arguments of `uvicorn_config`.
 
     Raises:
         ConfigurationError: as `uvicorn_config`; or the address is taken, or the application does not start.
     """
-    config = uvicorn_config(app, **options)
-    if sockets is None:
+    config = uvicorn_config(app, source=source, bundles=bundles, authorize=authorize, **options)
+    with contextlib.ExitStack() as stack:
+        if sockets is None:
+            sockets = _listen(config, stack)
+        for listening in sockets:
+            stack.callback(listening.close)
+        url = _url(sockets[0])
+        server = _Server(config)
+        task = asyncio.ensure_future(_run(server, sockets))
         try:
-            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-            sockets = [socket.create_server((config.host, config.port), family=family)]
-        except OSError as error:
-            raise ConfigurationError(f"cannot listen on {config.host}:{config.port}", got=error.strerror) from None
-    host, port = sockets[0].getsockname()[:2]
-    server = _Server(config)
-    task = asyncio.ensure_future(_run(server, sockets))
-    try:
-        while not server.started:
-            if task.done():
-                await task
-            await asyncio.sleep(0.005)
-        yield Serving(
-            url=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", context=config.context
-        )
-    finally:
-        server.should_exit = True
-        try:
+            while not server.started:
+                if task.done():
+                    await task
+                await asyncio.sleep(0.005)
+            yield Serving(url=url, context=config.context)
+        finally:
+            server.should_exit = True
             if not task.done():
                 await task
-        finally:
-            for listening in sockets:
-                listening.close()
+
+
+def _listen(config: uvicorn.Config, stack: contextlib.ExitStack) -> list[socket.socket]:
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return [stack.enter_context(socket.create_server((config.host, config.port), family=family))]
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {config.host}:{config.port}", got=error.strerror, do="choose another --port or host"
+        ) from None
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 async def _run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:

@@ -743,7 +743,7 @@ def test_ipv6_and_given_sockets() -> None:
     run(main())
 
 
-def test_serve_blocks_until_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_blocks_until_told_to_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -764,8 +764,14 @@ def test_serve_blocks_until_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> Non
 
     server: Any = None
     monkeypatch.setattr(uvicorn.Server, "__init__", remember)
-    serve(app, **{**BASE, "lifespan": "on"})
+    serve(app, **{**BASE, "lifespan": "on", "port": 0})
     assert seen == ["up", "down"]
+    assert capsys.readouterr().err.startswith("serving spiffe://fleet.example/server on https://127.0.0.1:")
+
+
+def test_serve_says_when_the_address_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="cannot listen on"):
+        serve(lambda: None, **{**BASE, "port": taken.getsockname()[1]})
 
 
 @pytest.mark.parametrize("loop", LOOPS)
