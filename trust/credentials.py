@@ -126,6 +126,7 @@ class Credentials:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise CredentialsError(f"cannot create {folder}", got=error.strerror, expected="a folder") from None
+        _finish_interrupted(folder, password)
         write_atomically(folder / NEW_KEY_FILE, self.key_pem(password), mode=0o600)
         write_atomically(folder / CHAIN_FILE, self.chain_pem, mode=0o644)
         try:
@@ -232,6 +233,25 @@ def sync_folder(folder: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> CredentialsError:
     return CredentialsError(f"cannot write {path}", got=error.strerror, expected="a writable folder")
+
+
+def _finish_interrupted(folder: Path, password: str | bytes | None) -> None:
+    """Give the key that an interrupted `save` left under its temporary name its own, before that name is used again.
+
+    It is then the only copy of the key that is in use. Not noticed: one that another password opens.
+    """
+    pending = folder / NEW_KEY_FILE
+    if not pending.exists():
+        return
+    try:
+        Credentials.from_pem(read_bounded(folder / CHAIN_FILE), read_bounded(pending), password)
+    except CredentialsError:
+        return  # it fits no chain that is there: its `save` had not come so far
+    try:
+        pending.replace(folder / KEY_FILE)
+        sync_folder(folder)
+    except OSError as error:
+        raise _cannot_write(folder / KEY_FILE, error) from None
 
 
 def _private_key(pem: bytes, password: str | bytes | None) -> PrivateKey:

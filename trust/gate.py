@@ -57,7 +57,7 @@ class RequestFacts:
 
     def line(self, name: bytes) -> str:
         """All values of a header as one comma-separated line (RFC 9110 section 5.2); empty when absent."""
-        return ", ".join(value.decode("latin-1").strip() for value in self.values(name))
+        return ", ".join(value.strip(b" \t").decode("latin-1") for value in self.values(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +196,9 @@ def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> Ver
 
 
 def extensions_of(facts: RequestFacts) -> tuple[str, ...]:
-    """The activated A2A extensions, in the order of the `A2A-Extensions` header."""
-    return tuple(uri.strip() for uri in facts.line(b"a2a-extensions").split(",") if uri.strip())
+    """The activated A2A extensions; by the header's name of A2A 0.3 too, which compatible servers still read."""
+    lines = ",".join(facts.line(name) for name in (b"a2a-extensions", b"x-a2a-extensions"))
+    return tuple(uri.strip(" \t") for uri in lines.split(",") if uri.strip(" \t"))
 
 
 def _check_signer(signer: AgentID, peer: AgentID, relays: Mapping[AgentID, Authorizer]) -> None:

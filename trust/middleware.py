@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -199,21 +199,21 @@ class Gate:
         if request is None:
             await self._app(scope, receive, send)
             return
-        collected = _Collected()
+        # The answer goes out when it is complete, not when the application returns: it may have work to do afterwards.
+        collected = _Collected(lambda answer: self._answer(scope, send, answer, request))
         # Ways of answering that go past `send`'s body messages, such as "http.response.pathsend", cannot be signed.
         offered = scope.get("extensions") or {}
         plain = {name: value for name, value in offered.items() if not name.startswith("http.response.")}
+        refused: TrustError = ConfigurationError("application did not answer")
         try:
             await self._app({**scope, "extensions": plain}, receive, collected.send)
-            answer = Answer(collected.status, collected.headers, bytes(collected.body))
-            content_type_of(answer.headers, ConfigurationError)  # several, or one that is none, cannot be signed
         except (StreamNotSigned, ResponseTooLarge) as error:
             self._denied(scope, error)
-            answer = _refusal(error)
-        except Exception:
+            refused = error
+        except Exception:  # whatever it is, its details are for the log and not for the wire
             logger.exception("application failed")
-            answer = _refusal(ConfigurationError("application failed"))
-        await self._answer(scope, send, answer, request)
+        if not collected.sent:
+            await self._answer(scope, send, _refusal(refused), request)
 
     async def _answer(self, scope: Scope, send: Send, answer: Answer, request: Signed | None) -> None:
         """Send an answer; signed, where there is a request to bind it to."""
@@ -310,24 +310,32 @@ class Answer(NamedTuple):
 class _Collected:
     """Takes the application's answer, so that it can be signed before its head is sent."""
 
-    def __init__(self) -> None:
-        self.status = 500
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = bytearray()
+    def __init__(self, deliver: Callable[[Answer], Awaitable[None]]) -> None:
+        self.sent = False
+        self._deliver = deliver
+        self._status = 500
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body = bytearray()
 
     async def send(self, message: Message) -> None:
+        if self.sent:
+            return  # what comes after the end of an answer is no part of it
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
-            if any(n.lower() == b"content-type" and b"event-stream" in v.lower() for n, v in self.headers):
+            self._status = message["status"]
+            self._headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
+            content_type_of(self._headers, ConfigurationError)  # several, or one that is none, cannot be signed
+            if any(n.lower() == b"content-type" and b"event-stream" in v.lower() for n, v in self._headers):
                 raise StreamNotSigned(
                     "event stream in answer to a signed request",
                     do="call the non-streaming method, or without signature",
                 )
         elif message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
-            if len(self.body) > MAX_RESPONSE_BYTES:
+            self._body += message.get("body", b"")
+            if len(self._body) > MAX_RESPONSE_BYTES:
                 raise ResponseTooLarge("answer is too large to sign", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
+            if not message.get("more_body", False):
+                self.sent = True
+                await self._deliver(Answer(self._status, self._headers, bytes(self._body)))
         else:
             raise ConfigurationError("answer cannot be signed", got=message["type"], expected="a head and a body")
 

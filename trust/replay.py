@@ -49,7 +49,8 @@ class MemoryReplayGuard:
     restart may have been accepted already. With several worker processes use a shared guard.
 
     Not covered: a signer whose clock is ahead. What it issued just before a restart looks as if issued after it, for as
-    many seconds as its clock may be ahead (10). Where that matters, pass a `started_at` that much later than the start.
+    many seconds as its clock may be ahead (10); and `iat` has whole seconds, so what was issued in the very second of a
+    restart is taken for new. Where that matters, pass a `started_at` that much later than the start.
     """
 
     def __init__(self, *, started_at: datetime, capacity: int = DEFAULT_CAPACITY) -> None:

@@ -143,6 +143,19 @@ ROWS: dict[str, Row] = {
         {},
         errors.BindingMismatch,
     ),
+    "extension header added by its former name": (
+        lambda: W.request(extra=((b"x-a2a-extensions", b"urn:example:x"),)),
+        {},
+        errors.BindingMismatch,
+    ),
+    "version that only looks like the signed one": (
+        lambda: replace(
+            W.request(),
+            headers=tuple((n, v + b"\xa0" if n == b"a2a-version" else v) for n, v in W.request().headers),
+        ),
+        {},
+        errors.BindingMismatch,
+    ),
     "signature expired": (
         lambda: W.request(signature=W.signature(now=NOW - timedelta(minutes=3))),
         {},

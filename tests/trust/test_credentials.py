@@ -125,6 +125,27 @@ def test_a_missing_or_wrong_password(password: str | None) -> None:
         Credentials.from_pem(MINE.chain_pem, MINE.key_pem("right"), password)
 
 
+def test_a_key_that_a_crash_left_under_its_temporary_name_survives_the_next_save(tmp_path: Path) -> None:
+    first, second = FORGE.leaf("/billing"), FORGE.leaf("/billing")
+    first.save(tmp_path)
+    # As a crash between the chain and the rename leaves it: the live key has only its temporary name.
+    first.save(tmp_path / "crashed")
+    (tmp_path / "crashed" / "key.pem").rename(tmp_path / "crashed" / "key.pem.new")
+    second.save(tmp_path / "other")
+    (tmp_path / "other" / "key.pem").rename(tmp_path / "crashed" / "key.pem")
+    folder = tmp_path / "crashed"
+    assert Credentials.load(folder).thumbprint == first.thumbprint
+    third = FORGE.leaf("/billing")
+    with pytest.MonkeyPatch.context() as patch:
+        # A second crash, as soon as the new key is written and before its chain.
+        patch.setattr(Credentials, "chain_pem", property(lambda _: (_ for _ in ()).throw(KeyboardInterrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            third.save(folder)
+    assert Credentials.load(folder).thumbprint == first.thumbprint
+    third.save(folder)
+    assert Credentials.load(folder).thumbprint == third.thumbprint
+
+
 def test_an_old_encrypted_pem() -> None:
     legacy = MINE.private_key.private_bytes(  # type: ignore[union-attr]
         Encoding.PEM,

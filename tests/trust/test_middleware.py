@@ -405,6 +405,43 @@ def test_two_gates_share_the_guard_that_they_are_given() -> None:
     assert gate(replay=guard)._policy.replay is guard
 
 
+def test_the_answer_does_not_wait_for_work_that_comes_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Starlette runs background tasks inside the application's call; one that fails must not undo a given answer."""
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("done")(scope, receive, send)
+        order.append("after")
+        raise RuntimeError("the task failed")
+
+    async def send(message: Any) -> None:
+        order.append(message["type"])
+
+    guarded = gate()
+    guarded._app = app
+    identity = PeerVerifier(W.forge.bundles).verify(W.planner.chain_der, now=NOW, usage="client")
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": AGENT_CARD_PATH,
+        "headers": [(b"jws-signature", W.signature().encode())],
+        "extensions": {PEER_EXTENSION: identity},
+    }
+    run(guarded(scope, None, send))
+    assert order == ["http.response.start", "http.response.body", "after"]
+    assert "the task failed" in caplog.text
+
+
+def test_an_application_that_does_not_answer_is_a_signed_500() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            return
+
+    guarded = gate()
+    guarded._app = app
+    assert run(call(guarded)).status_code == 500
+
+
 def test_an_answer_too_large_to_sign_is_a_signed_500(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_RESPONSE_BYTES", 10)
     assert run(call(gate())).status_code == 500

@@ -124,7 +124,10 @@ class BearerAuth(httpx.Auth):
         token = await self.token()
         request.headers["Authorization"] = f"Bearer {token.value}"
         response = yield request
-        if origin_of(response.request.url) not in self._origins or not _token_was_refused(response):
+        # After a redirect it may be another host that answers; what that says of our token means nothing.
+        url = response.request.url
+        ours = url.scheme == "https" and origin_of(url) in self._origins
+        if not ours or not _token_was_refused(response):
             return
         if not self._authority.drop(self._ask, token):
             return

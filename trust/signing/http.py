@@ -207,7 +207,13 @@ class SigningTransport(httpx.AsyncBaseTransport):
             body=body,
             content_type=content_type_of(request.headers.raw, ConfigurationError),
             version=request.headers.get("a2a-version", ""),
-            extensions=tuple(uri for uri in request.headers.get_list("a2a-extensions", split_commas=True) if uri),
+            # By its name of A2A 0.3 too: whoever still reads that one must not be told what nobody signed.
+            extensions=tuple(
+                uri
+                for name in ("a2a-extensions", "x-a2a-extensions")
+                for uri in request.headers.get_list(name, split_commas=True)
+                if uri
+            ),
         )
         request.headers[HEADER] = signed.jws  # replaces what a redirect or a retry brought along
         request.headers["accept-encoding"] = "identity"
