@@ -276,7 +276,7 @@ class CertificateAuthority:
         self,
         agent_id: AgentID | str,
         *,
-        dns_names: Collection[str] = ("localhost",),
+        dns_names: Collection[str] = (),
         ip_addresses: Collection[str | policy.IPAddress] = (),
         lifetime: timedelta = policy.DEFAULT_LIFETIME,
         now: datetime | None = None,

@@ -133,7 +133,7 @@ def test_refusals_store_nothing(ca: CertificateAuthority) -> None:
 def test_issue_credentials(ca: CertificateAuthority, tmp_path: Path) -> None:
     credentials = ca.issue_credentials(AGENT, ip_addresses=("127.0.0.1",), lifetime=2 * HOUR)
     names = credentials.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert names.get_values_for_type(x509.DNSName) == []  # no name that others have, too, unasked
     assert credentials.certificate.not_valid_after_utc == NOW + 2 * HOUR
     credentials.save(tmp_path / "agent")
     assert Credentials.load(tmp_path / "agent").thumbprint == credentials.thumbprint
