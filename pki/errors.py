@@ -2,14 +2,25 @@
 
 PKIError
 |- AuthorityExists, AuthorityMissing, AuthorityDamaged, AuthorityNotValid    the CA as a whole
-|- WrongPassword            missing or wrong
+|- WrongPassword            missing or wrong: a password or the PIN of a token
+|- KeyStoreError            a PKCS#11 token that cannot be used
 |- StoreError               the database
-|  `- DatabaseLocked, DuplicateCertificate
-|- UnknownSerial            no such certificate here
+|  `- DatabaseLocked, DuplicateCertificate, SchemaOutdated
+|- LedgerDamaged            a row of the ledger, a proof or a tree head is not what was written
+|- BackupRefused            a backup that cannot be made, or must not be restored
+|- StateChanged             somebody else rotated or pruned at the same moment
+|- UnknownSerial, UnknownName    no such certificate, CA or list here
 |- RequestRefused           the certificate request itself
 |  `- RequestTooLarge, RequestMalformed, RequestKeyRefused, PossessionNotProven
-`- PolicyRefused            the request is sound, but this CA does not issue (or revoke) that
-   `- IDRefused, NameRefused, LifetimeRefused, ReasonRefused
+|- PolicyRefused            the request is sound, but this CA does not issue (or revoke) that
+|  `- IDRefused, NameRefused, KeyTypeRefused, LifetimeRefused, ReasonRefused, AgentBanned
+|- PolicyMalformed          a policy file
+|- EnrolmentRefused         a one-time token
+|  `- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed
+|- RenewalRefused           the certificate that was presented for renewal
+|  `- NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired
+`- AuthorityUnreachable     the agent's side: the CA service
+   `- PinMismatch, AnswerRefused, EnrolmentFailed
 """
 
 from __future__ import annotations
@@ -57,12 +68,43 @@ class DatabaseLocked(StoreError):
     code = "temporarily_unavailable"
 
 
+class SchemaOutdated(StoreError):
+    check = "pki.store.schema"
+    fault = Fault.CONFIGURATION
+
+
 class DuplicateCertificate(StoreError):
     check = "pki.store.duplicate"
 
 
+class LedgerDamaged(PKIError):
+    check = "pki.ledger"
+
+
+class BackupRefused(PKIError):
+    check = "pki.backup"
+
+
+class StateChanged(PKIError):
+    check = "pki.state"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
+class KeyStoreError(PKIError):
+    check = "pki.keys.token"
+
+
 class UnknownSerial(PKIError):
     check = "pki.serial"
+    fault = Fault.CALLER
+    status = 404
+    code = "invalid_request"
+
+
+class UnknownName(PKIError):
+    check = "pki.name"
     fault = Fault.CALLER
     status = 404
     code = "invalid_request"
@@ -107,9 +149,94 @@ class NameRefused(PolicyRefused):
     check = "pki.policy.name"
 
 
+class KeyTypeRefused(PolicyRefused):
+    check = "pki.policy.key"
+
+
 class LifetimeRefused(PolicyRefused):
     check = "pki.policy.lifetime"
 
 
 class ReasonRefused(PolicyRefused):
     check = "pki.policy.reason"
+
+
+class AgentBanned(PolicyRefused):
+    check = "pki.policy.banned"
+
+
+class PolicyMalformed(PKIError):
+    check = "pki.policy.malformed"
+
+
+# One-time tokens: RFC 7030 section 3.2.3 answers them with 401, like any other credential.
+
+
+class EnrolmentRefused(PKIError):
+    check = "pki.token"
+    fault = Fault.PEER
+    status = 401
+    code = "invalid_token"
+
+
+class EnrolmentTokenMissing(EnrolmentRefused):
+    check = "pki.token.missing"
+
+
+class EnrolmentTokenMalformed(EnrolmentRefused):
+    check = "pki.token.malformed"
+
+
+class EnrolmentTokenUnknown(EnrolmentRefused):
+    check = "pki.token.unknown"
+
+
+class EnrolmentTokenExpired(EnrolmentRefused):
+    check = "pki.token.expired"
+
+
+class EnrolmentTokenUsed(EnrolmentRefused):
+    check = "pki.token.used"
+
+
+class RenewalRefused(PKIError):
+    check = "pki.renewal"
+    fault = Fault.PEER
+    status = 403
+    code = "access_denied"
+
+
+class NotIssuedHere(RenewalRefused):
+    check = "pki.renewal.unknown"
+
+
+class CertificateAlreadyRevoked(RenewalRefused):
+    check = "pki.renewal.revoked"
+
+
+class CertificateAlreadyExpired(RenewalRefused):
+    check = "pki.renewal.expired"
+
+
+# The agent's side.
+
+
+class AuthorityUnreachable(PKIError):
+    check = "pki.client"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
+class PinMismatch(AuthorityUnreachable):
+    check = "pki.client.pin"
+    fault = Fault.PEER
+
+
+class AnswerRefused(AuthorityUnreachable):
+    check = "pki.client.answer"
+    fault = Fault.PEER
+
+
+class EnrolmentFailed(AuthorityUnreachable):
+    check = "pki.client.refused"
