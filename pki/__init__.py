@@ -1,7 +1,24 @@
 """The agent CA: an internal certificate authority whose certificates carry SPIFFE IDs."""
 
 from pki.authority import CertificateAuthority, Issued
+from pki.enrolment import EnrolmentToken
 from pki.errors import PKIError
-from pki.store import Record
+from pki.health import HealthCheck
+from pki.records import IssuerRecord, Record, Settings, State, TokenRecord
+from pki.renewal import RenewalInfo
+from pki.rotation import Step
 
-__all__ = ["CertificateAuthority", "Issued", "PKIError", "Record"]
+__all__ = [
+    "CertificateAuthority",
+    "EnrolmentToken",
+    "HealthCheck",
+    "Issued",
+    "IssuerRecord",
+    "PKIError",
+    "Record",
+    "RenewalInfo",
+    "Settings",
+    "State",
+    "Step",
+    "TokenRecord",
+]

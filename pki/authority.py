@@ -1,179 +1,150 @@
-"""The certificate authority: a folder with two encrypted keys and a database, and the few things it does.
+"""The certificate authority: one database, and the things it does.
 
-The root signs the intermediate, the intermediate signs agents, and each signs its own revocation list. This file is
+The root signs the intermediate, the intermediate signs agents, and each signs its own revocation lists. This file is
 an edge: it reads the clock, draws serial numbers and writes; what is allowed and what it looks like is decided in
-`pki.policy` and `pki.profiles`.
+`pki.policy`, `pki.enrolment` and `pki.profiles`, and when which CA signs in `pki.rotation`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Callable
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Unpack
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import founding, keys, policy, profiles, requests
+from pki import founding, health, ledger_audit, policy
 from pki.errors import (
     AuthorityDamaged,
-    AuthorityNotValid,
+    LedgerDamaged,
     ReasonRefused,
     UnknownSerial,
     WrongPassword,
 )
-from pki.founding import INTERMEDIATE_KEY_FILE, ROOT_KEY_FILE
-from pki.profiles import Issuer, RevokedSerial
-from pki.store import Record, Settings, Store
+from pki.health import HealthCheck, PublishedList
+from pki.issuance import Clock, Issuance, parsed
+from pki.issuance import Issued as Issued
+from pki.issuers import Issuers, make_key
+from pki.keys import Signer
+from pki.ledger_audit import LedgerReport
+from pki.policy import Rules
+from pki.profiles import Urls
+from pki.records import IssuerRecord, Record, Settings, State
+from pki.revocation import Revocations
+from pki.rotation import Step
+from pki.store import Counts, Store
+from pki.store.reading import Filters
+from pki.succession import Succession
 from trust import identity
 from trust.bundles import RevocationLists, TrustBundle
-from trust.credentials import Credentials
 from trust.identity import AgentID, utc
-from trust.private_keys import PrivateKey
-
-Clock = Callable[[], datetime]
 
 
 def _system_clock() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
-    """A certificate that was made, and is already on the CA's disk."""
-
-    agent_id: AgentID
-    serial: int
-    thumbprint: str  # x5t#S256 of the leaf
-    not_before: datetime
-    not_after: datetime
-    chain: tuple[x509.Certificate, ...] = field(repr=False)  # leaf first, the root left out
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        return self.chain[0]
-
-    @property
-    def chain_pem(self) -> bytes:
-        return b"".join(c.public_bytes(Encoding.PEM) for c in self.chain)
-
-    def credentials(self, private_key: PrivateKey) -> Credentials:
-        """Join the chain with the key that it was made for."""
-        return Credentials.of(self.chain, private_key)
-
-
-class CertificateAuthority:
+class CertificateAuthority(Issuance):
     """The CA of one trust domain; `create` and `open` are the only doors. Safe for threads and several processes."""
 
     def __init__(
-        self,
-        folder: Path,
-        store: Store,
-        *,
-        password: str | None,
-        clock: Clock,
-        serials: Callable[[], int],
-        signing_key: ec.EllipticCurvePrivateKey | None = None,
-        root_key: ec.EllipticCurvePrivateKey | None = None,
+        self, store: Store, issuers: Issuers, settings: Settings, *, clock: Clock, serials: Callable[[], int]
     ) -> None:
-        self._folder = folder
-        self._store = store
-        self._password = password
-        self._clock = clock
-        self._serials = serials
-        self._settings = store.settings()
-        self._root = self._newest("root")
-        self._intermediate = self._newest("intermediate")
-        # Opened with the password at once, so that a wrong one is told now and not at the first request.
-        self._key = signing_key or (
-            self._load(INTERMEDIATE_KEY_FILE, self._intermediate) if password is not None else None
-        )
-        # Opened when it is first needed: scrypt takes a moment, and the root signs once a day.
-        self._root_key = root_key
+        super().__init__(store, issuers, settings, clock=clock, serials=serials)
+        self._succession = Succession(store, issuers, settings)
+        self.revocations = Revocations(store, issuers.signer, Urls.of(settings))
 
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str],
+        where: str | os.PathLike[str],
         *,
         trust_domain: str,
         password: str,
         now: datetime | None = None,
         name_constraint: bool = False,
         crl_base_url: str | None = None,
+        public_url: str | None = None,
+        key_store: str | None = None,
+        pin: str | None = None,
         clock: Clock = _system_clock,
         serials: Callable[[], int] = x509.random_serial_number,
     ) -> CertificateAuthority:
-        """Make a CA in a new folder: a root, an intermediate, and a database. All of it appears at once, or nothing.
+        """Make a CA: a root, an intermediate, and their database. All of it appears at once, or nothing.
 
         Args:
-            folder: must not exist; its parents are made. (Or `sqlite:///folder/ca.db`.)
+            where: a folder that does not exist (its parents are made), or `postgresql://...`.
             trust_domain: the SPIFFE trust domain, such as "fleet.example".
-            password: opens both private keys from now on.
+            password: opens the private keys from now on.
             now: when it is made; the clock's time when left out.
-            name_constraint: the intermediate carries a URI name constraint for the domain.
+            name_constraint: intermediates carry a URI name constraint for the domain.
             crl_base_url: where the revocation lists will be served; certificates point below it.
+            public_url: where the plain-HTTP side of the CA service will be reached; certificates then name their
+                lists, the OCSP responder and their issuer's certificate below it.
+            key_store: a PKCS#11 URI (`pkcs11:token=...`): keys are made on that token and never leave it.
+            pin: of that token.
             clock: what time it is, asked whenever a method gets no `now`.
             serials: where serial numbers come from; a test may count, everybody else draws them at random.
 
         Raises:
-            AuthorityExists: there is something at that path.
+            AuthorityExists: there is something at that place.
             IdentityError: the trust domain is malformed.
-            WrongPassword: the password is empty.
-            PolicyRefused: the URL is not one, or the trust domain cannot be a name constraint.
-            PKIError: the folder cannot be written.
+            WrongPassword: the password is empty, or the PIN wrong.
+            PolicyRefused: a URL is not one, or the trust domain cannot be a name constraint.
+            KeyStoreError: the token cannot be used.
+            PKIError: the folder cannot be written, or the database cannot be used.
         """
-        target = founding.vacant(folder)
+        if founding.is_folder(where):
+            founding.vacant(where)
         settings = Settings(
             trust_domain=identity.trust_domain(trust_domain),
             crl_base_url=None if crl_base_url is None else policy.crl_base_url(crl_base_url),
+            public_url=None if public_url is None else policy.public_url(public_url),
+            name_constraint=name_constraint,
         )
         if not password:
             raise WrongPassword("password of the new CA", got="nothing", expected="at least one character")
-        root_key, key = founding.found(
-            target,
+        known = founding.found(
+            where,
             settings,
-            password=password,
+            make_key=lambda: make_key(key_store, password, pin),
             now=utc(clock() if now is None else now),
             serials=serials,
-            name_constraint=name_constraint,
         )
-        return cls(
-            target,
-            Store.open(target),
-            password=password,
-            clock=clock,
-            serials=serials,
-            signing_key=key,
-            root_key=root_key,
-        )
+        store = Store.open(where)
+        issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, known=known)
+        return cls(store, issuers, settings, clock=clock, serials=serials)
 
     @classmethod
     def open(
         cls,
-        folder: str | os.PathLike[str],
+        where: str | os.PathLike[str],
         *,
         password: str | None = None,
+        pin: str | None = None,
         clock: Clock = _system_clock,
         serials: Callable[[], int] = x509.random_serial_number,
     ) -> CertificateAuthority:
         """Open a CA that `create` made. Without its password it answers questions, revokes, and signs nothing.
 
         Raises:
-            AuthorityMissing: there is no CA in that folder.
-            WrongPassword: the password does not open the signing key.
+            AuthorityMissing: there is no CA.
+            WrongPassword: the password, or the PIN, does not open the signing key.
             AuthorityDamaged: the key is not the one of the certificate.
+            SchemaOutdated: an earlier version made it; `a2a-pki upgrade` brings it up to date.
             StoreError: the database cannot be used.
         """
-        path = founding.folder_of(folder)
-        store = Store.open(path)
+        store = Store.open(where)
         try:
-            return cls(path, store, password=password, clock=clock, serials=serials)
+            settings = store.settings()
+            issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, known={})
+            ca = cls(store, issuers, settings, clock=clock, serials=serials)
+            # At once, so that a wrong password is told now and not at the first request.
+            issuers.open_signing_key()
+            return ca
         except BaseException:
             store.close()
             raise
@@ -190,115 +161,24 @@ class CertificateAuthority:
         self.close()
 
     @property
-    def trust_domain(self) -> str:
-        return self._settings.trust_domain
+    def settings(self) -> Settings:
+        return self._settings
 
     @property
     def root(self) -> x509.Certificate:
-        return self._root.certificate
+        """The root that signs intermediates now."""
+        return self._issuers.view().root.certificate
 
     @property
     def intermediate(self) -> x509.Certificate:
-        return self._intermediate.certificate
-
-    def issue(
-        self,
-        csr: bytes,
-        agent_id: AgentID | str,
-        *,
-        dns_names: Collection[str] = (),
-        ip_addresses: Collection[str | policy.IPAddress] = (),
-        lifetime: timedelta = policy.DEFAULT_LIFETIME,
-        now: datetime | None = None,
-    ) -> Issued:
-        """Make a certificate for the holder of the request's key, as the agent that the caller names.
-
-        Calling this *is* the grant: who may have `agent_id` is decided before. Nothing of the request survives but
-        its key; one that asks for another ID is refused.
-
-        Args:
-            csr: PKCS#10, DER or PEM.
-            agent_id: the SPIFFE ID to certify.
-            dns_names, ip_addresses: further names, for TLS clients that do not know SPIFFE.
-            lifetime: from now; at most 7 days, and never beyond the CA's own end.
-
-        Returns:
-            the certificate and its chain, after the database has it on disk.
+        """The intermediate that signs agents now.
 
         Raises:
-            RequestRefused: too large, malformed, a key of another kind, or possession not proven.
-            PolicyRefused: an ID, name or lifetime that this CA does not issue.
-            IdentityError: the ID is malformed.
-            AuthorityNotValid: the intermediate is not valid now, or revoked.
-            WrongPassword: the CA was opened without its password.
-            StoreError: the certificate could not be stored, and so was not made.
+            AuthorityNotValid: the last one was revoked, and there is no other yet.
         """
-        moment = self._moment(now)
-        if not isinstance(agent_id, AgentID):
-            agent_id = AgentID.parse(agent_id)
-        approved = policy.approve(
-            requests.parse(csr),
-            agent_id,
-            trust_domain=self.trust_domain,
-            dns_names=dns_names,
-            ip_addresses=ip_addresses,
-            lifetime=lifetime,
-        )
-        key = self._signing_key()
-        issuer = self._intermediate
-        if not issuer.not_before <= moment < issuer.not_after:
-            raise AuthorityNotValid(
-                "intermediate CA is not valid now",
-                got=moment.isoformat(),
-                expected=f"a time from {issuer.not_before.isoformat()} to {issuer.not_after.isoformat()}",
-                do="check the clock",
-            )
-        builder = profiles.agent(
-            approved,
-            issuer=issuer,
-            serial=self._serials(),
-            now=moment,
-            crl_base_url=self._settings.crl_base_url,
-        )
-        leaf = keys.sign(builder, key)
-        record = Record.of(leaf, kind="agent", issuer=issuer.key_id, spiffe_id=str(agent_id))
-        self._store.add(record, issuer_serial=issuer.certificate.serial_number)
-        return Issued(
-            agent_id=agent_id,
-            serial=record.serial,
-            thumbprint=record.thumbprint,
-            not_before=record.not_before,
-            not_after=record.not_after,
-            chain=(leaf, issuer.certificate),
-        )
+        return self._issuers.view().issuing.certificate
 
-    def issue_credentials(
-        self,
-        agent_id: AgentID | str,
-        *,
-        dns_names: Collection[str] = (),
-        ip_addresses: Collection[str | policy.IPAddress] = (),
-        lifetime: timedelta = policy.DEFAULT_LIFETIME,
-        now: datetime | None = None,
-    ) -> Credentials:
-        """As `issue`, for a new key made in this process. An agent elsewhere makes its own and sends a request."""
-        agent_id = agent_id if isinstance(agent_id, AgentID) else AgentID.parse(agent_id)
-        key = keys.generate()
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(agent_id))])
-        csr = (
-            x509.CertificateSigningRequestBuilder(x509.Name([]))
-            .add_extension(names, critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        issued = self.issue(
-            csr.public_bytes(Encoding.DER),
-            agent_id,
-            dns_names=dns_names,
-            ip_addresses=ip_addresses,
-            lifetime=lifetime,
-            now=now,
-        )
-        return issued.credentials(key)
+    # Revocation.
 
     def revoke(
         self,
@@ -306,23 +186,67 @@ class CertificateAuthority:
         reason: x509.ReasonFlags | str = x509.ReasonFlags.unspecified,
         now: datetime | None = None,
     ) -> Record:
-        """Revoke a certificate for good; the next `crl` lists it. Doing it twice keeps the first reason and date.
+        """Revoke a certificate for good; the next list has it. Doing it twice keeps the first reason and date.
 
-        A certificate of an hour or less says that no list is needed (RFC 9608): verifiers may take it to its end.
+        An intermediate issues nothing from then on; `taint` replaces it as well. A certificate of an hour or less says
+        that no list is needed (RFC 9608): verifiers may take it to its end.
 
         Raises:
             UnknownSerial: this CA has made no such certificate.
-            ReasonRefused: the reason is not one, or the certificate is the root, which no list can revoke.
+            ReasonRefused: the reason is not one, or the certificate is a root, which no list can revoke.
         """
         moment = self._moment(now)
         flag = policy.revocation_reason(reason)
         record = self.find(serial)
         if record.kind == "root":
             raise ReasonRefused(
-                "the root cannot be revoked", expected="another certificate", do="take it out of the trust bundles"
+                "the root cannot be revoked", expected="another certificate", do="taint it, and it will be replaced"
             )
-        self._store.revoke(record, reason=flag, now=moment)
-        return self.find(serial)
+        (revoked,) = self._store.revoke([serial], reason=flag, now=moment)
+        if record.kind == "intermediate":
+            self._issuers.read()
+        return revoked
+
+    def revoke_agent(
+        self,
+        agent_id: AgentID | str,
+        reason: x509.ReasonFlags | str = x509.ReasonFlags.unspecified,
+        *,
+        ban: bool = False,
+        now: datetime | None = None,
+    ) -> list[Record]:
+        """Revoke every certificate of an agent that has not ended; with `ban`, it gets no other.
+
+        Without a ban, an agent that holds a token, or asks somebody who issues, gets a new certificate.
+
+        Raises:
+            IDRefused, IdentityError: not an ID of this trust domain.
+            ReasonRefused: as `revoke`.
+        """
+        moment = self._moment(now)
+        flag = policy.revocation_reason(reason)
+        name = self._own(agent_id)
+        if ban:  # first, so that nothing is issued after the list was made
+            self._store.ban(name, moment)
+        done: list[Record] = []
+        # Until there is none left: a renewal may have been under way.
+        while found := self._store.records(spiffe_id=name, ends_after=moment, revoked=False):
+            done += self._store.revoke([record.serial for record in found], reason=flag, now=moment)
+        return done
+
+    def ban(self, agent_id: AgentID | str, now: datetime | None = None) -> None:
+        """From now on nothing is issued for that ID, by token, renewal or by hand. What was issued stays good."""
+        self._store.ban(self._own(agent_id), self._moment(now))
+
+    def unban(self, agent_id: AgentID | str, now: datetime | None = None) -> bool:
+        """Lift a ban; False: there was none."""
+        return self._store.unban(self._own(agent_id), self._moment(now))
+
+    def bans(self) -> list[tuple[str, datetime]]:
+        """The banned IDs, and since when."""
+        return self._store.bans()
+
+    # What there is.
 
     def find(self, serial: int) -> Record:
         """The certificate with that serial number.
@@ -335,72 +259,186 @@ class CertificateAuthority:
             raise UnknownSerial("serial number", got=f"{serial:x}", expected="one that this CA has issued")
         return record
 
-    def certificates(self, *, agent_id: AgentID | None = None, ends_after: datetime | None = None) -> list[Record]:
-        """The certificates that this CA has made, oldest first: all, one agent's, those that end later."""
-        return self._store.records(spiffe_id=None if agent_id is None else str(agent_id), ends_after=ends_after)
+    def find_thumbprint(self, x5t: str) -> Record | None:
+        """The certificate with that thumbprint (x5t#S256); None: this CA has made no such certificate."""
+        return self._store.find_thumbprint(x5t)
+
+    def certificates(
+        self, *, agent_id: AgentID | None = None, limit: int | None = None, **filters: Unpack[Filters]
+    ) -> list[Record]:
+        """The certificates that this CA has made, oldest first, narrowed by whatever is given."""
+        if agent_id is not None:
+            filters["spiffe_id"] = str(agent_id)
+        return self._store.records(limit=limit, **filters)
+
+    def counts(self, now: datetime | None = None) -> Counts:
+        """How many certificates there are, by state and age."""
+        return self._store.counts(self._moment(now))
 
     def bundle(self) -> TrustBundle:
         """The roots of the trust domain, for everybody who is to trust its agents."""
-        roots = tuple(record.certificate for record in self._store.records(kind="root"))
-        # No root is ever forgotten, so their number only grows, as a sequence must.
-        return TrustBundle(trust_domain=self.trust_domain, roots=roots, sequence=len(roots))
+        while True:
+            # Read twice: what is published under one number is always the same.
+            sequence = self._store.bundle_sequence()
+            roots = [r.certificate for r in self._store.issuers() if r.kind == "root" and r.state is not State.REVOKED]
+            if self._store.bundle_sequence() == sequence:
+                return TrustBundle(trust_domain=self.trust_domain, roots=tuple(roots), sequence=sequence)
+
+    def ca_certificates(self) -> tuple[x509.Certificate, ...]:
+        """All CA certificates that chains may need: roots of the bundle first, then intermediates."""
+        alive = [record for record in self._store.issuers() if record.state is not State.REVOKED]
+        return tuple(record.certificate for kind in ("root", "intermediate") for record in alive if record.kind == kind)
 
     def crl(self, now: datetime | None = None) -> RevocationLists:
-        """The revocation lists of the intermediate and of the root, both current at `now`.
+        """The revocation lists of every CA, each current at `now`.
 
         Each lives 24 hours and is made anew at half its life or after a revocation, with the next number; until
         then the same one comes back, and no password is needed.
         """
+        return self.revocations.lists(self._moment(now))
+
+    def published_lists(self) -> tuple[PublishedList, ...]:
+        """The revocation lists as they were last made, current or not; no key is needed."""
+        return health.published_lists(self._store, self._moment(None))
+
+    # Rotation.
+
+    def issuers(self) -> list[IssuerRecord]:
+        """The CAs of this authority, oldest first."""
+        return self._store.issuers()
+
+    def plan(self, now: datetime | None = None) -> tuple[Step, ...]:
+        """What happens to the CAs and when; what is due already comes first."""
+        return self._succession.plan(self._moment(now))
+
+    def rotate(self, now: datetime | None = None, *, kind: str | None = None, force: bool = False) -> tuple[Step, ...]:
+        """Do what is due, and return what was done. To be called often, by as many instances as there are.
+
+        Args:
+            kind: only "root" or only "intermediate".
+            force: do not wait for the schedule: a new intermediate issues when this returns. A new root is prepared,
+                and becomes active by a later call, when it has been in the bundle for five refresh hints; then
+                an intermediate of its own issues at once. Nobody who has the bundle of before refuses anything.
+
+        Raises:
+            WrongPassword: something is due, and the CA was opened without its password.
+            KeyStoreError: something is forced that an offline root would have to sign.
+            StoreError: the database cannot be used.
+        """
+        return self._succession.rotate(self._moment(now), kind=kind, force=force)
+
+    def taint(self, key_id: str, now: datetime | None = None) -> tuple[Step, ...]:
+        """The private key of one of the CAs may be in other hands.
+
+        An **intermediate** is revoked at once, and another one issues when this returns. What it signed is refused by
+        whoever reads the root's revocation list; `renewal_info` says "at once" for all of it, and `renew` knows the
+        genuine ones by their thumbprint.
+
+        A **root** cannot be revoked: that is what its place in the bundle means. Taking it out while every chain ends
+        in it would cut off the whole domain, and putting a new one in does nothing until verifiers have heard of it. So
+        it goes in two steps, as with SPIRE (taint, then revoke). The first call prepares a new root. It becomes
+        active when it has been in the bundle for five refresh hints, with a new intermediate, and everything below the
+        tainted one is to be renewed at once; `rotate` does that, on any instance. The second call, when renewals have
+        gone through, takes the tainted root out of the bundle; whoever missed it enrols again. Until then a forger
+        with its key is believed: how long to wait is the operator's choice, and the plan says what happens without one.
+        A prepared root, which nobody needs yet, leaves at the first call.
+
+        Raises:
+            UnknownName: there is no such CA.
+            WrongPassword: it is revoked, but a new one cannot be made without the password.
+            StoreError: the database cannot be used.
+        """
+        return self._succession.taint(key_id, self._moment(now))
+
+    def prune(self, now: datetime | None = None) -> int:
+        """Forget what nobody can need any more: certificates of retired CAs that ended long ago, expired tokens."""
+        count = self._store.prune(issuer=None, now=self._moment(now))
+        self._issuers.read()
+        return count
+
+    # The ceremony with an offline root (`pki.ceremony`).
+
+    def request_intermediate(self, now: datetime | None = None) -> bytes:
+        """The request (PEM) for an intermediate, to be taken to where the root is. The key stays here, unused.
+
+        Asked again before the certificate is there, it is the same request.
+        """
+        return self._succession.request_intermediate(self._moment(now))
+
+    def accept_intermediate(self, pem: bytes, now: datetime | None = None) -> tuple[Step, ...]:
+        """Take the certificate that the offline root has made, and go on as `rotate` does.
+
+        Raises:
+            AuthorityNotValid: no request is open, or the certificate is not valid now.
+            AuthorityDamaged: it is not what this CA would have made for its key with that root.
+            StateChanged: the CAs changed at the same moment.
+        """
+        return self._succession.accept_intermediate(pem, self._moment(now))
+
+    def hand_over_root_key(self, keep: Callable[[Signer], None], now: datetime | None = None) -> None:
+        """Give the root key to `keep`, and drop it when that has returned: a part of `founding.export_root`.
+
+        Before, the root signs a revocation list that lasts until its end, because it cannot sign one every day.
+        """
         moment = self._moment(now)
-        intermediate = self._crl(self._intermediate, self._signing_key, moment)
-        root = self._crl(self._root, self._signing_root_key, moment)
-        return RevocationLists.of([intermediate, root])
+        root = self._issuers.read().root
+        signer = self._issuers.signer(root.key_id)
+        keep(signer)
+        self.revocations.sign_for_long(root.key_id, signer, lifetime=root.not_after - moment, now=moment)
+        self._store.forget_key(root.key_id)
+        self._issuers.forget(root.key_id)
+        self._issuers.read()
 
-    def _crl(
-        self, issuer: Issuer, signing_key: Callable[[], ec.EllipticCurvePrivateKey], now: datetime
-    ) -> x509.CertificateRevocationList:
-        def fresh(crl: x509.CertificateRevocationList) -> bool:
-            if not crl.is_signature_valid(issuer.certificate.public_key()):  # type: ignore[arg-type]
-                raise AuthorityDamaged("CA database is damaged", got="another revocation list", do="restore a backup")
-            made = crl.last_update_utc
-            return made <= now < made + profiles.CRL_LIFETIME / 2
+    # The policy, the ledger, health.
 
-        def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-            return keys.sign_crl(
-                profiles.revocation_list(revoked, issuer=issuer, number=number, now=now), signing_key()
+    def policy_text(self) -> str | None:
+        """The policy file as it was given; None: there is none, and whoever may issue issues anything."""
+        return self._store.policy_text()
+
+    def set_policy(self, text: str, now: datetime | None = None) -> None:
+        """Replace the policy file. Every instance follows within a second.
+
+        Raises:
+            PolicyMalformed: it cannot be understood in full; the one before stays.
+        """
+        Rules.parse(text, self.trust_domain)
+        self._store.set_policy(text, self._moment(now))
+        self._issuers.read()
+
+    def ledger_head(self) -> str:
+        """The signed head (JWS) of the ledger as it is now: whoever keeps it can tell if the past is changed.
+
+        Raises:
+            WrongPassword: the newest head is not signed yet, and the CA was opened without its password.
+        """
+        head = self._store.sealed_head()
+        if head is None:
+            raise LedgerDamaged("ledger", got="no tree head", expected="one", do="restore a backup")
+        if head.jws is None:
+            raise WrongPassword(
+                "head of the ledger is not signed", got="no open key", expected="the password of `a2a-pki init`"
             )
+        return head.jws
 
-        return self._store.crl(issuer.key_id, now=now, fresh=fresh, make=make)
+    def audit_ledger(self, head: str | None = None) -> LedgerReport:
+        """Compare the ledger with everything else in the database, and with a head that was kept elsewhere."""
+        with self._store.snapshot() as books:
+            public = {record.key_id: _public_key(record) for record in books.issuers()}
+            return ledger_audit.audit(books, keys=public, head=head)
 
-    def _moment(self, now: datetime | None) -> datetime:
-        return utc(self._clock() if now is None else now)
+    def health(self, now: datetime | None = None) -> tuple[HealthCheck, ...]:
+        """What is well and what is not, each in a line for people; all of it is asked now."""
+        moment = self._moment(now)
+        return health.checks(self._store, self.revocations, lambda: self.plan(moment), moment)
 
-    def _newest(self, kind: str) -> Issuer:
-        records = self._store.records(kind=kind)
-        if not records:
-            raise AuthorityDamaged(f"CA in {self._folder}", got=f"no {kind} certificate", do="restore a backup")
-        return Issuer.of(records[-1].certificate)
-
-    def _signing_key(self) -> ec.EllipticCurvePrivateKey:
-        if self._key is None:
-            raise _no_password()
-        return self._key
-
-    def _signing_root_key(self) -> ec.EllipticCurvePrivateKey:
-        if self._root_key is None:
-            self._root_key = self._load(ROOT_KEY_FILE, self._root)
-        return self._root_key
-
-    def _load(self, name: str, issuer: Issuer) -> ec.EllipticCurvePrivateKey:
-        if self._password is None:
-            raise _no_password()
-        key = keys.load(self._folder / name, self._password)
-        if key.public_key() != issuer.certificate.public_key():
-            raise AuthorityDamaged(
-                f"{self._folder / name} is the key of another CA", expected="the key of the certificate in the database"
-            )
-        return key
+    def _own(self, agent_id: AgentID | str) -> str:
+        agent_id = parsed(agent_id)
+        policy.inside(agent_id, self.trust_domain)
+        return str(agent_id)
 
 
-def _no_password() -> WrongPassword:
-    return WrongPassword("CA is locked", got="no password", expected="the password of `a2a-pki init`")
+def _public_key(record: IssuerRecord) -> ec.EllipticCurvePublicKey:
+    key = record.certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise AuthorityDamaged("CA database is damaged", got=type(key).__name__, expected="an EC key")
+    return key

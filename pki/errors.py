@@ -16,11 +16,12 @@ PKIError
 |  `- IDRefused, NameRefused, KeyTypeRefused, LifetimeRefused, ReasonRefused, AgentBanned
 |- PolicyMalformed          a policy file
 |- EnrolmentRefused         a one-time token
-|  `- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed
+|  |- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed
+|  `- TooManyAttempts       nobody looked at the token
 |- RenewalRefused           the certificate that was presented for renewal
-|  `- NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired
+|  `- CertificateNotPresented, NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired
 `- AuthorityUnreachable     the agent's side: the CA service
-   `- PinMismatch, AnswerRefused, EnrolmentFailed
+   `- PinMismatch, AnswerRefused, EnrolmentFailed, ClockSkewed
 """
 
 from __future__ import annotations
@@ -199,11 +200,21 @@ class EnrolmentTokenUsed(EnrolmentRefused):
     check = "pki.token.used"
 
 
+class TooManyAttempts(EnrolmentRefused):
+    check = "pki.token.attempts"
+    status = 429
+    code = "temporarily_unavailable"
+
+
 class RenewalRefused(PKIError):
     check = "pki.renewal"
     fault = Fault.PEER
     status = 403
     code = "access_denied"
+
+
+class CertificateNotPresented(RenewalRefused):
+    check = "pki.renewal.certificate"
 
 
 class NotIssuedHere(RenewalRefused):
@@ -240,3 +251,10 @@ class AnswerRefused(AuthorityUnreachable):
 
 class EnrolmentFailed(AuthorityUnreachable):
     check = "pki.client.refused"
+
+
+class ClockSkewed(AuthorityUnreachable):
+    """A certificate is not valid by this machine's clock, which may be the one that is wrong."""
+
+    check = "pki.client.clock"
+    fault = Fault.CONFIGURATION

@@ -1,22 +1,35 @@
-"""The CA's private keys: made here, kept in PKCS#8 files that a password opens.
+"""The CA's private keys: made here or on a token, kept as PKCS#8 that a password opens, or never seen at all.
 
-A key is any `ec.EllipticCurvePrivateKey`: that abstract class is the seam at which a key on a token (PKCS#11, a cloud
-KMS) comes in, because the certificate builders call nothing of it but `public_key`, `curve` and `sign`.
+What signs is a `Signer`. A private key of `cryptography` is one; a key on a token (`pki.pkcs11`) is another.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import ocsp
 
-from pki.errors import AuthorityDamaged, WrongPassword
+from pki.errors import AuthorityDamaged, KeyStoreError, WrongPassword
+from pki.records import IssuerRecord
 from trust import errors, private_keys
 from trust.credentials import read_bounded, write_atomically
 
 MAX_KEY_BYTES = 16 << 10
+
+
+class Signer(Protocol):
+    """What holds an EC key and signs with it, where nobody needs to see the key."""
+
+    def public_key(self) -> ec.EllipticCurvePublicKey: ...
+
+    def sign(self, data: bytes, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        """The DER signature over `data`."""
+        ...
 
 
 def generate() -> ec.EllipticCurvePrivateKey:
@@ -24,48 +37,175 @@ def generate() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def save(key: ec.EllipticCurvePrivateKey, path: Path, password: str) -> None:
-    """Write a key as encrypted PKCS#8 PEM (scrypt), 0600, in one step; `openssl pkey -in FILE` opens it."""
+def write(key: ec.EllipticCurvePrivateKey, password: str) -> bytes:
+    """The key as encrypted PKCS#8 PEM (scrypt); `openssl pkey` opens it.
+
+    Raises:
+        WrongPassword: the password is empty.
+    """
     if not password:
         raise WrongPassword("password of the CA", got="nothing", expected="at least one character")
-    write_atomically(path, private_keys.write(key, password), mode=0o600)
+    return private_keys.write(key, password)
 
 
-def load(path: Path, password: str) -> ec.EllipticCurvePrivateKey:
-    """Read a key that `save` wrote.
+def read(pem: bytes, password: str, name: str = "key of the CA") -> ec.EllipticCurvePrivateKey:
+    """Read what `write` wrote.
+
+    Not checked: whose key it is (`open_signer` does that).
+
+    Args:
+        name: of the key, for the error.
 
     Raises:
         WrongPassword: the password does not open it.
         AuthorityDamaged: it is not an encrypted EC key.
-        CredentialsError: the file cannot be read.
     """
-    pem = read_bounded(path, MAX_KEY_BYTES)
-    damaged = AuthorityDamaged(f"{path} is damaged", expected="an encrypted PKCS#8 EC key", do="restore it")
+    damaged = AuthorityDamaged(
+        f"{name} is damaged", expected="an encrypted PKCS#8 EC key on P-256 or P-384", do="restore it"
+    )
     if b"BEGIN ENCRYPTED PRIVATE KEY" not in pem:
         raise damaged  # a key in the clear opens with every password: somebody has replaced it
     try:
         key = private_keys.read(pem, password)
     except errors.WrongPassword:
-        raise WrongPassword(
-            f"{path.name} does not open", got="a wrong password", expected="the password given to `a2a-pki init`"
-        ) from None
+        got = "a wrong password" if password else "no password"
+        raise WrongPassword(f"{name} does not open", got=got, expected="the password given to `a2a-pki init`") from None
     except errors.CredentialsError:
         raise damaged from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _CURVES):
         raise damaged
     return key
 
 
-def sign(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """Sign a certificate, deterministically (RFC 6979): a weak random number cannot give the key away."""
+def save(key: ec.EllipticCurvePrivateKey, path: Path, password: str) -> None:
+    """Write a key to a file as `write` does, 0600, in one step: a root key that leaves for a safe."""
+    write_atomically(path, write(key, password), mode=0o600)
+
+
+def load(path: Path, password: str) -> ec.EllipticCurvePrivateKey:
+    """Read a file that `save` wrote.
+
+    Raises:
+        WrongPassword, AuthorityDamaged: as `read`.
+        CredentialsError: the file cannot be read.
+    """
+    return read(read_bounded(path, MAX_KEY_BYTES), password, path.name)
+
+
+def open_signer(issuer: IssuerRecord, *, password: str | None, pin: str | None) -> Signer:
+    """The key of a CA, from its encrypted PEM or from the token that its URI names.
+
+    Raises:
+        WrongPassword: the password, or the PIN, is missing or wrong.
+        KeyStoreError: the key is kept elsewhere, or the token cannot be used.
+        AuthorityDamaged: what opened is not the key of the CA's certificate.
+    """
+    signer: Signer
+    if issuer.key_pem is not None:
+        signer = read(issuer.key_pem, password or "", f"key of the {issuer.kind} CA")
+    elif issuer.key_uri is not None:
+        from pki import pkcs11  # only who has keys on a token needs it
+
+        signer = pkcs11.open_on_token(issuer.key_uri, pin)
+    else:
+        raise KeyStoreError(
+            f"key of the {issuer.kind} CA is not here", expected="a key in the database or on a token", do="fetch it"
+        )
+    if signer.public_key() != issuer.certificate.public_key():
+        raise AuthorityDamaged(
+            f"key of the {issuer.kind} CA is not the one in its certificate",
+            expected=f"the key with identifier {issuer.key_id}",
+            do="restore a backup",
+        )
+    return signer
+
+
+def sign(builder: x509.CertificateBuilder, signer: Signer) -> x509.Certificate:
+    """Sign a certificate; where the key is ours, deterministically (RFC 6979): no weak random number gives it away.
+
+    Raises:
+        KeyStoreError: a token failed, or returned what is no signature of its key.
+    """
+    key = private_key(signer)
     return builder.sign(key, _hash(key), ecdsa_deterministic=True)
 
 
-def sign_crl(
-    builder: x509.CertificateRevocationListBuilder, key: ec.EllipticCurvePrivateKey
-) -> x509.CertificateRevocationList:
+def sign_crl(builder: x509.CertificateRevocationListBuilder, signer: Signer) -> x509.CertificateRevocationList:
     """Sign a revocation list, likewise."""
+    key = private_key(signer)
     return builder.sign(key, _hash(key), ecdsa_deterministic=True)
+
+
+def sign_csr(builder: x509.CertificateSigningRequestBuilder, signer: Signer) -> x509.CertificateSigningRequest:
+    """Sign a certificate request, likewise: for a CA whose certificate somebody else signs."""
+    key = private_key(signer)
+    return builder.sign(key, _hash(key), ecdsa_deterministic=True)
+
+
+def sign_ocsp(builder: ocsp.OCSPResponseBuilder, signer: Signer) -> ocsp.OCSPResponse:
+    """Sign an OCSP response; its builder knows no deterministic signatures."""
+    key = private_key(signer)
+    return builder.sign(key, _hash(key))
+
+
+def private_key(signer: Signer) -> ec.EllipticCurvePrivateKey:
+    """The signer as the builders and JWS take it: a private key of `cryptography`, if only by its class."""
+    return signer if isinstance(signer, ec.EllipticCurvePrivateKey) else _Adapted(signer)
+
+
+class _Adapted(ec.EllipticCurvePrivateKey):
+    """A signer that is no key of `cryptography`.
+
+    Each signature is verified before anything is made of it. A token that returns rubbish must not make certificates
+    that everybody refuses, and a faulty ECDSA signature can give the key away.
+    """
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+        self._public_key = signer.public_key()
+
+    def sign(self, data: bytes, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:  # type: ignore[override]
+        signature = self._signer.sign(data, signature_algorithm)
+        try:
+            self._public_key.verify(signature, data, signature_algorithm)
+        except InvalidSignature:
+            raise KeyStoreError(
+                "token returned a wrong signature", expected="one by the key in the CA's certificate", do="check it"
+            ) from None
+        return signature
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._public_key
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return self._public_key.curve
+
+    @property
+    def key_size(self) -> int:
+        return self._public_key.key_size
+
+    def exchange(self, *_: object) -> NoReturn:
+        raise self._refusal()
+
+    def private_numbers(self) -> NoReturn:
+        raise self._refusal()
+
+    def private_bytes(self, *_: object) -> NoReturn:
+        raise self._refusal()
+
+    def __copy__(self) -> _Adapted:
+        return self
+
+    def __deepcopy__(self, memo: object) -> _Adapted:
+        return self
+
+    @staticmethod
+    def _refusal() -> KeyStoreError:
+        return KeyStoreError("key does not leave its token", expected="a signature as the only use of it")
+
+
+_CURVES = (ec.SECP256R1, ec.SECP384R1)
 
 
 def _hash(key: ec.EllipticCurvePrivateKey) -> hashes.SHA256 | hashes.SHA384:

@@ -17,16 +17,17 @@ MAX_BYTES = 4096
 GENERATED_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
 
 
-def existing(folder: Path, file: Path | None) -> str | None:
+def existing(where: str, file: Path | None) -> str | None:
     """The password of an existing CA; None where there is no CA, for that is what `open` will say."""
     if file is not None:
         return _read(file)
     if (password := os.environ.get(VARIABLE)) is not None:
         return password
-    if (kept := beside(folder)).is_file():
-        return _read(kept)
-    if not folder.is_dir():
-        return None
+    if "://" not in where:
+        if (kept := beside(where)).is_file():
+            return _read(kept)
+        if not Path(where).is_dir():
+            return None
     if sys.stdin.isatty():
         return _prompt("Password of the CA", confirm=False)
     raise WrongPassword(
@@ -37,7 +38,7 @@ def existing(folder: Path, file: Path | None) -> str | None:
     )
 
 
-def new(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
+def new(where: str, file: Path | None, generate: bool) -> tuple[str, bool]:
     """The password of a new CA, and whether it was generated."""
     if generate and file is not None:
         raise PKIError("--generate-password with --password-file", expected="one of them", do="leave one out")
@@ -47,10 +48,14 @@ def new(folder: Path, file: Path | None, generate: bool) -> tuple[str, bool]:
         return password, False
     if not generate and sys.stdin.isatty():
         return _prompt("Password of the new CA", confirm=True), False
+    if "://" in where:  # there is no folder beside which it could be kept
+        raise WrongPassword(
+            "password of the new CA", got="nothing", expected="a password", do=f"set {VARIABLE} or give --password-file"
+        )
     return secrets.token_urlsafe(GENERATED_BYTES), True
 
 
-def keep(folder: Path, password: str) -> Path:
+def keep(folder: str, password: str) -> Path:
     """Write a new CA's password beside its folder, and say where.
 
     Raises:
@@ -74,9 +79,9 @@ def _prompt(text: str, *, confirm: bool) -> str:
     return str(typer.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True))
 
 
-def beside(folder: Path) -> Path:
+def beside(folder: str) -> Path:
     """Beside the folder and not in it: whoever copies the folder does not copy the password with the keys."""
-    absolute = folder.absolute()
+    absolute = Path(folder).absolute()
     return absolute.with_name(absolute.name + ".password")
 
 

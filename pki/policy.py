@@ -1,7 +1,7 @@
 """Who may have which certificate. Pure: a proven request and a grant in, an approved certificate content out.
 
-The grant (ID, names, lifetime) comes from whoever runs the CA. A request may repeat the ID; whatever else it wishes for
-(names, extensions, subject) does not survive.
+The grant (ID, names, lifetime) comes from whoever runs the CA, within the rules of its policy file (`pki.rules`) where
+there is one. A request may repeat the ID; whatever else it wishes for (names, extensions, subject) does not survive.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki.errors import IDRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
 from pki.requests import PublicKey, Request
+from pki.rules import RESERVED, reserved
+from pki.rules import Decision as Decision
+from pki.rules import Rules as Rules
 from trust.identity import AgentID
 
 DEFAULT_LIFETIME = timedelta(hours=24)
@@ -60,19 +64,26 @@ def approve(
     dns_names: Collection[str],
     ip_addresses: Collection[str | IPAddress],
     lifetime: timedelta,
+    rules: Rules | None = None,
 ) -> Approved:
     """Decide on a request for the ID that was granted to its sender.
 
-    1. The ID is one of this CA's trust domain.
+    1. The ID is one of this CA's trust domain, and none of the CA's own.
     2. The request asks for that ID, or for none; one that asks for another, or for several, is refused.
     3. DNS names and addresses are well-formed, and not too many.
     4. The lifetime is between a second and 7 days.
+    5. The rules allow all of it. Without rules, all of it is allowed.
+
+    Not checked here: the name constraints of the CA that will sign; `pki.profiles` does that.
 
     Raises:
         IDRefused, NameRefused, LifetimeRefused: by the steps above.
+        PolicyRefused: the rules refuse it; the class is the one of what they refuse (KeyTypeRefused for the key).
     """
-    # 1.
+    # 1. Whoever had the CA's own ID could play the CA to all agents.
     inside(agent_id, trust_domain)
+    if reserved(agent_id):
+        raise IDRefused("SPIFFE ID", got=agent_id, expected=f"one outside of /{RESERVED}, which is for the CA itself")
 
     # 2. Compared as text: a URI that is merely equivalent is not the ID.
     if request.uris not in ((), (str(agent_id),)):
@@ -83,21 +94,70 @@ def approve(
             do="make the request for the granted ID",
         )
 
-    # 3. Names.
+    # 3. and 4.
+    approved = _content(agent_id, request.public_key, dns_names, ip_addresses, lifetime)
+
+    # 5.
+    if rules is not None:
+        decision = rules.decide(
+            agent_id, approved.dns_names, approved.ip_addresses, key_type(request.public_key), lifetime
+        )
+        if not decision.allowed:
+            raise decision.error(
+                "the policy of this CA refuses it",
+                got=decision.why,
+                expected="what one allow rule has and no deny rule",
+                do="see `a2a-pki policy check`",
+            )
+    return approved
+
+
+def approve_own(
+    public_key: PublicKey,
+    name: str,
+    *,
+    trust_domain: str,
+    dns_names: Collection[str],
+    ip_addresses: Collection[str | IPAddress],
+    lifetime: timedelta,
+) -> Approved:
+    """The certificate of a part of the CA itself, `spiffe://trust-domain/a2a-pki/name`, for a key made by the CA.
+
+    No rules apply: they are about agents.
+
+    Raises:
+        NameRefused, LifetimeRefused: as `approve`.
+    """
+    agent_id = AgentID(trust_domain, f"/{RESERVED}/{name}")
+    return _content(agent_id, public_key, dns_names, ip_addresses, lifetime)
+
+
+def key_type(public_key: PublicKey) -> str:
+    """What a policy file calls the kind of a key that `pki.requests` has let through."""
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return "P-256" if public_key.curve.name == "secp256r1" else "P-384"
+    return "Ed25519"
+
+
+def _content(
+    agent_id: AgentID,
+    public_key: PublicKey,
+    dns_names: Collection[str],
+    ip_addresses: Collection[str | IPAddress],
+    lifetime: timedelta,
+) -> Approved:
+    """Steps 3 and 4 of `approve`."""
     if isinstance(dns_names, str) or isinstance(ip_addresses, str):
         raise NameRefused("names", got="one text", expected='a collection, such as ("localhost",)')
     names = tuple(dict.fromkeys(dns_name(name) for name in dns_names))
     addresses = tuple(dict.fromkeys(_address(address) for address in ip_addresses))
     if len(names) + len(addresses) > MAX_NAMES:
         raise NameRefused("names", got=f"{len(names) + len(addresses)}", expected=f"at most {MAX_NAMES}")
-
-    # 4. Lifetime.
     if not MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
         raise LifetimeRefused("lifetime", got=lifetime, expected="from 1 second to 7 days")
-
     return Approved(
         agent_id=agent_id,
-        public_key=request.public_key,
+        public_key=public_key,
         dns_names=names,
         ip_addresses=addresses,
         lifetime=lifetime,
@@ -147,8 +207,17 @@ def crl_base_url(url: str) -> str:
     RFC 5280 section 8 warns of https here: a verifier would need the very certificates that it is checking. Both are
     taken; http is the usual choice, because a CRL is signed.
     """
+    return _url("CRL base URL", url, "http://pki.example/crl")
+
+
+def public_url(url: str) -> str:
+    """The URL at which the plain-HTTP side of the CA service will be reached, without its final slash; as above."""
+    return _url("public URL", url, "http://pki.example")
+
+
+def _url(what: str, url: str, example: str) -> str:
     if not _URL.fullmatch(url):
-        raise PolicyRefused("CRL base URL", got=repr(url), expected="an http:// URL, such as http://pki.example/crl")
+        raise PolicyRefused(what, got=repr(url), expected=f"an http:// URL, such as {example}")
     return url.rstrip("/")
 
 
@@ -159,4 +228,7 @@ def _address(value: str | IPAddress) -> IPAddress:
         raise NameRefused("IP address", got=repr(value), expected="an IPv4 or IPv6 address") from None
     if isinstance(address, IPv6Address) and address.scope_id is not None:
         raise NameRefused("IP address", got=repr(str(value)), expected="an address without a zone")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        # The same host under another name: a rule about the one would not see the other.
+        raise NameRefused("IP address", got=repr(str(value)), expected=str(address.ipv4_mapped))
     return address

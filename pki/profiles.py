@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
+from pki import constraints
 from pki.errors import NameRefused, PolicyRefused
 from pki.policy import Approved, dns_name
 from trust.identity import utc
@@ -25,6 +27,7 @@ MAX_LEAF_VALIDITY = timedelta(days=7)  # from the first second to the last, the 
 NO_REVOCATION_UP_TO = timedelta(hours=1)  # a certificate that dies sooner than a CRL travels needs no CRL
 CRL_LIFETIME = timedelta(hours=24)
 CRL_RETENTION = timedelta(days=7)  # RFC 5280 section 3.3: listed beyond the certificate's own end, then dropped
+OCSP_SIGNER_LIFETIME = timedelta(hours=24)  # nobody asks whether it is revoked, so it dies soon
 
 # RFC 9608: "no revocation information will ever be available"; the value is an ASN.1 NULL.
 NO_REV_AVAIL = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.56"), b"\x05\x00")
@@ -37,19 +40,52 @@ class Issuer:
     certificate: x509.Certificate
     key_id: str  # subject key identifier, lower-case hex
     authority_key: x509.AuthorityKeyIdentifier
+    constraints: x509.NameConstraints | None
     not_before: datetime
     not_after: datetime
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Issuer:
+        try:
+            limits = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        except x509.ExtensionNotFound:
+            limits = None
         ski = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return cls(
             certificate=certificate,
             key_id=ski.digest.hex(),
             authority_key=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
+            constraints=limits,
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )
+
+
+class Addresses(Protocol):
+    """The settings of a CA that say where it is reached."""
+
+    @property
+    def crl_base_url(self) -> str | None: ...
+
+    @property
+    def public_url(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Urls:
+    """Where certificates say that more is to be had; what is None is not said."""
+
+    crl_base: str | None = None  # revocation lists are served below it
+    ocsp: str | None = None  # the responder itself
+    issuers: str | None = None  # CA certificates are served below it
+
+    @classmethod
+    def of(cls, settings: Addresses) -> Urls:
+        """The paths of the CA service below its public URL; lists may be served elsewhere."""
+        public = settings.public_url
+        if public is None:
+            return cls(crl_base=settings.crl_base_url)
+        return cls(crl_base=settings.crl_base_url or f"{public}/crl", ocsp=f"{public}/ocsp", issuers=f"{public}/ca")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +122,11 @@ def intermediate(
     now: datetime,
     lifetime: timedelta = INTERMEDIATE_LIFETIME,
     name_constraint: bool = False,
-    crl_base_url: str | None = None,
+    urls: Urls | None = None,
 ) -> x509.CertificateBuilder:
-    """A CA that signs agents and no further CA.
+    """A CA that signs agents and no further CA. It is in shard 0 of its issuer.
+
+    OCSP is not offered for it: the key that would have to name the responder may be offline.
 
     `name_constraint`: agents of this domain only, for verifiers that do not know SPIFFE. RFC 5280 section 4.2.1.10
     constrains the *host* of a URI. Opt-in, because some verifiers refuse every chain that has a URI constraint.
@@ -110,19 +148,24 @@ def intermediate(
     if name_constraint:
         host = x509.UniformResourceIdentifier(_constrainable(trust_domain))
         builder = builder.add_extension(x509.NameConstraints([host], None), critical=True)
-    if crl_base_url:
-        builder = builder.add_extension(_distribution_point(crl_base_url, issuer), critical=False)
-    return builder
+    return _pointers(builder, urls or Urls(), issuer, shard=0, ocsp=False)
 
 
 def agent(
-    approved: Approved, *, issuer: Issuer, serial: int, now: datetime, crl_base_url: str | None = None
+    approved: Approved, *, issuer: Issuer, serial: int, now: datetime, urls: Urls | None = None, shard: int = 0
 ) -> x509.CertificateBuilder:
     """An agent's leaf: exactly one SPIFFE ID, client and server, signatures only.
 
     The subject is empty, so that the ID stands in one place only; RFC 5280 section 4.1.2.6 then wants the SAN
     critical. The end is the approved lifetime from `now`, but never more than 7 days after the start, and never
     after the issuer's end.
+
+    Args:
+        urls: where its revocation is asked for. One of an hour or less says instead that nobody need ask (RFC 9608).
+        shard: the part of the issuer's revocation lists that will list it; without a `urls.crl_base` there are none.
+
+    Raises:
+        NameRefused: a name that the issuer's name constraints do not permit.
     """
     moment = _whole(now)
     start = moment - BACKDATE
@@ -130,6 +173,7 @@ def agent(
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(approved.agent_id))]
     names += [x509.DNSName(name) for name in approved.dns_names]
     names += [x509.IPAddress(address) for address in approved.ip_addresses]
+    constraints.check(names, issuer.constraints)
     builder = (
         x509.CertificateBuilder(
             issuer.certificate.subject, x509.Name([]), approved.public_key, serial, start, end.replace(microsecond=0)
@@ -142,28 +186,140 @@ def agent(
         .add_extension(issuer.authority_key, critical=False)
     )
     if approved.lifetime <= NO_REVOCATION_UP_TO:
-        return builder.add_extension(NO_REV_AVAIL, critical=False)
-    if crl_base_url:
-        return builder.add_extension(_distribution_point(crl_base_url, issuer), critical=False)
-    return builder
+        # RFC 9608 section 4: it then names neither a revocation list nor a responder.
+        builder = builder.add_extension(NO_REV_AVAIL, critical=False)
+        return _pointers(builder, Urls(issuers=urls.issuers if urls else None), issuer, shard=0, ocsp=False)
+    return _pointers(builder, urls or Urls(), issuer, shard=shard, ocsp=True)
+
+
+def ocsp_signer(
+    public_key: ec.EllipticCurvePublicKey, *, issuer: Issuer, serial: int, now: datetime
+) -> x509.CertificateBuilder:
+    """The certificate of a key that answers for this issuer's certificates (RFC 6960 section 4.2.2.2), and no more.
+
+    id-pkix-ocsp-nocheck: its own revocation is not asked for, which would go round in circles; so it lives a day.
+    It is no agent: it has neither a SPIFFE ID nor a purpose in TLS.
+    """
+    ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    name = x509.NameAttribute(NameOID.COMMON_NAME, f"agent OCSP responder {ski.digest[:8].hex()}")
+    moment = _whole(now)
+    end = min(moment + OCSP_SIGNER_LIFETIME, issuer.not_after)
+    return (
+        x509.CertificateBuilder(
+            issuer.certificate.subject, x509.Name([name]), public_key, serial, moment - BACKDATE, end
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=False)
+        .add_extension(x509.OCSPNoCheck(), critical=False)
+        .add_extension(ski, critical=False)
+        .add_extension(issuer.authority_key, critical=False)
+    )
 
 
 def revocation_list(
-    revoked: Iterable[RevokedSerial], *, issuer: Issuer, number: int, now: datetime
+    revoked: Iterable[RevokedSerial],
+    *,
+    issuer: Issuer,
+    number: int,
+    now: datetime,
+    urls: Urls | None = None,
+    shard: int = 0,
+    with_delta: bool = False,
+    lifetime: timedelta = CRL_LIFETIME,
 ) -> x509.CertificateRevocationListBuilder:
-    """A complete CRL of one issuer, so without an issuing distribution point. RFC 5280 section 5."""
+    """The revocation list of one issuer, or of one shard of its certificates. RFC 5280 section 5.
+
+    Where certificates name a place for their list, the list names the same place in a critical issuing distribution
+    point, so that no list is taken to answer for the certificates of another shard (RFC 5280 section 5.2.5). Without
+    such a place the list is the complete one of its issuer, and shard 0 the only shard. So is a root's: it has signed
+    little, and there are verifiers (OpenSSL with crl_check_all) that look for the root itself, which names no place,
+    on its own list.
+
+    Args:
+        with_delta: say where the delta list is (`delta_list`).
+        lifetime: a day is usual; the list of a CA whose key is offline lasts until it is at hand again.
+    """
+    builder = _list(revoked, issuer=issuer, number=number, now=now, urls=urls or Urls(), shard=shard, lifetime=lifetime)
+    if with_delta and urls and urls.crl_base:
+        point = _point(_delta_url(urls.crl_base, issuer, shard))
+        builder = builder.add_extension(x509.FreshestCRL([point]), critical=False)
+    return builder
+
+
+def delta_list(
+    revoked_since: Iterable[RevokedSerial],
+    *,
+    issuer: Issuer,
+    number: int,
+    base_number: int,
+    now: datetime,
+    urls: Urls,
+    shard: int = 0,
+) -> x509.CertificateRevocationListBuilder:
+    """What was revoked since the list with the number `base_number`. RFC 5280 section 5.2.4.
+
+    It has the number and the scope of the complete list of the same moment. Nothing is ever taken off a list but
+    expired certificates, so a delta holds no removals.
+    """
+    builder = _list(revoked_since, issuer=issuer, number=number, now=now, urls=urls, shard=shard, lifetime=CRL_LIFETIME)
+    return builder.add_extension(x509.DeltaCRLIndicator(base_number), critical=True)
+
+
+def crl_file_name(key_id: str, shard: int = 0, *, delta: bool = False) -> str:
+    """The last part of the URL of a revocation list: `KEYID.crl`, `KEYID-7.crl`, `KEYID-7.delta.crl`."""
+    return f"{key_id}{f'-{shard}' if shard else ''}{'.delta' if delta else ''}.crl"
+
+
+def crl_name(crl: x509.CertificateRevocationList) -> str:
+    """The file name of a list that was made here, by what stands in it."""
+    issuer = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    delta = any(extension.oid == x509.DeltaCRLIndicator.oid for extension in crl.extensions)
+    try:
+        scope = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+    except x509.ExtensionNotFound:
+        return crl_file_name((issuer.key_identifier or b"").hex(), delta=delta)
+    (url,) = list(scope.full_name or ())
+    name = str(url.value).rsplit("/", 1)[1]
+    return f"{name.removesuffix('.crl')}.delta.crl" if delta else name
+
+
+def _list(
+    revoked: Iterable[RevokedSerial],
+    *,
+    issuer: Issuer,
+    number: int,
+    now: datetime,
+    urls: Urls,
+    shard: int,
+    lifetime: timedelta,
+) -> x509.CertificateRevocationListBuilder:
     this_update = _whole(now) - BACKDATE
-    # The list goes in at once: `add_revoked_certificate` copies it for each entry.
-    return (
+    # The entries go in at once: `add_revoked_certificate` copies all of them for each.
+    builder = (
         x509.CertificateRevocationListBuilder(
             issuer.certificate.subject,
             this_update,
-            this_update + CRL_LIFETIME,
+            this_update + lifetime,
             revoked_certificates=[_entry(line) for line in revoked],
         )
         .add_extension(issuer.authority_key, critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
     )
+    if urls.crl_base is None or issuer.certificate.issuer == issuer.certificate.subject:
+        if shard:
+            raise ValueError("a shard without a distribution point")  # nobody could tell its list from the others
+        return builder
+    scope = x509.IssuingDistributionPoint(
+        full_name=[_uri(_crl_url(urls.crl_base, issuer, shard))],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=False,
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+    )
+    return builder.add_extension(scope, critical=True)
 
 
 def _whole(now: datetime) -> datetime:
@@ -210,19 +366,38 @@ def _ca_extensions(
     )
 
 
-def crl_file_name(crl: x509.CertificateRevocationList) -> str:
-    """The last part of the URL at which certificates of the list's issuer say that the list is served."""
-    issuer = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    return _crl_file_name((issuer.key_identifier or b"").hex())
+def _pointers(
+    builder: x509.CertificateBuilder, urls: Urls, issuer: Issuer, *, shard: int, ocsp: bool
+) -> x509.CertificateBuilder:
+    """Where revocation is asked for, and where the issuer's certificate is (RFC 5280 sections 4.2.1.13, 4.2.2.1)."""
+    if urls.crl_base:
+        points = x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, issuer, shard))])
+        builder = builder.add_extension(points, critical=False)
+    access = []
+    if urls.ocsp and ocsp:
+        access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _uri(urls.ocsp)))
+    if urls.issuers:
+        url = _uri(f"{urls.issuers}/{issuer.key_id}.cer")
+        access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url))
+    if access:
+        builder = builder.add_extension(x509.AuthorityInformationAccess(access), critical=False)
+    return builder
 
 
-def _crl_file_name(key_id: str) -> str:
-    return f"{key_id}.crl"
+def _crl_url(base: str, issuer: Issuer, shard: int) -> str:
+    return f"{base}/{crl_file_name(issuer.key_id, shard)}"
 
 
-def _distribution_point(base_url: str, issuer: Issuer) -> x509.CRLDistributionPoints:
-    url = x509.UniformResourceIdentifier(f"{base_url}/{_crl_file_name(issuer.key_id)}")
-    return x509.CRLDistributionPoints([x509.DistributionPoint([url], None, None, None)])
+def _delta_url(base: str, issuer: Issuer, shard: int) -> str:
+    return f"{base}/{crl_file_name(issuer.key_id, shard, delta=True)}"
+
+
+def _point(url: str) -> x509.DistributionPoint:
+    return x509.DistributionPoint([_uri(url)], None, None, None)
+
+
+def _uri(url: str) -> x509.UniformResourceIdentifier:
+    return x509.UniformResourceIdentifier(url)
 
 
 def _entry(line: RevokedSerial) -> x509.RevokedCertificate:

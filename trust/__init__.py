@@ -6,11 +6,14 @@ from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_an
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import TrustError
+from trust.federation import FederatedBundles, PartnerHealth
+from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLists
 from trust.identity import AgentID, Caller, PeerIdentity, peer_of
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys
 from trust.oauth.tokens import TokenValidator
+from trust.partners import Partner
 from trust.peers import verify_peer
 from trust.signing.http import MessageSigner
 from trust.sources import Live
@@ -21,9 +24,12 @@ __all__ = [
     "AuditLog",
     "Caller",
     "Credentials",
+    "FederatedBundles",
     "Gate",
     "Live",
     "MessageSigner",
+    "Partner",
+    "PartnerHealth",
     "PeerIdentity",
     "RemoteKeys",
     "RevocationLists",
@@ -32,6 +38,9 @@ __all__ = [
     "TrustBundle",
     "TrustBundles",
     "TrustError",
+    "WatchedBundles",
+    "WatchedCredentials",
+    "WatchedRevocationLists",
     "agent_client",
     "all_of",
     "any_of",

@@ -20,7 +20,7 @@ TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=10.0)
 
 def agent_client(
     *,
-    source: CredentialSource,
+    source: CredentialSource | None,
     bundles: BundleSource,
     authorize: Authorizer,
     tokens: BearerAuth | None = None,
@@ -38,7 +38,8 @@ def agent_client(
     Not done: no redirect is followed, and no proxy or certificate setting is read from the environment.
 
     Args:
-        source: our certificate and key; renewed ones are picked up by the next connection.
+        source: our certificate and key; renewed ones are picked up by the next connection. None presents none: for
+            what a server gives to anybody, such as its Agent Card or an enrolment.
         bundles: whom we trust, by trust domain.
         authorize: which agents may answer.
         tokens: where access tokens come from: a `TokenSource`, or its `on_behalf_of`; None where none are asked for.
@@ -48,7 +49,7 @@ def agent_client(
 
     Raises (from the client's calls):
         PeerError: the server's certificate, by the check that refused it.
-        HandshakeRefused: the server refused ours.
+        HandshakeRefused: the server refused ours, or that there is none.
         SignatureError, SignerMismatch: the answer.
         TokenRequestError: no token could be had.
     """

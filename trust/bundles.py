@@ -20,12 +20,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from trust import json_text
 from trust.credentials import read_bounded
 from trust.errors import BundleError, CredentialsError, IdentityError
 from trust.identity import trust_domain
+from trust.json_text import NotStrictJson
 from trust.sources import Source
 
 MAX_BUNDLE_BYTES = 4 << 20  # a root is about 1 KiB as JSON; a federation of a thousand domains still fits
+MAX_BUNDLE_DEPTH = 32  # of objects and arrays; a bundle map has six levels
 MAX_ROOTS = 64  # of one domain; a rotation needs two or three
 MAX_CRL_BYTES = 64 << 20  # about a million entries
 REFRESH_HINT_SECONDS = 300  # SPIFFE Federation's recommended default
@@ -51,6 +54,29 @@ class TrustBundle:
             BundleError: not a bundle, or an `x509-svid` entry without exactly one certificate in `x5c`.
         """
         return cls.from_document(_strict_json(text), trust_domain)
+
+    @classmethod
+    def from_pem(cls, text: str | bytes, trust_domain: str) -> TrustBundle:
+        """The roots in a PEM text, as SPIRE's spiffe-helper (`svid_bundle.pem`) and cert-manager (`ca.crt`) write them.
+
+        It names neither its trust domain nor a sequence: the one is configuration, the other stays 0. A text without a
+        certificate is refused rather than read as "nothing is trusted": that is said by a bundle document alone.
+
+        Raises:
+            BundleError: no certificate, one that cannot be read, or too many.
+        """
+        data = text.encode() if isinstance(text, str) else text
+        if len(data) > MAX_BUNDLE_BYTES:
+            raise BundleError(f"roots of {trust_domain} are too large", expected=f"at most {MAX_BUNDLE_BYTES} bytes")
+        try:
+            roots = x509.load_pem_x509_certificates(data)
+        except (ValueError, x509.InvalidVersion):
+            raise BundleError(f"roots of {trust_domain} are not readable", expected="PEM certificates") from None
+        if data.count(b"-----BEGIN CERTIFICATE-----") != len(roots):  # the parser passes over one that has no end
+            raise BundleError(f"roots of {trust_domain} are not whole", expected="PEM certificates")
+        if len(roots) > MAX_ROOTS:
+            raise BundleError(f"roots of {trust_domain}", got=f"{len(roots)} roots", expected=f"<= {MAX_ROOTS}")
+        return cls(trust_domain=trust_domain, roots=tuple(roots))
 
     @classmethod
     def from_document(cls, document: object, domain: str) -> TrustBundle:
@@ -106,10 +132,7 @@ class TrustBundles:
         Raises:
             BundleError: the file is missing, too large or not a bundle map.
         """
-        try:
-            return cls.from_json(read_bounded(Path(path), MAX_BUNDLE_BYTES))
-        except CredentialsError as error:
-            raise BundleError(str(error)) from None
+        return cls.from_json(_read_file(Path(path), MAX_BUNDLE_BYTES))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TrustBundles:
@@ -150,7 +173,7 @@ class RevocationLists:
         Raises:
             BundleError: a file is missing, too large or not a CRL.
         """
-        return cls(tuple(_crl(Path(p)) for p in paths))
+        return cls(tuple(read_crl(_read_file(Path(p), MAX_CRL_BYTES), str(p)) for p in paths))
 
     @classmethod
     def of(cls, crls: Iterable[x509.CertificateRevocationList]) -> RevocationLists:
@@ -170,16 +193,10 @@ def _strict_json(text: str | bytes) -> object:
     if len(text) > MAX_BUNDLE_BYTES:
         raise BundleError("trust bundle is too large", expected=f"at most {MAX_BUNDLE_BYTES} bytes")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError):
-        raise BundleError("trust bundle is not readable", expected="JSON without duplicate members") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
+        data = text.encode() if isinstance(text, str) else text
+        return json_text.parse(data, max_bytes=MAX_BUNDLE_BYTES, max_depth=MAX_BUNDLE_DEPTH)
+    except (NotStrictJson, UnicodeEncodeError) as error:
+        raise BundleError("trust bundle is not readable", got=error, expected="strict JSON (RFC 7493)") from None
 
 
 def _root(entry: dict[str, Any], domain: str) -> x509.Certificate:
@@ -224,14 +241,22 @@ def _b64u(number: int, size: int) -> str:
     return base64.urlsafe_b64encode(number.to_bytes(size)).rstrip(b"=").decode()
 
 
-def _crl(path: Path) -> x509.CertificateRevocationList:
-    try:
-        data = read_bounded(path, MAX_CRL_BYTES)
-    except CredentialsError as error:
-        raise BundleError(str(error)) from None
+def read_crl(data: bytes, name: str) -> x509.CertificateRevocationList:
+    """Parse one CRL, PEM or DER; `name` is for the message.
+
+    Raises:
+        BundleError: it is none.
+    """
     try:
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_crl(data)
         return x509.load_der_x509_crl(data)
     except (ValueError, x509.InvalidVersion):
-        raise BundleError(f"{path} is not a CRL", expected="PEM or DER") from None
+        raise BundleError(f"{name} is not a CRL", expected="PEM or DER") from None
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    try:
+        return read_bounded(path, limit)
+    except CredentialsError as error:
+        raise BundleError(str(error)) from None

@@ -101,6 +101,9 @@ class Certificate:
             raise MalformedCertificate(
                 "certificate cannot be read", got=error, expected="one DER certificate"
             ) from None
+        # RFC 5280 section 4.1.2.1: version 3 is the one that has extensions, which all of ours have.
+        if parsed.version is not x509.Version.v3:
+            raise MalformedCertificate("certificate version", got=parsed.version.name, expected="v3")
         if certificate.serial <= 0 or certificate.serial.bit_length() > MAX_SERIAL_BITS:
             raise MalformedCertificate(
                 "certificate serial", got=certificate.serial, expected="a positive number of at most 20 octets"
@@ -110,7 +113,7 @@ class Certificate:
             raise WeakKey(
                 "certificate is cryptographically weak",
                 got=f"{weakness} in the certificate of {certificate.name}",
-                expected="P-256, P-384, P-521, Ed25519 or RSA of 2048 to 8192 bits, signed with SHA-2",
+                expected="P-256, P-384, P-521, Ed25519 or RSA of 2048 to 8192 bits (in whole bytes), signed with SHA-2",
             )
         return certificate
 
@@ -138,7 +141,7 @@ def weak_signature(signed: x509.Certificate | x509.CertificateRevocationList) ->
 def _weak_key(key: CertificatePublicKeyTypes) -> str:
     match key:
         case rsa.RSAPublicKey():
-            if key.key_size not in RSA_BITS:
+            if key.key_size not in RSA_BITS or key.key_size % 8:
                 return f"RSA of {key.key_size} bits"
             return "" if key.public_numbers().e in RSA_EXPONENT else "RSA with a huge exponent"
         case ec.EllipticCurvePublicKey():

@@ -26,10 +26,11 @@ from rich.text import Text
 from trust.agent import serve as serve_app
 from trust.audit import AuditLog
 from trust.authorize import Authorizer, any_of, exactly, members_of
-from trust.bundles import RevocationLists, TrustBundles
+from trust.bundles import BundleSource, RevocationSource
 from trust.command_line import run, silence
-from trust.credentials import BUNDLE_FILE, Credentials, read_bounded, write_atomically
+from trust.credentials import BUNDLE_FILE, CredentialSource, read_bounded, write_atomically
 from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLists
 from trust.identity import AgentID, trust_domain
 from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import SigningKey
@@ -126,11 +127,18 @@ def serve(
     credentials: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help=f"Folder with chain.pem and key.pem; a password is read from ${PASSWORD_VARIABLE}."
+            metavar="DIR",
+            help="Folder with chain.pem and key.pem, svid.pem and svid_key.pem, or tls.crt and tls.key; "
+            f"a password is read from ${PASSWORD_VARIABLE}.",
         ),
     ] = Path(),
     bundles: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Trust bundles; default: bundle.json beside the credentials.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust bundles; default: bundle.json beside the credentials. Or, repeatable, DOMAIN=FILE: the SPIFFE "
+            "bundle or the PEM roots of one trust domain.",
+        ),
     ] = None,
     crl: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Revocation list; repeatable.")] = None,
     allow: Annotated[
@@ -142,15 +150,16 @@ def serve(
 ) -> None:
     """Serve an application, or the embedded authorization server, over mutual TLS.
 
-    Credentials, bundles and revocation lists are read once, at the start. The audit trail is printed.
+    Credentials, bundles and revocation lists are followed: what is written to their files is in use about a second
+    later, without a restart. The audit trail is printed.
     """
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
     if (authority is None) != (issuer is None):
         raise typer.BadParameter("--authority and --issuer URL go together")
-    ours = Credentials.load(credentials, os.environ.get(PASSWORD_VARIABLE))
-    trusted = TrustBundles.load(bundles or credentials / BUNDLE_FILE)
-    revoked = RevocationLists.load(*(crl or ()))
+    ours = WatchedCredentials(credentials, password=os.environ.get(PASSWORD_VARIABLE))
+    trusted = _bundles(bundles or [str(credentials / BUNDLE_FILE)])
+    revoked = WatchedRevocationLists(*(crl or ()))
     rule = _rule(allow, trusted)
     _check_ourselves(ours, trusted, revoked)
     audit = AuditLog.to(sys.stdout)
@@ -171,22 +180,31 @@ def serve(
     )
 
 
-def _check_ourselves(ours: Credentials, trusted: TrustBundles, revoked: RevocationLists) -> None:
+def _bundles(given: list[str]) -> WatchedBundles:
+    """One bundle map, or a file for each trust domain."""
+    pairs = [(domain, file) for domain, equals, file in (text.partition("=") for text in given) if equals]
+    if not pairs and len(given) == 1:
+        return WatchedBundles(given[0])
+    if len(dict(pairs)) != len(given):
+        raise typer.BadParameter("--bundles: give either one FILE, or DOMAIN=FILE once for each trust domain")
+    return WatchedBundles(dict(pairs))
+
+
+def _check_ourselves(ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource) -> None:
     """A certificate that every caller will refuse is told now, and not to each of them."""
     try:
-        PeerVerifier(trusted, revoked).verify(ours.chain_der, now=datetime.now(UTC), usage="server")
+        PeerVerifier(trusted, revoked).verify(ours.current().chain_der, now=datetime.now(UTC), usage="server")
     except TrustError as error:
         raise ConfigurationError(f"our own certificate would be refused: {error}") from None
 
 
-def _rule(allow: list[str] | None, trusted: TrustBundles) -> Authorizer:
+def _rule(allow: list[str] | None, trusted: BundleSource) -> Authorizer:
     if not allow:
         raise typer.BadParameter("nobody may connect: give --allow spiffe://... or --allow trust.domain")
+    known = trusted.current().by_domain
     for domain in (AgentID.parse(a).trust_domain if a.startswith("spiffe://") else a for a in allow):
-        if trust_domain(domain) not in trusted.by_domain:
-            raise ConfigurationError(
-                "--allow", got=f"trust domain {domain}", expected="one of " + ", ".join(trusted.by_domain)
-            )
+        if trust_domain(domain) not in known:
+            raise ConfigurationError("--allow", got=f"trust domain {domain}", expected="one of " + ", ".join(known))
     return any_of(*(exactly(a) if a.startswith("spiffe://") else members_of(a) for a in allow))
 
 

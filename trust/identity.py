@@ -174,6 +174,9 @@ class Caller:
 # Where the TLS server puts the verified peer: scope["extensions"][PEER_EXTENSION] -> PeerIdentity. A key of our
 # own, beside ASGI's "tls", so that a server that fills in "tls" itself cannot collide with it.
 PEER_EXTENSION = "a2a-trust.peer"
+# Beside it: the thumbprint of the certificate that we presented on that connection, a str. It need not be our current
+# one, for a connection outlives a renewal.
+PRESENTED_EXTENSION = "a2a-trust.presented"
 
 
 def peer_of(scope: Mapping[str, Any]) -> PeerIdentity | None:

@@ -36,7 +36,7 @@ from trust.errors import (
     WebSocketRefused,
 )
 from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
-from trust.identity import AgentID, Caller, peer_of
+from trust.identity import PRESENTED_EXTENSION, AgentID, Caller, peer_of
 from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
@@ -221,8 +221,12 @@ class Gate:
         body = b"" if no_body else answer.body
         headers = answer.headers
         if request is not None:
+            credentials = self._source.current()
+            # Whoever asked knows the certificate of the connection. When ours was renewed since, it has to come along.
+            presented = (scope.get("extensions") or {}).get(PRESENTED_EXTENSION, credentials.thumbprint)
             signature = sign_response(
-                self._source.current(),
+                credentials,
+                chain=presented != credentials.thumbprint,
                 request=request,
                 status=answer.status,
                 body=body,

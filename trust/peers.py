@@ -1,71 +1,38 @@
 """Who is on the other end: a presented certificate chain becomes a `PeerIdentity`, or is refused.
 
-Pure: bytes, trust bundles, CRLs and a time go in. Paths are built and verified by OpenSSL's `X509Store`; the SPIFFE
-rules, and what OpenSSL is lenient about, are checked here. Trust is looked up by trust domain: a chain is verified
-against the roots of the domain that its leaf names and no others, so that the CA of one domain cannot speak for
-another.
+Pure: bytes, trust bundles, CRLs and a time go in. `trust.paths` has the rules of every certificate, `trust.revocation`
+those of CRLs; the rules of SPIFFE are checked here. Trust is looked up by trust domain: a chain is verified against
+the roots of the domain that its leaf names and no others, so that the CA of one domain cannot speak for another.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NoReturn
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
-from OpenSSL import crypto
-from OpenSSL.SSL import X509VerificationCodes as Codes
+from cryptography.x509.oid import ExtensionOID
 
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.certificates import Certificate
 from trust.errors import (
-    BundleError,
-    CertificateExpired,
-    CertificateIsCA,
-    CertificateNotYetValid,
     ChainTooLong,
     ConfigurationError,
-    MalformedCertificate,
-    NameConstraintViolated,
     NoPeerCertificate,
-    NotAnAgentCertificate,
     UnknownTrustDomain,
     UntrustedChain,
-    WrongExtendedKeyUsage,
     WrongKeyUsage,
 )
 from trust.identity import AgentID, PeerIdentity, thumbprint, utc
+from trust.paths import PURPOSES, Root, build_path, check_end_entity
+from trust.paths import Usage as Usage
 from trust.revocation import RevocationAnswer, RevocationIndex
 
 MAX_CERTIFICATES = 8  # presented: a leaf, its intermediates (one or two in practice) and perhaps the root
 MAX_CACHED_CHAINS = 1024  # a chain that fell out is verified again in under a millisecond
 MAX_CACHED_CHAIN_BYTES = 8192  # three certificates with RSA keys; the whole cache then pins no more than 8 MiB of DER
-
-Usage = Literal["client", "server"]  # what the peer is: the side of the connection that it speaks for
-
-_PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
-
-# The critical extensions that are processed, by OpenSSL or here. OpenSSL alone lets more of them pass unprocessed.
-_UNDERSTOOD = (
-    ExtensionOID.BASIC_CONSTRAINTS,
-    ExtensionOID.KEY_USAGE,
-    ExtensionOID.EXTENDED_KEY_USAGE,
-    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-    ExtensionOID.NAME_CONSTRAINTS,
-)
-
-_NAME_CONSTRAINT_CODES = (
-    Codes.ERR_PERMITTED_VIOLATION,
-    Codes.ERR_EXCLUDED_VIOLATION,
-    Codes.ERR_SUBTREE_MINMAX,
-    Codes.ERR_UNSUPPORTED_CONSTRAINT_TYPE,
-    Codes.ERR_UNSUPPORTED_CONSTRAINT_SYNTAX,
-    Codes.ERR_UNSUPPORTED_NAME_SYNTAX,
-)
 
 
 def verify_peer(
@@ -194,25 +161,24 @@ class _Snapshot:
         self.bundles = bundles
         self.revocation = revocation
         self.paths: dict[tuple[str | bytes, ...], _Path] = {}
-        self._roots: dict[str, tuple[crypto.X509, ...]] = {}
+        self._roots: dict[str, tuple[Root, ...]] = {}
 
     def build(self, chain_der: Sequence[bytes], now: datetime, usage: Usage) -> _Path:
         """Checks (1) to (4) of `PeerVerifier.verify`."""
-        if usage not in _PURPOSES:
+        if usage not in PURPOSES:
             raise ConfigurationError("usage of a peer certificate", got=usage, expected='"client" or "server"')
         # (1) Each certificate is readable, and strong.
         presented = [Certificate.read(der) for der in chain_der]
         # (2) The leaf is an agent's.
         leaf = presented[0]
-        agent_id = _agent(leaf, usage)
+        check_end_entity(leaf, usage)
+        agent_id = _agent(leaf)
         # (3) Its trust domain is trusted.
         roots = self._roots_of(agent_id.trust_domain)
         # (4) A path leads to one of the roots of that domain.
-        path = _path(presented, roots, now)
-        for certificate in path[1:]:
-            _check_authority(certificate, agent_id.trust_domain, usage, is_root=certificate is path[-1])
-        for certificate in path:
-            _check_validity(certificate, now)
+        path = build_path(presented, roots, now=now, usage=usage)
+        for intermediate in path[1:-1]:
+            _check_belonging(intermediate, agent_id.trust_domain)
         return _Path(
             peer=PeerIdentity(
                 agent_id=agent_id,
@@ -229,7 +195,7 @@ class _Snapshot:
             uses_all=len(presented) == len({c.der for c in presented} & {c.der for c in path}),
         )
 
-    def _roots_of(self, domain: str) -> tuple[crypto.X509, ...]:
+    def _roots_of(self, domain: str) -> tuple[Root, ...]:
         roots = self._roots.get(domain)
         if roots is None:
             bundle = self.bundles.by_domain.get(domain)
@@ -240,132 +206,30 @@ class _Snapshot:
                     expected=" or ".join(d for d, b in sorted(self.bundles.by_domain.items()) if b.roots) or "none",
                     do="add its bundle if it should be trusted",
                 )
-            try:
-                roots = self._roots[domain] = tuple(crypto.X509.from_cryptography(root) for root in bundle.roots)
-            except crypto.Error as error:
-                raise BundleError(f"a root of {domain} cannot be read by OpenSSL", got=error) from None
+            roots = self._roots[domain] = tuple(Root.of(root, domain) for root in bundle.roots)
         return roots
 
 
-def _agent(leaf: Certificate, usage: Usage) -> AgentID:
+def _agent(leaf: Certificate) -> AgentID:
     """Check (2): the SPIFFE ID of a leaf that has the profile of an X509-SVID."""
-    # X509-SVID section 4.1: a leaf is not a CA.
-    constraints = leaf.extension(x509.BasicConstraints)
-    if constraints is not None and constraints.ca:
-        raise CertificateIsCA("peer presented a CA certificate", got=leaf.name, expected="an agent's certificate")
     # Section 2: exactly one URI SAN, which names an agent.
     agent_id = AgentID.of(leaf.parsed)
-    # Section 4.3: keyUsage is critical, has digitalSignature, and neither keyCertSign nor cRLSign.
+    # Section 4.3: keyUsage is critical and has digitalSignature.
     key_usage = leaf.extension(x509.KeyUsage)
     if key_usage is None or not leaf.extensions[ExtensionOID.KEY_USAGE].critical:
         raise WrongKeyUsage("peer certificate has no critical keyUsage", got=agent_id, expected="digitalSignature")
-    if not key_usage.digital_signature or key_usage.key_cert_sign or key_usage.crl_sign:
-        raise WrongKeyUsage(
-            "peer certificate has the wrong keyUsage",
-            got=agent_id,
-            expected="digitalSignature and neither keyCertSign nor cRLSign",
-        )
-    # Section 4.4 says SHOULD, but SPIRE, Istio and step-ca all issue with both purposes, and a certificate without
-    # this extension is good for anything: it is required.
-    purposes = leaf.extension(x509.ExtendedKeyUsage)
-    if purposes is None or _PURPOSES[usage] not in purposes:
-        raise WrongExtendedKeyUsage(
-            f"peer certificate is not for a TLS {usage}", got=agent_id, expected=f"{usage}Auth in extendedKeyUsage"
-        )
-    # RFC 5280 section 4.2.1.10: only a CA certificate has name constraints. OpenSSL accepts them here.
-    if leaf.extension(x509.NameConstraints) is not None:
-        raise NameConstraintViolated("peer certificate has name constraints", got=agent_id, expected="none in a leaf")
-    unknown = _unknown_critical(leaf)
-    if unknown:
-        raise NotAnAgentCertificate("peer certificate has an unknown critical extension", got=unknown, expected="none")
+    if not key_usage.digital_signature:
+        raise WrongKeyUsage("peer certificate has the wrong keyUsage", got=agent_id, expected="digitalSignature")
     return agent_id
 
 
-def _path(presented: list[Certificate], roots: tuple[crypto.X509, ...], now: datetime) -> tuple[Certificate, ...]:
-    """Check (4), OpenSSL's part: the path from the leaf to one of the roots, with the root."""
-    try:
-        leaf, *others = (crypto.X509.from_cryptography(certificate.parsed) for certificate in presented)
-        store = crypto.X509Store()  # made for this call: its time must not be another thread's
-        store.set_flags(crypto.X509StoreFlags.X509_STRICT)  # and no partial chains: a path ends at a self-signed root
-        store.set_time(now)
-        for root in roots:
-            store.add_cert(root)
-        verified = crypto.X509StoreContext(store, leaf, others).get_verified_chain()
-    except crypto.X509StoreContextError as error:
-        _drain_errors()
-        _refuse(error, now)
-    except crypto.Error as error:
-        raise MalformedCertificate("certificate cannot be read by OpenSSL", got=error) from None
-    if len(verified) < 2:
-        raise UntrustedChain("peer certificate is its own root", expected="a certificate issued by a CA")
-    by_der = {certificate.der: certificate for certificate in presented}
-    ders = [crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in verified]
-    return tuple(by_der.get(der) or Certificate.read(der) for der in ders)
+def _check_belonging(intermediate: Certificate, trust_domain: str) -> None:
+    """X509-SVID section 3.2: a signing certificate's SPIFFE ID has no path.
 
-
-def _check_authority(certificate: Certificate, trust_domain: str, usage: Usage, *, is_root: bool) -> None:
-    """Check (4), our part, for each CA of the path; OpenSSL has checked that it is one."""
-    unknown = _unknown_critical(certificate)
-    if unknown:
-        raise UntrustedChain("CA certificate has an unknown critical extension", got=unknown, expected="none")
-    # A CA for other purposes issues for other purposes only, as all large implementations have it.
-    purposes = certificate.extension(x509.ExtendedKeyUsage)
-    if purposes is not None and not {_PURPOSES[usage], ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(purposes):
-        raise WrongExtendedKeyUsage(
-            f"CA certificate is not for TLS {usage}s", got=certificate.name, expected=f"{usage}Auth, or no such limit"
-        )
-    # X509-SVID section 3.2: a signing certificate's SPIFFE ID has no path. Ours is also of the very trust domain,
-    # so a CA that another domain cross-signed does not bring its agents along. What a root is for, its bundle says.
-    if not is_root and certificate.uris not in ((), (f"spiffe://{trust_domain}",)):
-        raise UntrustedChain(
-            "intermediate belongs elsewhere", got=", ".join(certificate.uris), expected=f"spiffe://{trust_domain}"
-        )
-
-
-def _check_validity(certificate: Certificate, now: datetime) -> None:
-    clock = f"{now:%Y-%m-%d %H:%M:%S}Z by our clock"
-    if now > certificate.not_after:
-        raise CertificateExpired(
-            "certificate has expired",
-            got=f"{clock}, for {certificate.name}",
-            expected=f"not after {certificate.not_after:%Y-%m-%d %H:%M:%S}Z",
-            do="renew it; if it was renewed, compare the clocks of both sides",
-        )
-    if now < certificate.not_before:
-        raise CertificateNotYetValid(
-            "certificate is not valid yet",
-            got=f"{clock}, for {certificate.name}",
-            expected=f"not before {certificate.not_before:%Y-%m-%d %H:%M:%S}Z",
-            do="compare the clocks of both sides",
-        )
-
-
-def _unknown_critical(certificate: Certificate) -> str:
-    unknown = (e.oid.dotted_string for e in certificate.extensions.values() if e.critical and e.oid not in _UNDERSTOOD)
-    return ", ".join(unknown)
-
-
-def _refuse(error: crypto.X509StoreContextError, now: datetime) -> NoReturn:
-    code, depth, message = error.errors
-    if code in (Codes.ERR_CERT_HAS_EXPIRED, Codes.ERR_CERT_NOT_YET_VALID):
-        _check_validity(Certificate.read(crypto.dump_certificate(crypto.FILETYPE_ASN1, error.certificate)), now)
-    if code in _NAME_CONSTRAINT_CODES:
-        raise NameConstraintViolated(
-            "certificate is outside of what its CA may name", got=message, expected="names that every CA above permits"
-        )
-    raise UntrustedChain(
-        "certificate chain is not trusted",
-        got=f"{message}, at depth {depth}",
-        expected="a path to a root of the leaf's own trust domain",
-    )
-
-
-def _drain_errors() -> None:
-    """Empty this thread's OpenSSL error queue, which a failed verification leaves filled.
-
-    What stays there is reported with the next failure of something else, and up to OpenSSL 3 a TLS operation on
-    another connection takes it for its own failure (SSL_get_error(3)). A failing pyOpenSSL call reads the queue to
-    its end; nothing public does only that.
+    Ours is also of the very trust domain, so a CA that another domain cross-signed does not bring its agents along.
+    What a root is for, its bundle says.
     """
-    with suppress(crypto.Error):
-        crypto.load_certificate(crypto.FILETYPE_ASN1, b"")
+    if intermediate.uris not in ((), (f"spiffe://{trust_domain}",)):
+        raise UntrustedChain(
+            "intermediate belongs elsewhere", got=", ".join(intermediate.uris), expected=f"spiffe://{trust_domain}"
+        )

@@ -28,7 +28,7 @@ NO_REV_AVAIL_VALUE = b"\x05\x00"  # an ASN.1 NULL, and nothing else
 MAX_EXEMPT_VALIDITY = timedelta(hours=24 + 1)
 
 # The critical CRL extensions that are processed here. Delta CRLs, always critical, are not.
-_UNDERSTOOD = (ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NUMBER)
+_UNDERSTOOD = (ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.AUTHORITY_KEY_IDENTIFIER)
 
 
 class RevocationIndex:
@@ -181,13 +181,18 @@ class _Indexed:
     def _unusable(self) -> str:
         if self.crl.next_update_utc is None:
             return "a CRL without nextUpdate"
+        numbered = False
         for extension in self.crl.extensions:
+            numbered = numbered or isinstance(extension.value, x509.CRLNumber)
             if isinstance(extension.value, x509.DeltaCRLIndicator):
                 return "a delta CRL, which lists changes only"
             if extension.critical and extension.oid not in _UNDERSTOOD:
                 return f"a CRL with the unknown critical extension {extension.oid.dotted_string}"
             if isinstance(extension.value, x509.IssuingDistributionPoint):
                 self._scope = extension.value
+        # Section 5.2.3: every CRL has a number, which is not critical.
+        if not numbered:
+            return "a CRL without a number"
         scope = self._scope
         if scope and (scope.indirect_crl or scope.only_some_reasons or scope.only_contains_attribute_certs):
             return "an indirect or partial CRL"

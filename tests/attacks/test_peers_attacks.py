@@ -77,7 +77,7 @@ class Case:
 
 
 def certificate(
-    name: str,
+    name: str | None,
     key: Any,
     extensions: Extensions,
     *,
@@ -85,9 +85,10 @@ def certificate(
     signer: Any,
     algorithm: hashes.HashAlgorithm | None = None,
     lifetime: timedelta = DAY,
+    key_identifiers: bool = True,
 ) -> x509.Certificate:
-    """A certificate with exactly these extensions beside the key identifiers."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    """A certificate with exactly these extensions beside the key identifiers, with this common name or no subject."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -97,8 +98,10 @@ def certificate(
         .not_valid_before(NOW - HOUR)
         .not_valid_after(NOW + lifetime)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
     )
+    if key_identifiers:
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        builder = builder.add_extension(identifier, False)
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     own_hash = isinstance(signer, ed25519.Ed25519PrivateKey)
@@ -116,13 +119,22 @@ def below(
     extensions: Extensions = CA,
     *,
     algorithm: hashes.HashAlgorithm | None = None,
-    names: tuple[x509.GeneralName, ...] = (),
+    names: tuple[x509.GeneralName, ...] = (x509.DNSName("localhost"),),
     key: Any = None,
+    key_identifiers: bool = True,
 ) -> Case:
     """A leaf, with these names beside its SPIFFE ID, below another intermediate, which has these extensions."""
     key = key or ec.generate_private_key(ec.SECP256R1())
-    issuer = certificate("ca", key, extensions, issuer=HERE.root, signer=HERE.root_key, algorithm=algorithm)
-    sans = [spiffe("spiffe://fleet.example/billing"), x509.DNSName("localhost"), *names]
+    issuer = certificate(
+        "ca",
+        key,
+        extensions,
+        issuer=HERE.root,
+        signer=HERE.root_key,
+        algorithm=algorithm,
+        key_identifiers=key_identifiers,
+    )
+    sans = [spiffe("spiffe://fleet.example/billing"), *names]
     agent: Extensions = [
         (x509.SubjectAlternativeName(sans), False),
         (_usage(digital_signature=True), True),
@@ -237,13 +249,102 @@ def doubly_constrained() -> Case:
     return Case(chain=[made.chain_der[0], der(lower), der(upper)], bundles=TrustBundles.of(bundle))
 
 
-def with_critical_policies_in_root() -> Case:
+def named(name: x509.GeneralName) -> Case:
+    return leaf(sans=[spiffe("spiffe://fleet.example/billing"), name])
+
+
+def mailbox(text: str) -> x509.RFC822Name:
+    return x509.RFC822Name._init_without_validation(text)
+
+
+def leaf_by_serial_number() -> Case:
     key = ec.generate_private_key(ec.SECP256R1())
-    policies = x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None)
-    root = certificate("root", key, [*CA, (policies, True)], signer=key)
+    names = x509.SubjectAlternativeName([spiffe("spiffe://fleet.example/billing")])
+    issuer = HERE.intermediate
+    agent: Extensions = [
+        (names, False),
+        (_usage(digital_signature=True), True),
+        (x509.ExtendedKeyUsage([CLIENT_AUTH]), False),
+        (x509.AuthorityKeyIdentifier(None, [x509.DirectoryName(issuer.issuer)], issuer.serial_number), False),
+    ]
+    made = certificate("agent", key, agent, issuer=issuer, signer=HERE.key, key_identifiers=False)
+    return Case(chain=[der(made), INTERMEDIATE])
+
+
+def below_root(extensions: Extensions) -> Case:
+    """A leaf that a root with these extensions has issued."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    root = certificate("root", key, extensions, signer=key)
     made = HERE.leaf(issuer=root, issuer_key=key)
     bundle = TrustBundle(trust_domain="fleet.example", roots=(root,))
     return Case(chain=[made.chain_der[0]], bundles=TrustBundles.of(bundle))
+
+
+def without_subject(*, critical: bool) -> Case:
+    """A leaf as cert-manager makes it: nothing but its names says whose it is."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([spiffe("spiffe://fleet.example/billing")])
+    agent: Extensions = [
+        (names, critical),
+        (_usage(digital_signature=True), True),
+        (x509.ExtendedKeyUsage([CLIENT_AUTH]), False),
+    ]
+    made = certificate(None, key, agent, issuer=HERE.intermediate, signer=HERE.key)
+    return Case(chain=[der(made), INTERMEDIATE])
+
+
+def in_version_1() -> Case:
+    """The valid leaf, but for its version and what only version 3 has."""
+    with pytest.deprecated_call():  # `cryptography` makes version 3 only
+        made = crypto.X509()
+        made.set_version(0)
+        made.set_serial_number(1)
+        made.set_issuer(crypto.X509.from_cryptography(HERE.intermediate).get_subject())
+        made.set_notBefore(b"20260101000000Z")
+        made.set_notAfter(b"20360101000000Z")
+        made.set_pubkey(crypto.PKey.from_cryptography_key(VALID.private_key))
+        made.sign(crypto.PKey.from_cryptography_key(HERE.key), "sha256")
+    return Case(chain=[crypto.dump_certificate(crypto.FILETYPE_ASN1, made), INTERMEDIATE])
+
+
+def authorities(count: int, name: str, signer: Any) -> list[tuple[Any, x509.Certificate]]:
+    """CAs of one name with a key each, all signed by the same key and issued in that very name."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(count)]
+    extensions: Extensions = [(x509.BasicConstraints(True, None), True), CA[1]]
+    return [(key, certificate(name, key, extensions, signer=signer, key_identifiers=False)) for key in keys]
+
+
+def no_way_out() -> Case:
+    made = authorities(7, "ca", ec.generate_private_key(ec.SECP256R1()))
+    key, issuer = made[0]
+    return Case(chain=[HERE.leaf(issuer=issuer, issuer_key=key).chain_der[0], *(der(c) for _, c in made)])
+
+
+def many_ways_out() -> Case:
+    made = authorities(7, "fleet.example root", ec.generate_private_key(ec.SECP256R1()))
+    key, issuer = made[0]
+    return Case(chain=[HERE.leaf(issuer=issuer, issuer_key=key).chain_der[0], *(der(c) for _, c in made)])
+
+
+def crossed(*, first: str) -> Case:
+    """The intermediate has a certificate of the old and one of the new root, as while roots are replaced.
+
+    Only the old root is trusted here. The path by the new one ends nowhere, whichever certificate comes first.
+    """
+    new_key = ec.generate_private_key(ec.SECP256R1())
+    new = certificate("fleet.example root", new_key, [(x509.BasicConstraints(True, None), True), CA[1]], signer=new_key)
+    name = "fleet.example intermediate"
+    by_new = certificate(name, HERE.key, CA, issuer=new, signer=new_key)
+    by_old = certificate(name, HERE.key, CA, issuer=HERE.root, signer=HERE.root_key)
+    others = [by_new, by_old] if first == "new" else [by_old, by_new]
+    return Case(chain=[LEAF, *map(der, others)])
+
+
+def beside_one_that_fails(extensions: Extensions) -> Case:
+    """Two certificates of one intermediate, the first of which may not be used."""
+    name = "fleet.example intermediate"
+    bad = certificate(name, HERE.key, extensions, issuer=HERE.root, signer=HERE.root_key)
+    return Case(chain=[LEAF, der(bad), INTERMEDIATE])
 
 
 def exempt(*extra: tuple[x509.ExtensionType, bool], revoked: bool = False, **changes: Any) -> Case:
@@ -272,6 +373,12 @@ def exempt_intermediate() -> Case:
     return Case(chain=[made.chain_der[0], der(issuer)], crls=RevocationLists.of([HERE.crl(issuer, key, [])]))
 
 
+HOST = (x509.DNSName("billing.fleet.example"),)
+WILDCARD = (x509.DNSName("*.FLEET.example"),)
+BY_SERIAL_NUMBER = (
+    x509.AuthorityKeyIdentifier(None, [x509.DirectoryName(HERE.root.subject)], HERE.root.serial_number),
+    False,
+)
 EC_PUBLIC_KEY = bytes.fromhex("2a8648ce3d0201")  # 1.2.840.10045.2.1
 VERSION = bytes.fromhex("a003020102")  # [0] INTEGER 2, which is v3
 EMPTY_NAME_CONSTRAINTS: Extensions = [
@@ -312,7 +419,26 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
         lambda: Case(chain=[LEAF.replace(b"\x0c\x05agent", b"\x1a\x05agent"), INTERMEDIATE]),
         MalformedCertificate,
     ),
+    "version 1": (in_version_1, MalformedCertificate),
     # (2) the leaf
+    "no subject, and names that are not critical": (lambda: without_subject(critical=False), MalformedCertificate),
+    "a DNS name with an underscore": (lambda: named(x509.DNSName("a_b.example")), MalformedCertificate),
+    "a DNS name that begins with a dot": (lambda: named(x509.DNSName(".fleet.example")), MalformedCertificate),
+    "a DNS name that ends with a dot": (lambda: named(x509.DNSName("fleet.example.")), MalformedCertificate),
+    "a DNS name that begins with a hyphen": (lambda: named(x509.DNSName("-a.example")), MalformedCertificate),
+    "a DNS name with an empty label": (lambda: named(x509.DNSName("a..example")), MalformedCertificate),
+    "a DNS name with a long label": (lambda: named(x509.DNSName("a" * 64 + ".example")), MalformedCertificate),
+    "a DNS name of 254 characters": (lambda: named(x509.DNSName("a." * 126 + "ab")), MalformedCertificate),
+    "a DNS name that is an address": (lambda: named(x509.DNSName("127.0.0.1")), MalformedCertificate),
+    "an empty DNS name": (lambda: named(x509.DNSName("")), MalformedCertificate),
+    "a wildcard alone": (lambda: named(x509.DNSName("*")), MalformedCertificate),
+    "a wildcard in the middle": (lambda: named(x509.DNSName("a.*.example")), MalformedCertificate),
+    "a wildcard of two labels": (lambda: named(x509.DNSName("*.*.example")), MalformedCertificate),
+    "part of a label as a wildcard": (lambda: named(x509.DNSName("a*.example")), MalformedCertificate),
+    "an e-mail name with two @": (lambda: named(mailbox("a@b@fleet.example")), MalformedCertificate),
+    "an e-mail name without @": (lambda: named(mailbox("fleet.example")), MalformedCertificate),
+    "an e-mail name without host": (lambda: named(mailbox("a@")), MalformedCertificate),
+    "a key identifier of the issuer that is none": (leaf_by_serial_number, MalformedCertificate),
     "no SAN": (lambda: leaf(sans=None), NoSpiffeID),
     "DNS names only": (lambda: leaf(sans=[x509.DNSName("billing.fleet.example")]), NoSpiffeID),
     "two SPIFFE IDs": (
@@ -427,6 +553,10 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
     ),
     "intermediate without keyUsage": (lambda: below(CA[:1]), UntrustedChain),
     "intermediate without keyCertSign": (lambda: below([CA[0], (_usage(crl_sign=True), True)]), UntrustedChain),
+    "RSA of 2050 bits in the intermediate": (
+        lambda: below(key=rsa.generate_private_key(65537, 2050)),
+        WeakKey,
+    ),
     "intermediate for e-mail": (
         lambda: below([*CA, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)]),
         WrongExtendedKeyUsage,
@@ -448,7 +578,12 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
         lambda: below([*CA, (x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None), True)]),
         UntrustedChain,
     ),
-    "critical policies in the root": (with_critical_policies_in_root, UntrustedChain),
+    "critical policies in the root": (
+        lambda: below_root(
+            [*CA, (x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None), True)]
+        ),
+        UntrustedChain,
+    ),
     "a name outside of the CA's constraint": (lambda: constrained("other.example"), NameConstraintViolated),
     "a host for a constraint on its subdomains": (lambda: constrained(".fleet.example"), NameConstraintViolated),
     "a constraint two CAs up": (doubly_constrained, NameConstraintViolated),
@@ -468,6 +603,48 @@ ATTACKS: dict[str, tuple[Callable[[], Case], type[PeerError]]] = {
         NameConstraintViolated,
     ),
     "empty name constraints": (lambda: below([*CA, *EMPTY_NAME_CONSTRAINTS]), MalformedCertificate),
+    "name constraints that are not critical": (
+        lambda: below([*CA, (x509.NameConstraints([x509.DNSName("localhost")], None), False)]),
+        UntrustedChain,
+    ),
+    "a constraint on DNS names that begins with a dot": (
+        lambda: below([*CA, (x509.NameConstraints([x509.DNSName(".fleet.example")], None), True)], names=HOST),
+        UntrustedChain,
+    ),
+    "an excluded name that is none": (
+        lambda: below([*CA, (x509.NameConstraints(None, [x509.DNSName("a..example")]), True)]),
+        UntrustedChain,
+    ),
+    "a wildcard over a name that is excluded": (
+        lambda: below([*CA, (x509.NameConstraints(None, [x509.DNSName("Bank.fleet.example")]), True)], names=WILDCARD),
+        NameConstraintViolated,
+    ),
+    "policies in the intermediate that are not critical": (
+        lambda: below([*CA, (x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None), False)]),
+        UntrustedChain,
+    ),
+    "inhibitAnyPolicy that is not critical": (
+        lambda: below([*CA, (x509.InhibitAnyPolicy(0), False)]),
+        UntrustedChain,
+    ),
+    "basicConstraints of the intermediate not critical": (
+        lambda: below([(x509.BasicConstraints(True, 0), False), CA[1]]),
+        UntrustedChain,
+    ),
+    "basicConstraints of the root not critical": (
+        lambda: below_root([(x509.BasicConstraints(True, None), False), CA[1]]),
+        UntrustedChain,
+    ),
+    "an intermediate that names its issuer by serial number": (
+        lambda: below([*CA, BY_SERIAL_NUMBER], key_identifiers=False),
+        MalformedCertificate,
+    ),
+    "an intermediate with a malformed DNS name": (
+        lambda: below([*CA, (x509.SubjectAlternativeName([x509.DNSName("a..example")]), False)]),
+        MalformedCertificate,
+    ),
+    "seven CAs of one name, and none of them a root's": (no_way_out, UntrustedChain),
+    "seven CAs of one name, and all of them a root's by name": (many_ways_out, UntrustedChain),
     "leaf expired": (lambda: leaf(not_before=NOW - DAY, not_after=NOW - HOUR), CertificateExpired),
     "leaf expired half a second ago": (
         lambda: Case(chain=HERE.leaf(not_after=NOW).chain_der, now=NOW + timedelta(milliseconds=500)),
@@ -580,6 +757,29 @@ ACCEPTED: dict[str, Callable[[], Case]] = {
     "an Ed25519 CA": lambda: below(key=ed25519.Ed25519PrivateKey.generate()),
     "an RSA CA": lambda: below(key=rsa.generate_private_key(65537, 2048)),
     "a name inside of the constraint": lambda: constrained("fleet.example"),
+    "a wildcard beside a name that is excluded": lambda: below(
+        [*CA, (x509.NameConstraints(None, [x509.DNSName("bank.other.example")]), True)], names=WILDCARD
+    ),
+    "a wildcard, and a constraint on URIs": lambda: below(
+        [*CA, (x509.NameConstraints(None, [spiffe("bank.fleet.example")]), True)], names=WILDCARD
+    ),
+    "a DNS constraint on every name": lambda: below(
+        [*CA, (x509.NameConstraints([x509.DNSName("")], None), True)], names=HOST
+    ),
+    "an e-mail name": lambda: named(x509.RFC822Name("a.b+c@fleet.example")),
+    "a DNS name of 253 characters": lambda: named(x509.DNSName("a." * 126 + "b")),
+    "no subject": lambda: without_subject(critical=True),
+    "an intermediate of two roots, the foreign one first": lambda: crossed(first="new"),
+    "an intermediate of two roots, the trusted one first": lambda: crossed(first="old"),
+    "an intermediate for e-mail beside one for TLS": lambda: beside_one_that_fails(
+        [*CA, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)]
+    ),
+    "an intermediate for other names beside one for ours": lambda: beside_one_that_fails(
+        [*CA, (x509.NameConstraints([spiffe("other.example")], None), True)]
+    ),
+    "a CA that is none beside one that is": lambda: beside_one_that_fails(
+        [(x509.BasicConstraints(False, None), True), CA[1]]
+    ),
     "the last second": lambda: Case(now=VALID.certificate.not_valid_after_utc),
     "the first second": lambda: Case(now=VALID.certificate.not_valid_before_utc),
     "CRLs that do not list it": lambda: Case(crls=HERE.crls(HERE.leaf())),

@@ -16,6 +16,7 @@ MODULES = (
     "revocation",
     "gate",
     "pki",
+    "pki_revocation",
     "transports",
 )
 

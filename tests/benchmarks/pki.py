@@ -26,6 +26,7 @@ from tests.forge import Forge
 
 AGENT = "spiffe://fleet.example/billing"
 ISSUED = 2_000
+ENROLLED = 500
 OPENSSL_ISSUED = 40
 THREADS = 32  # callers that wait at the same time, as those of a service do; their commits are grouped
 
@@ -36,13 +37,14 @@ def rows() -> list[Row]:
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
     csr = request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
     with tempfile.TemporaryDirectory() as folder:
-        one, many = _ours(Path(folder) / "ca", csr)
+        one, many, enrolled = _ours(Path(folder) / "ca", csr)
     limit = _cryptography(key)
     goal = Row(name=f"issue, {THREADS} callers", ours=many, peer_name="the goal", peer=1 / 2_000, goal="<= 1x")
     result = [
         goal,
         Row(name=f"issue, {THREADS} callers", ours=many, peer_name="raw verify + sign", peer=limit, goal="-"),
         Row(name="issue, one caller", ours=one, peer_name="raw verify + sign", peer=limit, goal="-"),
+        Row(name=f"enrol, {THREADS} callers", ours=enrolled, peer_name="the goal", peer=1 / 300, goal="<= 1x"),
     ]
     if openssl := shutil.which("openssl"):
         with tempfile.TemporaryDirectory() as folder:
@@ -53,20 +55,24 @@ def rows() -> list[Row]:
     return result
 
 
-def _ours(folder: Path, csr: bytes) -> tuple[float, float]:
-    """Seconds for a certificate: issued one after the other, and by many callers."""
+def _ours(folder: Path, csr: bytes) -> tuple[float, float, float]:
+    """Seconds for a certificate: issued one after the other, by many callers, and by many with a token each."""
     with CertificateAuthority.create(folder, trust_domain="fleet.example", password="benchmark") as ca:
         alone = ISSUED // 10
         start = time.perf_counter()
         for _ in range(alone):
             ca.issue(csr, AGENT)
         one = (time.perf_counter() - start) / alone
+        tokens = [ca.create_token(AGENT).text for _ in range(ENROLLED)]
         with ThreadPoolExecutor(THREADS) as pool:
             start = time.perf_counter()
             list(pool.map(lambda _: ca.issue(csr, AGENT), range(ISSUED)))
             many = (time.perf_counter() - start) / ISSUED
-        assert len(ca.certificates(agent_id=None)) >= alone + ISSUED
-    return one, many
+            start = time.perf_counter()
+            list(pool.map(lambda token: ca.enrol(csr, token), tokens))
+            enrolled = (time.perf_counter() - start) / ENROLLED
+        assert len(ca.certificates(kind="agent")) == alone + ISSUED + ENROLLED
+    return one, many, enrolled
 
 
 def _cryptography(key: Any) -> float:

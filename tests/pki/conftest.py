@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, store
+from pki import CertificateAuthority
+from pki.store import DATABASE_FILE, database
 from trust import private_keys
 
 DOMAIN = "fleet.example"
@@ -63,11 +64,11 @@ def ca(folder: Path, clock: Clock) -> Iterator[CertificateAuthority]:
 @pytest.fixture
 def locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Call it, and somebody else holds the write lock of the folder's database until the test ends."""
-    monkeypatch.setattr(store, "BUSY_TIMEOUT", timedelta(milliseconds=100))
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", timedelta(milliseconds=100))
     connections: list[sqlite3.Connection] = []
 
     def lock() -> None:
-        connection = sqlite3.connect(folder / store.DATABASE_FILE, isolation_level=None)
+        connection = sqlite3.connect(folder / DATABASE_FILE, isolation_level=None)
         connection.execute("BEGIN IMMEDIATE")
         connections.append(connection)
 

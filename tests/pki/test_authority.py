@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pki import CertificateAuthority, PKIError, founding, keys, policy, profiles
+from pki import CertificateAuthority, PKIError, keys, policy, profiles
 from pki.errors import (
     AuthorityDamaged,
     AuthorityMissing,
@@ -33,7 +33,8 @@ from pki.errors import (
     UnknownSerial,
     WrongPassword,
 )
-from pki.store import DATABASE_FILE
+from pki.records import Settings
+from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import needs_openssl, request, uri, verify
 from trust.bundles import RevocationLists, TrustBundles
@@ -45,12 +46,18 @@ from trust.peers import verify_peer
 HOUR = timedelta(hours=1)
 
 
+def of_both(lists: RevocationLists) -> tuple[x509.CertificateRevocationList, x509.CertificateRevocationList]:
+    """The list of the intermediate and that of the root."""
+    of_root, of_intermediate = lists.crls
+    return of_intermediate, of_root
+
+
 def numbers(lists: RevocationLists) -> list[int]:
-    return [c.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for c in lists.crls]
+    return [c.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for c in of_both(lists)]
 
 
 def serials(lists: RevocationLists) -> list[list[int]]:
-    return [[entry.serial_number for entry in crl] for crl in lists.crls]
+    return [[entry.serial_number for entry in crl] for crl in of_both(lists)]
 
 
 def test_issue(ca: CertificateAuthority) -> None:
@@ -180,7 +187,7 @@ def test_revoke(ca: CertificateAuthority, clock: Clock) -> None:
     assert (first.status(NOW), first.revoked_at, first.reason) == ("revoked", NOW, x509.ReasonFlags.key_compromise)
     clock.forward(HOUR)
     assert ca.revoke(issued.serial, x509.ReasonFlags.superseded) == first, "the first revocation stays"
-    (entry,) = ca.crl().crls[0]
+    (entry,) = of_both(ca.crl())[0]
     assert entry.serial_number == issued.serial
     assert entry.extensions.get_extension_for_class(x509.CRLReason).value.reason is x509.ReasonFlags.key_compromise
 
@@ -204,7 +211,7 @@ def test_the_root_and_holds_cannot_be_revoked(ca: CertificateAuthority) -> None:
 
 
 def test_crls_are_signed_by_their_issuers(ca: CertificateAuthority) -> None:
-    of_intermediate, of_root = ca.crl().crls
+    of_intermediate, of_root = of_both(ca.crl())
     assert of_intermediate.issuer == ca.intermediate.subject
     assert of_root.issuer == ca.root.subject
     for crl, issuer in [(of_intermediate, ca.intermediate), (of_root, ca.root)]:
@@ -317,14 +324,24 @@ def test_without_its_password_it_answers_and_revokes_but_signs_nothing(folder: P
             with pytest.raises(PKIError, match="CA is locked") as caught:
                 action()
             assert type(caught.value) is WrongPassword
-        ca.revoke(ca.intermediate.serial_number)
+        signer = ca.revoke(ca.intermediate.serial_number).serial
     with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
-        assert serials(ca.crl()) == [[serial], [ca.intermediate.serial_number]]
+        assert serials(ca.crl()) == [[serial], [signer]]
 
 
-def test_the_roots_key_needs_the_password_too(folder: Path, clock: Clock) -> None:
-    with CertificateAuthority.open(folder, clock=clock) as ca, pytest.raises(WrongPassword):
-        ca._signing_root_key()
+def test_every_key_needs_the_password(folder: Path, clock: Clock) -> None:
+    with CertificateAuthority.open(folder, clock=clock) as ca:
+        for action in (
+            lambda: ca.rotate(kind="intermediate", force=True),
+            lambda: ca.rotate(kind="root", force=True),
+            lambda: ca.request_intermediate(),
+            lambda: ca.service_credentials(),
+            lambda: ca.ledger_head(),
+        ):
+            with pytest.raises(PKIError) as caught:
+                action()
+            assert type(caught.value) is WrongPassword
+        assert len(ca.issuers()) == 2
 
 
 @pytest.mark.parametrize("password", ["", "wrong", PASSWORD + " "])
@@ -347,16 +364,15 @@ def test_no_ca_there(tmp_path: Path) -> None:
 
 
 def test_the_key_of_another_ca_is_refused(folder: Path) -> None:
-    keys.save(keys.generate(), folder / founding.INTERMEDIATE_KEY_FILE, PASSWORD)
-    with pytest.raises(PKIError, match="is the key of another CA") as caught:
+    with sqlite3.connect(folder / DATABASE_FILE) as connection:
+        connection.execute("UPDATE issuers SET key_pem = ?", (keys.write(keys.generate(), PASSWORD),))
+    with pytest.raises(PKIError, match="is not the one in its certificate") as caught:
         CertificateAuthority.open(folder, password=PASSWORD)
     assert type(caught.value) is AuthorityDamaged
 
 
 def test_a_database_without_a_root_is_refused(tmp_path: Path) -> None:
-    from pki.store import Settings, Store
-
-    Store.create(tmp_path, Settings(trust_domain=DOMAIN, crl_base_url=None), [])
+    Store.create(tmp_path, Settings(trust_domain=DOMAIN), [], [], now=NOW)
     with pytest.raises(PKIError, match="no root certificate") as caught:
         CertificateAuthority.open(tmp_path)
     assert type(caught.value) is AuthorityDamaged

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,21 +25,23 @@ def create(target: Path | str, **changes: object) -> CertificateAuthority:
 
 
 def test_what_is_in_the_folder(template: Path) -> None:
-    files = {f.name: stat.S_IMODE(f.stat().st_mode) for f in template.iterdir()}
-    assert files == {"ca.db": 0o600, "root-key.pem": 0o600, "intermediate-key.pem": 0o600}
+    assert listing(template) == [DATABASE_FILE]
+    assert stat.S_IMODE((template / DATABASE_FILE).stat().st_mode) == 0o600
     assert stat.S_IMODE(template.stat().st_mode) == 0o700
 
 
 def test_no_private_key_is_in_the_clear(template: Path) -> None:
-    for file in template.iterdir():
-        assert b"BEGIN PRIVATE KEY" not in file.read_bytes()
-        assert b"BEGIN EC PRIVATE KEY" not in file.read_bytes()
-    secrets = [keys.load(template / n, PASSWORD).private_numbers().private_value.to_bytes(32) for n in KEY_FILES]
-    for file in template.iterdir():
-        assert not any(secret in file.read_bytes() for secret in secrets)
-
-
-KEY_FILES = [founding.ROOT_KEY_FILE, founding.INTERMEDIATE_KEY_FILE]
+    data = (template / DATABASE_FILE).read_bytes()
+    assert b"BEGIN ENCRYPTED PRIVATE KEY" in data
+    assert b"BEGIN PRIVATE KEY" not in data
+    assert b"BEGIN EC PRIVATE KEY" not in data
+    store = Store.open(template)
+    pems = [record.key_pem for record in store.issuers()]
+    store.close()
+    assert len(pems) == 2
+    for pem in pems:
+        assert pem is not None
+        assert keys.read(pem, PASSWORD).private_numbers().private_value.to_bytes(32) not in data
 
 
 def test_parents_are_made_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -73,6 +76,7 @@ def test_whatever_is_there_stays(kind: str, template: Path, tmp_path: Path) -> N
         ({"trust_domain": ""}, IdentityError),
         ({"password": ""}, WrongPassword),
         ({"crl_base_url": "ftp://pki.example"}, PolicyRefused),
+        ({"public_url": "pki.example"}, PolicyRefused),
         ({"trust_domain": ".example", "name_constraint": True}, PolicyRefused),
         ({"trust_domain": "fleet.", "name_constraint": True}, PolicyRefused),
         ({"trust_domain": "fleet..example", "name_constraint": True}, PolicyRefused),
@@ -91,19 +95,21 @@ def test_wrong_arguments_leave_nothing(changes: dict[str, object], expected: typ
 def test_an_interruption_leaves_nothing(
     stage: str, interruption: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = []
     monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
+    real = keys.write
+    written = []
 
-    def save(*arguments: object) -> None:
-        if len(saved) == ("first key", "second key").index(stage):
+    def write(*arguments: Any) -> bytes:
+        if len(written) == ("first key", "second key").index(stage):
             raise interruption
-        saved.append(arguments)
+        written.append(arguments)
+        return real(*arguments)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise interruption
 
     if stage.endswith("key"):
-        monkeypatch.setattr(keys, "save", save)
+        monkeypatch.setattr(keys, "write", write)
     elif stage == "database":
         monkeypatch.setattr(Store, "create", interrupt)
     else:
@@ -136,9 +142,9 @@ def test_somebody_who_was_faster_is_not_replaced(tmp_path: Path, monkeypatch: py
     target = tmp_path / "ca"
     real = Store.create
 
-    def slow(*arguments: object) -> None:
+    def slow(*arguments: Any, **named: Any) -> None:
         target.mkdir()
-        real(*arguments)  # type: ignore[arg-type]
+        real(*arguments, **named)
 
     monkeypatch.setattr(Store, "create", slow)
     monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
@@ -160,7 +166,7 @@ def test_the_folder_of_a_database_url(tmp_path: Path) -> None:
     assert founding.folder_of(str(tmp_path)) == founding.folder_of(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize("url", ["postgresql://ca", "sqlite:///tmp/other.db", "sqlite://ca.db", "file:///ca.db"])
+@pytest.mark.parametrize("url", ["postgresql://ca/db", "sqlite:///tmp/other.db", "sqlite://ca.db", "file:///ca.db"])
 def test_urls_of_no_ca(url: str) -> None:
     with pytest.raises(PKIError) as caught:
         founding.folder_of(url)

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pki import keys, policy, profiles, requests
+from pki.errors import NameRefused, PolicyRefused
 from pki.policy import Approved
-from pki.profiles import Issuer, RevokedSerial
+from pki.profiles import Issuer, RevokedSerial, Urls
+from pki.records import Settings
 from tests.pki.conftest import AGENT, DOMAIN, NOW
 from tests.pki.judges import lint, needs_openssl, request, verify
 from trust.identity import AgentID
@@ -24,6 +26,8 @@ DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
 ROOT_KEY, KEY = keys.generate(), keys.generate()
 AGENT_KEY = keys.generate()
+URLS = Urls.of(Settings(trust_domain=DOMAIN, public_url="http://pki.fleet.example"))
+CRLS_ONLY = Urls(crl_base="http://pki.example")
 
 
 def make_root(now: datetime = NOW) -> Issuer:
@@ -63,17 +67,40 @@ def make_agent(
     *,
     issuer: Issuer = INTERMEDIATE,
     now: datetime = NOW,
-    base: str | None = None,
+    urls: Urls | None = None,
+    shard: int = 0,
     **changes: object,
 ) -> x509.Certificate:
-    builder = profiles.agent(approved(lifetime, **changes), issuer=issuer, serial=1003, now=now, crl_base_url=base)
+    content = approved(lifetime, **changes)
+    builder = profiles.agent(content, issuer=issuer, serial=1003, now=now, urls=urls, shard=shard)
     return keys.sign(builder, KEY)
 
 
 def make_crl(
-    revoked: list[RevokedSerial], issuer: Issuer = INTERMEDIATE, key: ec.EllipticCurvePrivateKey = KEY
+    revoked: list[RevokedSerial],
+    issuer: Issuer = INTERMEDIATE,
+    key: ec.EllipticCurvePrivateKey = KEY,
+    *,
+    number: int = 7,
+    **options: object,
 ) -> x509.CertificateRevocationList:
-    return keys.sign_crl(profiles.revocation_list(revoked, issuer=issuer, number=7, now=NOW), key)
+    builder = profiles.revocation_list(revoked, issuer=issuer, number=number, now=NOW, **options)  # type: ignore[arg-type]
+    return keys.sign_crl(builder, key)
+
+
+def make_delta(revoked: list[RevokedSerial], *, shard: int = 0, base_number: int = 7) -> x509.CertificateRevocationList:
+    builder = profiles.delta_list(
+        revoked, issuer=INTERMEDIATE, number=8, base_number=base_number, now=NOW, urls=URLS, shard=shard
+    )
+    return keys.sign_crl(builder, KEY)
+
+
+def revoked(serial: int, reason: x509.ReasonFlags = x509.ReasonFlags.superseded) -> RevokedSerial:
+    return RevokedSerial(serial=serial, revoked_at=NOW, reason=reason)
+
+
+def make_ocsp_signer(now: datetime = NOW, issuer: Issuer = INTERMEDIATE) -> x509.Certificate:
+    return keys.sign(profiles.ocsp_signer(AGENT_KEY.public_key(), issuer=issuer, serial=1004, now=now), KEY)
 
 
 def ext(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> x509.Extension[x509.ExtensionType]:
@@ -134,6 +161,14 @@ def test_name_constraint_is_a_host_and_critical() -> None:
     assert constraint.value.excluded_subtrees is None
 
 
+@pytest.mark.parametrize("domain", ["fleet_example", ".fleet.example", "10.0.0.1"])
+def test_a_trust_domain_that_is_no_host_cannot_be_a_name_constraint(domain: str) -> None:
+    with pytest.raises(PolicyRefused, match="leave the name constraint out"):
+        profiles.intermediate(
+            trust_domain=domain, public_key=KEY.public_key(), issuer=ROOT, serial=1, now=NOW, name_constraint=True
+        )
+
+
 def test_two_generations_have_different_names() -> None:
     other = keys.generate()
     builder = profiles.root(trust_domain=DOMAIN, public_key=other.public_key(), serial=1, now=NOW)
@@ -172,23 +207,58 @@ def test_agent() -> None:
     assert len(list(leaf.extensions)) == 6
 
 
+def crl_urls(certificate: x509.Certificate) -> list[str]:
+    if not has(certificate, ExtensionOID.CRL_DISTRIBUTION_POINTS):
+        return []
+    points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    return [str(name.value) for point in points for name in point.full_name or ()]
+
+
+def access(certificate: x509.Certificate) -> dict[str, str]:
+    if not has(certificate, ExtensionOID.AUTHORITY_INFORMATION_ACCESS):
+        return {}
+    found = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    return {entry.access_method._name: str(entry.access_location.value) for entry in found}
+
+
+CA = "http://pki.fleet.example"
+ISSUED_BY = {"caIssuers": f"{CA}/ca/{INTERMEDIATE.key_id}.cer"}
+
+
 @pytest.mark.parametrize(
-    ("lifetime", "base", "no_rev_avail", "crl_url"),
+    ("lifetime", "urls", "shard", "crl", "aia"),
     [
-        (HOUR, None, True, False),
-        (HOUR, "http://pki.example", True, False),
-        (HOUR + SECOND, None, False, False),
-        (HOUR + SECOND, "http://pki.example", False, True),
+        (HOUR, None, 0, None, {}),
+        (HOUR, CRLS_ONLY, 0, None, {}),
+        (HOUR, URLS, 3, None, ISSUED_BY),
+        (HOUR + SECOND, None, 0, [], {}),
+        (HOUR + SECOND, CRLS_ONLY, 0, [f"http://pki.example/{INTERMEDIATE.key_id}.crl"], {}),
+        (HOUR + SECOND, CRLS_ONLY, 12, [f"http://pki.example/{INTERMEDIATE.key_id}-12.crl"], {}),
+        (DAY, URLS, 0, [f"{CA}/crl/{INTERMEDIATE.key_id}.crl"], {"OCSP": f"{CA}/ocsp", **ISSUED_BY}),
+        (DAY, URLS, 3, [f"{CA}/crl/{INTERMEDIATE.key_id}-3.crl"], {"OCSP": f"{CA}/ocsp", **ISSUED_BY}),
     ],
 )
-def test_how_revocation_is_asked_for(lifetime: timedelta, base: str | None, no_rev_avail: bool, crl_url: bool) -> None:
-    leaf = make_agent(lifetime, base=base)
-    assert has(leaf, profiles.NO_REV_AVAIL.oid) == no_rev_avail
-    assert has(leaf, ExtensionOID.CRL_DISTRIBUTION_POINTS) == crl_url, "RFC 9608 section 3: never both"
-    if crl_url:
-        points = leaf.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
-        expected = f"http://pki.example/{INTERMEDIATE.key_id}.crl"
-        assert [p.full_name for p in points] == [[x509.UniformResourceIdentifier(expected)]]
+def test_how_revocation_is_asked_for(
+    lifetime: timedelta, urls: Urls | None, shard: int, crl: list[str] | None, aia: dict[str, str]
+) -> None:
+    leaf = make_agent(lifetime, urls=urls, shard=shard)
+    assert has(leaf, profiles.NO_REV_AVAIL.oid) == (crl is None), "RFC 9608 section 3: never both"
+    assert crl_urls(leaf) == (crl or [])
+    assert access(leaf) == aia
+
+
+def test_where_the_revocation_of_an_intermediate_is_asked_for() -> None:
+    intermediate = make_intermediate(ROOT, urls=URLS).certificate
+    assert crl_urls(intermediate) == [f"{CA}/crl/{ROOT.key_id}.crl"]
+    assert access(intermediate) == {"caIssuers": f"{CA}/ca/{ROOT.key_id}.cer"}
+
+
+def test_urls_of_the_settings() -> None:
+    assert Urls.of(Settings(trust_domain=DOMAIN)) == Urls()
+    assert Urls.of(Settings(trust_domain=DOMAIN, crl_base_url="http://lists")) == Urls(crl_base="http://lists")
+    assert Urls.of(Settings(trust_domain=DOMAIN, crl_base_url="http://lists", public_url="http://ca")) == Urls(
+        crl_base="http://lists", ocsp="http://ca/ocsp", issuers="http://ca/ca"
+    )
 
 
 def test_agent_never_outlives_its_issuer() -> None:
@@ -241,7 +311,7 @@ def test_a_signature_is_the_same_each_time() -> None:
 @pytest.mark.parametrize("purpose", ["sslserver", "sslclient"])
 @pytest.mark.parametrize(
     ("options", "lifetime"),
-    [({}, DAY), ({}, HOUR), ({"name_constraint": True, "crl_base_url": "http://pki.example"}, DAY)],
+    [({}, DAY), ({}, HOUR), ({"name_constraint": True, "urls": URLS}, DAY)],
     ids=["default", "short", "constrained"],
 )
 @needs_openssl
@@ -249,7 +319,7 @@ def test_openssl_accepts_the_chain(
     options: dict[str, object], lifetime: timedelta, purpose: str, tmp_path: Path
 ) -> None:
     issuer = make_intermediate(ROOT, **options)
-    leaf = make_agent(lifetime, issuer=issuer, base="http://pki.example")
+    leaf = make_agent(lifetime, issuer=issuer, urls=URLS, dns_names=())
     crls = [make_crl([], issuer), make_crl([], ROOT, ROOT_KEY)]
     chain = [leaf, issuer.certificate]
     for lists in ([], crls):
@@ -260,7 +330,10 @@ def test_openssl_accepts_the_chain(
 @needs_openssl
 def test_openssl_refuses_an_agent_of_another_domain_below_the_name_constraint(tmp_path: Path) -> None:
     issuer = make_intermediate(ROOT, name_constraint=True)
-    leaf = make_agent(issuer=issuer, agent_id=AgentID.parse("spiffe://elsewhere.example/billing"))
+    foreign = AgentID.parse("spiffe://elsewhere.example/billing")
+    with pytest.raises(NameRefused):
+        make_agent(issuer=issuer, agent_id=foreign)
+    leaf = make_agent(issuer=INTERMEDIATE, agent_id=foreign)  # of the same key, and its certificate has no constraint
     result = verify(tmp_path, [leaf, issuer.certificate], ROOT.certificate, purpose="sslclient")
     assert "permitted subtree violation" in result.stderr
 
@@ -279,22 +352,35 @@ def test_openssl_sees_the_revocation(tmp_path: Path) -> None:
     [
         ROOT.certificate,
         INTERMEDIATE.certificate,
-        make_intermediate(ROOT, name_constraint=True, crl_base_url="http://pki.fleet.example/crl").certificate,
+        make_intermediate(ROOT, name_constraint=True, urls=URLS).certificate,
         make_agent(),
         make_agent(HOUR, ip_addresses=(policy.ip_address("127.0.0.1"),)),
-        make_agent(base="http://pki.fleet.example/crl", dns_names=()),
+        make_agent(urls=URLS, dns_names=()),
+        make_agent(urls=URLS, shard=15),
+        make_agent(HOUR, urls=URLS),
+        make_ocsp_signer(),
     ],
-    ids=["root", "intermediate", "constrained", "agent", "short", "with CRL URL"],
+    ids=["root", "intermediate", "constrained", "agent", "short", "with URLs", "of a shard", "short with URLs", "OCSP"],
 )
 def test_pkilint_accepts_the_certificate(certificate: x509.Certificate, tmp_path: Path) -> None:
     assert lint(tmp_path, certificate) == []
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_pkilint_accepts_the_crl(count: int, tmp_path: Path) -> None:
-    reasons = [x509.ReasonFlags.unspecified, x509.ReasonFlags.key_compromise]
-    lines = [RevokedSerial(serial=i + 1, revoked_at=NOW, reason=reasons[i]) for i in range(count)]
-    assert lint(tmp_path, make_crl(lines)) == []
+TWO = [revoked(1, x509.ReasonFlags.unspecified), revoked(2, x509.ReasonFlags.key_compromise)]
+
+
+@pytest.mark.parametrize(
+    "crl",
+    [
+        make_crl([]),
+        make_crl(TWO),
+        make_crl(TWO, urls=URLS),
+        make_crl(TWO, urls=URLS, shard=3, with_delta=True),
+    ],
+    ids=["empty", "two", "of shard 0", "of shard 3 with a delta"],
+)
+def test_pkilint_accepts_the_crl(crl: x509.CertificateRevocationList, tmp_path: Path) -> None:
+    assert lint(tmp_path, crl) == []
 
 
 def test_pkilint_would_object_to_a_bad_profile(tmp_path: Path) -> None:

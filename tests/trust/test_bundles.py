@@ -130,6 +130,12 @@ BAD = {
     "sequence of 5000 digits": '{"keys": [], "spiffe_sequence": ' + "1" * 5000 + "}",
     "refresh hint is null": document(spiffe_refresh_hint=None),
     "too many roots": document(*[entry()] * (MAX_ROOTS + 1)),
+    "sequence beyond 2^53": document(spiffe_sequence=2**53),
+    "a lone surrogate": '{"keys": [], "x": "\\ud800"}',
+    "a lone surrogate, not escaped": '{"keys": [], "x": "\ud800"}',
+    "a byte order mark": "\ufeff" + document(),
+    "something after it": document() + "{}",
+    "a few levels too many": '{"keys": [], "x": ' + "[" * 32 + "]" * 32 + "}",
 }
 
 
@@ -160,6 +166,44 @@ def test_a_bundle_of_no_domain() -> None:
 def test_any_json_is_a_bundle_or_refused(value: object) -> None:
     with contextlib.suppress(BundleError):
         TrustBundle.from_json(json.dumps(value), "fleet.example")
+
+
+# PEM roots, as SPIRE's spiffe-helper and cert-manager write them
+
+
+def pem(*certificates: x509.Certificate) -> str:
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates)
+
+
+def test_roots_from_pem() -> None:
+    text = "# comments and white space are fine\n\n" + pem(FLEET.root, OTHER.root)
+    bundle = TrustBundle.from_pem(text, "fleet.example")
+    assert bundle == TrustBundle(trust_domain="fleet.example", roots=(FLEET.root, OTHER.root))
+    assert TrustBundle.from_pem(text.encode(), "fleet.example") == bundle
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "rubbish",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        pem(FLEET.root)[:-40],
+        pem(FLEET.root, FLEET.root)[:-40],
+        pem(FLEET.root) * (MAX_ROOTS + 1),
+        " " * (MAX_BUNDLE_BYTES + 1),
+    ],
+    ids=["empty", "rubbish", "no certificate", "cut", "the second one cut", "too many", "too large"],
+)
+def test_what_is_no_pem_root(text: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        TrustBundle.from_pem(text, "fleet.example")
+    assert "fleet.example" in str(caught.value)
+
+
+def test_pem_roots_of_no_domain() -> None:
+    with pytest.raises(IdentityError):
+        TrustBundle.from_pem(pem(FLEET.root), "Fleet")
 
 
 # Several bundles

@@ -6,14 +6,17 @@ import json
 import stat
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.forge import Forge
-from trust import cli
+from trust import cli, files
+from trust.bundles import TrustBundles
 from trust.errors import ConfigurationError, WrongPassword
 
 FORGE = Forge()
@@ -100,6 +103,18 @@ USAGE = {
     "two things to serve": (["serve", "a:b", "--authority", "x"], "give either MODULE:APP or --authority"),
     "nobody allowed": (["serve", "a:b", "--credentials", "{agent}"], "nobody may connect"),
     "no issuer": (["serve", "--authority", "x", "--credentials", "{agent}", "--allow", "fleet.example"], "--issuer"),
+    "two bundle maps": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--bundles", "x", "--bundles", "y"],
+        "--bundles: give either one FILE",
+    ),
+    "a domain's bundle twice": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--bundles", "a.b=x", "--bundles", "a.b=y"],
+        "--bundles: give either one FILE",
+    ),
+    "a map and a domain's bundle": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--bundles", "a.b=x", "--bundles", "y"],
+        "--bundles: give either one FILE",
+    ),
     "not an import": (["serve", "nowhere", "--credentials", "{agent}", "--allow", "fleet.example"], "MODULE:APP"),
 }
 
@@ -172,6 +187,57 @@ def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pyt
     (tmp_path / "bundle.json").write_text(FORGE.bundles.to_json())
     assert cli.main(["serve", "a:b", "--credentials", str(tmp_path), "--allow", "fleet.example"]) == 1
     assert "our own certificate would be refused: certificate has expired" in capsys.readouterr().err
+
+
+def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """What `serve` would serve with."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(cli, "serve_app", lambda app, **settings: given.update(settings))
+    monkeypatch.setattr(cli, "_import", lambda target: target)
+    assert cli.main(["serve", "a:b", "--allow", "fleet.example", *arguments]) == 0
+    return given
+
+
+def test_what_is_served_with_follows_its_files(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crls = []
+    for number, crl in enumerate(FORGE.crls().crls):
+        crls.append(agent / f"{number}.crl")
+        crls[-1].write_bytes(crl.public_bytes(Encoding.PEM))
+    given = served(monkeypatch, "--credentials", str(agent), *(a for c in crls for a in ("--crl", str(c))))
+    monkeypatch.setattr(files, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.0)
+    renewed, revoked = FORGE.leaf("/authority"), FORGE.leaf("/revoked")
+    renewed.save(agent)
+    (agent / "bundle.json").write_text(TrustBundles.of(FORGE.bundle, Forge("other.example").bundle).to_json())
+    crls[0].write_bytes(FORGE.crls(revoked).crls[0].public_bytes(Encoding.PEM))
+
+    def follows() -> bool:
+        return (
+            given["source"].current().thumbprint == renewed.thumbprint
+            and set(given["bundles"].current().by_domain) == {"fleet.example", "other.example"}
+            and len(given["crls"].current().crls[0]) == 1
+        )
+
+    deadline = time.monotonic() + 10
+    while not follows():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_files_of_spiffe_helper_are_served_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = FORGE.leaf("/authority"), Forge("other.example")
+    (tmp_path / "svid.pem").write_bytes(ours.chain_pem)
+    (tmp_path / "svid_key.pem").write_bytes(ours.key_pem())
+    (tmp_path / "svid_bundle.pem").write_bytes(FORGE.root.public_bytes(Encoding.PEM))
+    (tmp_path / "other.json").write_text(other.bundle.to_json())
+    given = served(
+        monkeypatch,
+        *("--credentials", str(tmp_path)),
+        *("--bundles", f"fleet.example={tmp_path / 'svid_bundle.pem'}"),
+        *("--bundles", f"other.example={tmp_path / 'other.json'}"),
+    )
+    assert given["source"].current().thumbprint == ours.thumbprint
+    assert given["bundles"].current() == TrustBundles.of(FORGE.bundle, other.bundle)
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

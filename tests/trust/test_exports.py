@@ -6,8 +6,9 @@ import pki
 import trust
 
 TRUST = (
-    "AgentID AuditLog Caller Credentials Gate Live MessageSigner PeerIdentity RemoteKeys RevocationLists TokenSource "
-    "TokenValidator TrustBundle TrustBundles TrustError agent_client all_of any_of client_context exactly members_of "
+    "AgentID AuditLog Caller Credentials FederatedBundles Gate Live MessageSigner Partner PartnerHealth PeerIdentity "
+    "RemoteKeys RevocationLists TokenSource TokenValidator TrustBundle TrustBundles TrustError WatchedBundles "
+    "WatchedCredentials WatchedRevocationLists agent_client all_of any_of client_context exactly members_of "
     "peer_of serve server_context serving unsafe_allow_any_peer uvicorn_config verify_peer"
 )
 

@@ -66,6 +66,7 @@ def crl(
     algorithm: hashes.HashAlgorithm | None = None,
     this_update: datetime = NOW - HOUR,
     next_update: datetime = NOW + HOUR,
+    numbered: bool = True,
 ) -> x509.CertificateRevocationList:
     entries = []
     for serial in serials:
@@ -81,7 +82,10 @@ def crl(
         [],
         entries,  # type: ignore[arg-type]
     )
-    for extension, critical in extensions or []:
+    extensions = extensions or []
+    if numbered and not any(isinstance(extension, x509.CRLNumber) for extension, _ in extensions):
+        extensions = [*extensions, (x509.CRLNumber(1), False)]
+    for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     return builder.sign(key, algorithm or hashes.SHA256())
 
@@ -98,7 +102,7 @@ def unknown_critical(oid: str) -> list[tuple[x509.ExtensionType, bool]]:
 
 
 GOOD = {
-    "no extensions at all": crl(),
+    "no extension but a number": crl(),
     "a number and a key identifier": crl(
         extensions=[
             (x509.CRLNumber(7), False),
@@ -144,6 +148,8 @@ AUTHENTIC: dict[str, tuple[dict[str, Any], str]] = {
         },
         "relative",
     ),
+    "no number": ({"numbered": False}, "without a number"),
+    "a number that is critical": ({"extensions": [(x509.CRLNumber(7), True)]}, "critical extension 2.5.29.20"),
     "an unknown critical extension": (
         {"extensions": unknown_critical("1.2.3.4")},
         "unknown critical extension 1.2.3.4",

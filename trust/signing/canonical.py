@@ -11,9 +11,9 @@ import re
 from json.encoder import encode_basestring
 from typing import Any
 
+from trust import json_text
 from trust.errors import CanonicalizationError
-from trust.signing import json_text
-from trust.signing.json_text import MAX_INTEGER, NotStrictJson
+from trust.json_text import MAX_INTEGER, NotStrictJson
 
 MAX_BYTES = 16 << 20  # of JSON text: a message with a large inline file
 MAX_DEPTH = 128  # of objects and arrays; far beyond any A2A message, far within every parser's stack

@@ -54,6 +54,7 @@ class SignedRequest:
     jti: str
     digest: str  # base64url(SHA-256(jws))
     audience: str
+    signer: str  # thumbprint of the certificate that it was signed by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,8 @@ def sign_request(
         lifetime=lifetime,
         chain=chain,
     )
-    return SignedRequest(jws=jws, jti=jti, digest=envelope.digest(jws), audience=str(audience))
+    digest = envelope.digest(jws)
+    return SignedRequest(jws=jws, jti=jti, digest=digest, audience=str(audience), signer=credentials.thumbprint)
 
 
 def authenticate_request(

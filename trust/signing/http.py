@@ -199,6 +199,16 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
+        signed, response = await self._exchange(request, body)
+        if response.status_code == 401 and _signed_by_another(signed, response):
+            # Our certificate was renewed after the request was signed and before it found a connection. The server
+            # knows the signer by the certificate of the connection, and so refused, as its signed answer says, before
+            # anybody acted on the request: it is signed and sent once more.
+            await response.aclose()
+            _, response = await self._exchange(request, body)
+        return response
+
+    async def _exchange(self, request: httpx.Request, body: bytes) -> tuple[SignedRequest, httpx.Response]:
         # From the raw parts: exactly what goes over the wire.
         url = request.url.scheme.encode() + b"://" + request.url.netloc + request.url.raw_path
         signed = self._signer.sign(
@@ -222,7 +232,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
             content = await self._verified(response, signed)
         finally:
             await response.aclose()
-        return httpx.Response(
+        return signed, httpx.Response(
             response.status_code,
             headers=response.headers,
             stream=httpx.ByteStream(content),
@@ -270,10 +280,19 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
 def _peer(response: httpx.Response) -> PeerIdentity | None:
     """The other end of the connection that the answer came from, where the transport below is one of `trust.tls`."""
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("ssl_object") if stream is not None else None
-    peer = getattr(connection, "peer", None)
+    peer = getattr(_connection(response), "peer", None)
     return peer if isinstance(peer, PeerIdentity) else None
+
+
+def _signed_by_another(signed: SignedRequest, response: httpx.Response) -> bool:
+    """Whether the connection presented another certificate than the one whose key signed the request."""
+    presented = getattr(_connection(response), "presented", None)
+    return isinstance(presented, str) and presented != signed.signer
+
+
+def _connection(response: httpx.Response) -> object:
+    stream = response.extensions.get("network_stream")
+    return stream.get_extra_info("ssl_object") if stream is not None else None
 
 
 def _origin(url: str, *, whole: bool = True) -> str:

@@ -32,8 +32,8 @@ from trust.errors import (
     SignatureTooLarge,
     TypeWrong,
 )
+from trust.json_text import NotStrictJson, parse, write
 from trust.signing import algorithms as signatures
-from trust.signing.json_text import NotStrictJson, parse, write
 
 MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
 MAX_COMPACT_BYTES = 8000  # a token travels in such a line, too, after "Authorization: Bearer "

@@ -28,7 +28,7 @@ from trust.errors import (
     TrustError,
 )
 from trust.identity import PeerIdentity
-from trust.tls.engine import TrustContext, client_context
+from trust.tls.engine import Clock, TrustContext, client_context, wall_clock
 from trust.tls.sslobject import SslObject
 
 MAX_CONNECTIONS = 100  # at once, to all servers
@@ -42,12 +42,17 @@ class AgentTransport(httpx.AsyncHTTPTransport):
 
     The server's SPIFFE ID is verified and passes `authorize` before a byte of a request is sent.
 
+    Args:
+        source, bundles, authorize, crls, clock: as for `client_context`; with None for `source` no certificate is
+            presented.
+
     Attributes:
         context: for `reload()`.
 
     Raises (from requests):
         PeerError: the server's certificate, by the check that refused it.
-        HandshakeRefused: the server refused our certificate; the alert is named when there was one.
+        HandshakeRefused: the server refused our certificate, or that we have none; the alert is named when there was
+            one.
         HandshakeFailed: no TLS 1.3 on the other end.
         ConfigurationError: a URL that is not https.
         httpx.TransportError: the network, as ever.
@@ -55,13 +60,14 @@ class AgentTransport(httpx.AsyncHTTPTransport):
 
     def __init__(
         self,
-        source: CredentialSource,
+        source: CredentialSource | None,
         bundles: BundleSource,
         authorize: Authorizer,
         *,
         crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
+        clock: Clock = wall_clock,
     ) -> None:
-        self.context = client_context(source, bundles, authorize, crls=crls)
+        self.context = client_context(source, bundles, authorize, crls=crls, clock=clock)
         super().__init__(verify=self.context, trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=self.context,
@@ -80,7 +86,7 @@ class AgentTransport(httpx.AsyncHTTPTransport):
 
 
 def transport(
-    source: CredentialSource,
+    source: CredentialSource | None,
     bundles: BundleSource,
     authorize: Authorizer,
     *,
@@ -162,6 +168,7 @@ class _TlsStream(httpcore.AsyncNetworkStream):
         self._tls = context.connection(server_name)
         self._tls.on_distrust = self._cut
         self._early = b""  # decrypted while we were still sending
+        self._retired = False  # httpcore is about to close it
         self._object = SslObject(context, self._tls, ssl.MemoryBIO(), ssl.MemoryBIO())
 
     async def handshake(self) -> None:
@@ -196,6 +203,10 @@ class _TlsStream(httpcore.AsyncNetworkStream):
             await self._receive(timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        # httpcore closes what is stale one after the other, and may have given this one to a request before: that one
+        # takes another connection. Not a byte of it was sent, for connections retire between requests only.
+        if self._retired:
+            raise httpcore.ConnectionNotAvailable
         # In TLS 1.3 the server judges our certificate while we send already. A refusal is looked for all the way
         # through a large request: the reset that follows it would destroy the alert that says why.
         pieces = [buffer] if self._tls.heard else _pieces(buffer)
@@ -239,7 +250,7 @@ class _TlsStream(httpcore.AsyncNetworkStream):
         self._tls.close()
         try:
             # close_notify is sent if it can be sent at once: a dead server must not hold up the client.
-            with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
+            with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException, anyio.BusyResourceError):
                 await self._flush(0.05)
         finally:
             await self._raw.aclose()
@@ -247,8 +258,10 @@ class _TlsStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         if info == "ssl_object":
             return self._object
-        if info == "is_readable" and self._context.stale(self._tls):
-            return True  # httpcore's word for "do not use this idle connection again"
+        if info == "is_readable":
+            # httpcore asks this of an idle connection, and closes those that say yes: there is nothing more to come.
+            self._retired = self._context.stale(self._tls) or bool(self._raw.get_extra_info(info))
+            return self._retired
         return self._raw.get_extra_info(info)
 
     async def _flush(self, timeout: float | None) -> None:  # noqa: ASYNC109

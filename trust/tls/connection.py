@@ -82,18 +82,24 @@ _thread = _Thread()
 class Snapshot:
     """What we present: credentials in an OpenSSL context that nothing changes any more."""
 
-    credentials: Credentials
+    credentials: Credentials | None  # None: a client that presents no certificate
     server_side: bool
     certificate_required: bool
     openssl: SSL.Context = field(repr=False)
 
 
-def snapshot(credentials: Credentials, *, server_side: bool, certificate_required: bool) -> Snapshot:
+def snapshot(credentials: Credentials | None, *, server_side: bool, certificate_required: bool) -> Snapshot:
     """A TLS 1.3 context that presents `credentials`. The key goes from memory to memory, never through a file.
 
+    Args:
+        credentials: None for a client that presents no certificate.
+        certificate_required: whether the other side must present one.
+
     Raises:
-        ConfigurationError: OpenSSL refuses the certificate or the key.
+        ConfigurationError: OpenSSL refuses the certificate or the key, or a server has none.
     """
+    if credentials is None and server_side:
+        raise ConfigurationError("server has no credentials", expected="a certificate and its key")
     context = SSL.Context(SSL.TLS_SERVER_METHOD if server_side else SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
@@ -101,6 +107,16 @@ def snapshot(credentials: Credentials, *, server_side: bool, certificate_require
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
     context.set_verify_depth(MAX_CHAIN)
+    if credentials is not None:
+        _present(context, credentials)
+    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if certificate_required else 0)
+    _lib.SSL_CTX_set_verify(context._context, mode, _verify)
+    if server_side:
+        context.set_alpn_select_callback(_choose_http)
+    return Snapshot(credentials, server_side, certificate_required, context)
+
+
+def _present(context: SSL.Context, credentials: Credentials) -> None:
     try:
         context.use_certificate(credentials.certificate)
         for certificate in credentials.chain[1:]:
@@ -111,11 +127,6 @@ def snapshot(credentials: Credentials, *, server_side: bool, certificate_require
         raise ConfigurationError(
             "TLS refuses the credentials", got=_reason(error), expected="a certificate and its key"
         ) from None
-    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if certificate_required else 0)
-    _lib.SSL_CTX_set_verify(context._context, mode, _verify)
-    if server_side:
-        context.set_alpn_select_callback(_choose_http)
-    return Snapshot(credentials, server_side, certificate_required, context)
 
 
 class Connection:
@@ -132,7 +143,7 @@ class Connection:
             are optional.
         error: why the connection failed; whatever is tried on it afterwards raises it again.
         distrusted: set when the peer lost its trust after the handshake.
-        credentials: what we presented.
+        credentials: what we presented; None for a client that presents no certificate.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
+from trust.sources import Live, Source
 from trust.tls.connection import Connection, Snapshot, as_trust_error, snapshot
 from trust.tls.sslobject import SslObject
 
@@ -37,10 +38,14 @@ ClientCertificates = Literal["required", "optional"]
 # an authorizer that changed its mind by itself, and a revocation list that nobody replaced in time.
 VERDICT_LIFETIME = timedelta(seconds=60)
 
+# Before the end of a server's certificate, or a twentieth of its life: no further request on an old connection. Longer
+# than nearly every answer takes; a new connection then costs a handshake.
+LAST_REQUESTS = timedelta(minutes=5)
+
 logger = logging.getLogger(__name__)
 
 
-def _wall_clock() -> datetime:
+def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
@@ -52,7 +57,7 @@ def server_context(
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
     client_certificates: ClientCertificates = "required",
     on_refused: Refused | None = None,
-    clock: Clock = _wall_clock,
+    clock: Clock = wall_clock,
 ) -> TrustContext:
     """The server's side: every client proves that it is an agent which `authorize` allows, or is refused.
 
@@ -76,18 +81,25 @@ def server_context(
 
 
 def client_context(
-    source: CredentialSource,
+    source: CredentialSource | None,
     bundles: BundleSource,
     authorize: Authorizer,
     *,
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
-    clock: Clock = _wall_clock,
+    clock: Clock = wall_clock,
 ) -> TrustContext:
     """The client's side: the server proves that it is an agent which `authorize` allows, or is refused.
 
     The arguments are those of `server_context`. The host name is sent as SNI and is not compared with anything.
+
+    Args:
+        source: our certificate and key; None to present none. Only a server with `client_certificates="optional"` lets
+            such a client in, and only to what it gives to anybody. The server is verified all the same.
     """
-    return TrustContext(source, bundles, authorize, crls, False, True, None, clock)
+    return TrustContext(_NOBODY if source is None else source, bundles, authorize, crls, False, True, None, clock)
+
+
+_NOBODY: Source[None] = Live(None)  # what a client that presents no certificate has for credentials
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +124,7 @@ class TrustContext(ssl.SSLContext):
 
     def __init__(
         self,
-        source: CredentialSource,
+        source: Source[Credentials | None],
         bundles: BundleSource,
         authorize: Authorizer,
         crls: RevocationSource,
@@ -174,16 +186,17 @@ class TrustContext(ssl.SSLContext):
         )
 
     def stale(self, connection: Connection) -> bool:
-        """Whether a client should not send another request on this connection: trust lost, expired, or renewed.
+        """Whether a client should not send another request on this connection: trust lost, or about to end, or renewed.
 
-        After a renewal our tokens are bound to the new certificate, which this connection does not present.
+        After a renewal our tokens are bound to the new certificate, which this connection does not present. And a
+        server that was renewed shows its new certificate to new connections only: whoever stays with an old one must
+        leave it before its certificate ends, or the answer that is then under way is lost.
         """
         connection.recheck()
-        return (
-            connection.distrusted is not None
-            or connection.peer is None
-            or connection.credentials is not self._source.current()
-        )
+        peer = connection.peer
+        if connection.distrusted is not None or peer is None or connection.credentials is not self._source.current():
+            return True
+        return self.now() > peer.not_after - min(LAST_REQUESTS, (peer.not_after - peer.not_before) / 20)
 
     def now(self) -> datetime:
         return self._clock()
@@ -212,10 +225,10 @@ class TrustContext(ssl.SSLContext):
             bundles, crls = old.bundles if bundles is None else bundles, old.crls if crls is None else crls
             authorize = old.authorize if authorize is None else authorize
             new = _Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
-            source = self._source if source is None else source
-            credentials = source.current()
+            presented = self._source if source is None else source
+            credentials = presented.current()
             present = self._snapshot if self._snapshot.credentials is credentials else self._take(credentials)
-            self._trust, self._snapshot, self._source = new, present, source
+            self._trust, self._snapshot, self._source = new, present, presented
             live = list(self._live)
         # A handshake that is judged from here on is judged by the new trust; one that was judged before shows its
         # peer here, or compares the trust itself when it completes.
@@ -249,7 +262,7 @@ class TrustContext(ssl.SSLContext):
                 self._snapshot = self._take(credentials)
             return self._snapshot
 
-    def _take(self, credentials: Credentials) -> Snapshot:
+    def _take(self, credentials: Credentials | None) -> Snapshot:
         return snapshot(credentials, server_side=self.server_side, certificate_required=self._required)
 
     def _refused(self, error: TrustError, address: Address) -> None:

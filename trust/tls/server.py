@@ -20,7 +20,7 @@ from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
 from trust.errors import ConfigurationError, TrustError
-from trust.identity import PEER_EXTENSION
+from trust.identity import PEER_EXTENSION, PRESENTED_EXTENSION
 from trust.tls.connection import Connection
 from trust.tls.engine import Address, ClientCertificates, Refused, TrustContext, server_context
 from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
@@ -258,12 +258,12 @@ def _identified(protocol: Any) -> Any:
 
 
 def tls_extensions(connection: Connection) -> dict[str, Any]:
-    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls" and our peer."""
+    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls", our peer, what we presented to it."""
     peer = connection.peer
-    cipher = connection.cipher
+    cipher, ours = connection.cipher, connection.credentials
     extensions: dict[str, Any] = {
         "tls": {
-            "server_cert": ssl.DER_cert_to_PEM_cert(connection.credentials.chain_der[0]),
+            "server_cert": ssl.DER_cert_to_PEM_cert(ours.chain_der[0]) if ours else None,
             "client_cert_chain": [ssl.DER_cert_to_PEM_cert(der) for der in peer.chain] if peer else [],
             "client_cert_name": _name(peer.chain[0]) if peer else None,
             "client_cert_error": None,  # a client certificate with an error ends the handshake
@@ -273,6 +273,8 @@ def tls_extensions(connection: Connection) -> dict[str, Any]:
     }
     if peer is not None:
         extensions[PEER_EXTENSION] = peer
+    if ours is not None:
+        extensions[PRESENTED_EXTENSION] = ours.thumbprint
     return extensions
 
 
@@ -288,6 +290,7 @@ def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> 
             return await _turn_away(scope, send, connection.distrusted)
         present = scope.get("extensions") or {}
         present.pop(PEER_EXTENSION, None)
+        present.pop(PRESENTED_EXTENSION, None)
         scope["extensions"] = {**present, **extensions}
         return await app(scope, receive, send)
 

@@ -108,6 +108,12 @@ class SslObject:
         return self.connection.peer
 
     @property
+    def presented(self) -> str | None:
+        """The thumbprint of the certificate that we presented."""
+        credentials = self.connection.credentials
+        return None if credentials is None else credentials.thumbprint
+
+    @property
     def group(self) -> str:
         """The key exchange group, e.g. X25519MLKEM768."""
         return self.connection.group

@@ -14,8 +14,8 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trust import json_text
 from trust.errors import CanonicalizationError
-from trust.signing import json_text
 from trust.signing.canonical import MAX_BYTES, MAX_DEPTH, canonicalize, canonicalize_value
 
 PARSERS = ["orjson for all sizes", "orjson for none", "orjson not installed"]

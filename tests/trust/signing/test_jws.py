@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jwcrypto import jwk as jwcrypto_jwk
 from jwcrypto import jws as jwcrypto_jws
 
+from trust import json_text
 from trust.errors import (
     AlgorithmRefused,
     ConfigurationError,
@@ -26,7 +27,7 @@ from trust.errors import (
     TrustError,
     TypeWrong,
 )
-from trust.signing import algorithms, json_text, jws
+from trust.signing import algorithms, jws
 
 P256 = ec.generate_private_key(ec.SECP256R1())
 P384 = ec.generate_private_key(ec.SECP384R1())

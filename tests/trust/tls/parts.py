@@ -67,7 +67,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def client(credentials: Credentials = AGENT, **options: Any) -> httpx.AsyncClient:
+def client(credentials: Credentials | None = AGENT, **options: Any) -> httpx.AsyncClient:
     arguments = {"bundles": FORGE.bundles, "authorize": SERVERS, **options}
     return httpx.AsyncClient(transport=AgentTransport(credentials, **arguments), trust_env=False)
 

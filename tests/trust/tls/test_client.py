@@ -31,6 +31,7 @@ from tests.trust.tls.parts import (
     run,
     until,
 )
+from trust.agent import agent_client
 from trust.authorize import exactly, unsafe_allow_any_peer
 from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
@@ -126,6 +127,95 @@ def test_our_certificate_is_refused(loop: str, credentials: Credentials, alert: 
                         await agent.post(server.url, content=body)
 
     run(main(), loop)
+
+
+# A client without a certificate
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_client_without_a_certificate_is_let_in_where_certificates_are_optional(loop: str) -> None:
+    async def main() -> None:
+        async with here(client_certificates="optional") as server, client(None) as agent:
+            response = await agent.post(server.url, content=b"question")
+            assert (response.headers["x-peer"], response.content) == ("nobody", b"question")
+            assert peer_of_response(response).agent_id == SERVER.agent_id
+            first = await visitor(agent, server.url)
+            assert await visitor(agent, server.url) == first  # the connection is used again: it is not stale
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_client_without_a_certificate_is_refused_where_one_is_required(loop: str) -> None:
+    told: list[TrustError] = []
+
+    async def main() -> None:
+        async with here(on_refused=lambda e, a: told.append(e)) as server:
+            for body in (b"", b"x" * 1_000_000):
+                async with client(None) as agent:
+                    with pytest.raises(HandshakeRefused, match="alert certificate_required"):
+                        await agent.post(server.url, content=body)
+
+    run(main(), loop)
+    assert [type(error) for error in told] == [NoPeerCertificate] * 2
+
+
+@pytest.mark.parametrize(("case", "credentials", "options", "expected"), BAD_SERVERS, ids=[c[0] for c in BAD_SERVERS])
+def test_a_client_without_a_certificate_refuses_the_same_servers(
+    case: str, credentials: Credentials, options: dict[str, Any], expected: type[TrustError]
+) -> None:
+    asked: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope)
+
+    async def main() -> None:
+        async with (
+            here(app, source=credentials, client_certificates="optional") as server,
+            client(None, **options) as agent,
+        ):
+            with pytest.raises(TrustError) as caught:
+                await agent.post(server.url, content=b"an enrolment token")
+            assert type(caught.value) is expected
+
+    run(main())
+    assert asked == []
+
+
+def test_a_client_without_a_certificate_leaves_a_server_that_lost_its_trust() -> None:
+    crls = Live(FORGE.crls())
+
+    async def main() -> None:
+        async with here(client_certificates="optional") as server, client(None, crls=crls) as agent:
+            await visitor(agent, server.url)
+            crls.replace(FORGE.crls(SERVER))
+            context_of(agent).reload()
+            await until(lambda: not server_connections(server))
+            with pytest.raises(CertificateRevoked):
+                await agent.get(server.url)
+
+    run(main())
+
+
+def test_a_client_that_gets_a_certificate_presents_it_from_then_on() -> None:
+    async def main() -> None:
+        async with here(client_certificates="optional") as server, client(None) as agent:
+            assert (await agent.get(server.url)).headers["x-peer"] == "nobody"
+            context_of(agent).reload(source=AGENT)
+            assert (await agent.get(server.url)).headers["x-peer"] == "/billing"
+
+    run(main())
+
+
+def test_an_agent_client_without_a_certificate() -> None:
+    async def main() -> None:
+        async with (
+            here(client_certificates="optional") as server,
+            agent_client(source=None, bundles=FORGE.bundles, authorize=SERVERS) as agent,
+        ):
+            assert (await agent.get(server.url)).headers["x-peer"] == "nobody"
+
+    run(main())
 
 
 class Scripted:
@@ -399,6 +489,55 @@ def test_a_renewed_certificate_takes_a_new_connection(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_renewals_under_load_fail_no_call(loop: str) -> None:
+    """httpcore closes the connections of the old certificate one by one, some of which have been given to requests."""
+    source = Live(AGENT)
+
+    async def main() -> None:
+        async with here() as server, client(source) as agent:  # type: ignore[arg-type]
+
+            async def call_on() -> None:
+                while not done:
+                    assert (await agent.get(server.url)).headers["x-peer"] == "/billing"
+
+            done = False
+            callers = [asyncio.ensure_future(call_on()) for _ in range(6)]
+            for _ in range(40):
+                await asyncio.sleep(0.03)
+                source.replace(FORGE.leaf())
+            done = True
+            await asyncio.gather(*callers)
+
+    run(main(), loop)
+
+
+def test_a_connection_about_to_be_closed_takes_no_request() -> None:
+    """httpcore has found it stale, and before it closes it a request that was given it before begins: it must go
+    elsewhere, which this error makes httpcore do, and must not be cut off in the middle."""
+    source = Live(AGENT)
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app) as server, client(source) as agent:  # type: ignore[arg-type]
+            await agent.get(server.url)
+            (connection,) = agent._transport._pool.connections  # type: ignore[attr-defined]
+            assert not connection.has_expired()
+            source.replace(FORGE.leaf())
+            assert connection.has_expired()
+            request = httpcore.Request("GET", server.url + "/late", headers={"host": "localhost"})
+            with pytest.raises(httpcore.ConnectionNotAvailable):
+                await connection.handle_async_request(request)
+            await agent.get(server.url + "/next")
+
+    run(main())
+    assert asked == ["/", "/next"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_server_that_lost_its_trust_is_left(loop: str) -> None:
     crls = Live(RevocationLists())
 
@@ -459,7 +598,7 @@ def test_a_connection_does_not_outlive_the_servers_certificate() -> None:
     async def main() -> None:
         end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
         async with here(source=FORGE.leaf("/server", not_after=end)) as server, client() as agent:
-            await visitor(agent, server.url)
+            assert (await agent.get(server.url)).status_code == 200
             await asyncio.sleep((end - datetime.now(UTC)).total_seconds() + 0.05)
             with pytest.raises(CertificateExpired):
                 await agent.get(server.url)

@@ -43,6 +43,7 @@ from trust.errors import (
     WrongExtendedKeyUsage,
     WrongKeyUsage,
 )
+from trust.sources import Live
 from trust.tls import client_context, server_context
 from trust.tls import connection as connection_module
 from trust.tls.connection import Connection
@@ -279,6 +280,11 @@ def test_optional_does_not_mean_any() -> None:
     client.talk(server)
     assert type(server.error) is UntrustedChain and not server.established
     assert client.reason == "tlsv1 alert unknown ca"
+
+
+def test_a_server_always_has_a_certificate() -> None:
+    with pytest.raises(ConfigurationError, match="server has no credentials"):
+        server_context(Live(None), BOTH, ANY)  # type: ignore[arg-type]
 
 
 def test_only_required_or_optional() -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import signal
 import sqlite3
-import stat
 import subprocess
 import sys
 import time
@@ -22,62 +19,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, cli, founding, passwords
+from pki import CertificateAuthority, founding, passwords
+from pki.cli import output
 from pki.store import DATABASE_FILE, Store
+from tests.pki.cli.parts import Answer, Run, mode, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from tests.pki.judges import lint, listing, needs_openssl, openssl, request, uri, verify
-from trust import private_keys
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.identity import thumbprint
-
-Run = Callable[..., "Answer"]
-
-
-class Answer:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        assert (self.code, self.err) == (0, ""), self.err
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in an empty folder, with nobody at the keyboard."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("A2A_PKI_PASSWORD", raising=False)
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-
-    def run(*arguments: object) -> Answer:
-        code = cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def password(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setenv("A2A_PKI_PASSWORD", PASSWORD)
-
-
-def one_line(answer: Answer, code: int = 1) -> str:
-    assert answer.code == code
-    assert answer.out == ""
-    assert answer.err.startswith("a2a-pki: ")
-    assert answer.err.endswith("\n")
-    assert answer.err.count("\n") == 1, "one line, and no traceback"
-    return answer.err
-
-
-def mode(path: Path | str) -> int:
-    return stat.S_IMODE(Path(path).stat().st_mode)
-
 
 # init
 
@@ -527,6 +477,7 @@ def test_a_damaged_database(command: str, damage: str, run: Run, password: None,
     connection = sqlite3.connect(folder / DATABASE_FILE)
     connection.execute(f"UPDATE certificates SET der = {damage}")
     connection.execute(f"UPDATE crls SET der = {damage}")
+    connection.execute(f"UPDATE issuers SET der = {damage}")
     connection.commit()
     connection.close()
     arguments = {"issue": (AGENT, "--replace"), "show": (serial,), "revoke": (serial,)}.get(command, ())
@@ -564,7 +515,7 @@ def test_one_line_for_what_is_refused(
     ("arguments", "message"),
     [
         (("bogus",), "No such command 'bogus'."),
-        (("init",), "Missing argument 'DIR'."),
+        (("init",), "Missing argument 'CA'."),
         (("init", "ca"), "Missing option '--trust-domain'"),
         (("list", "ca", "--bogus"), "No such option: --bogus"),
         (("list", "ca", "more"), "unexpected extra argument"),
@@ -607,7 +558,7 @@ def test_control_c_at_the_password(run: Run, folder: Path, monkeypatch: pytest.M
      (-7200, "2 hours ago"), (86_400 * 3 + 1, "in 3 days"), (86_400 * 365 * 3, "in 3 years")],
 )  # fmt: skip
 def test_times_in_words(seconds: int, words: str) -> None:
-    assert cli._words(cli._now() + timedelta(seconds=seconds)) == words
+    assert output.words(output.now() + timedelta(seconds=seconds)) == words
 
 
 # As a process

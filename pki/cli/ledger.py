@@ -1,0 +1,51 @@
+"""`a2a-pki ledger`: the append-only log of what was issued and revoked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.output import say
+from pki.errors import PKIError
+from trust.credentials import read_bounded
+
+MAX_HEAD_BYTES = 4096  # a tree head is about 400 bytes
+
+ledger = typer.Typer(no_args_is_help=True, help="The append-only log (RFC 9162) of what was issued and revoked.")
+
+
+@ledger.command()
+def head(where: Where, password_file: PasswordFile = None, pin_file: PinFile = None) -> None:
+    """Print the signed head of the log, to be kept elsewhere: whoever has it notices if the past is rewritten."""
+    with unlocked(where, password_file, pin_file) as ca:
+        typer.echo(ca.ledger_head())
+
+
+@ledger.command()
+def verify(
+    where: Where,
+    kept: Annotated[Path | None, typer.Option("--head", metavar="FILE", help="A head that was kept elsewhere.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the log, its signed heads and the database, row by row: exit code 0 only if all agree."""
+    try:
+        text = None if kept is None else read_bounded(kept, MAX_HEAD_BYTES).decode().strip()
+    except UnicodeDecodeError:
+        raise PKIError(f"{kept}", got="other bytes", expected="what `a2a-pki ledger head` printed") from None
+    with opened(where) as ca:
+        report = ca.audit_ledger(text)
+    say(
+        {"size": report.size, "sealed": report.sealed, "problems": list(report.problems)},
+        as_json,
+        *report.problems,
+        f"{report.size:,} entries, {report.sealed:,} of them under a signed head: "
+        + ("all as they were written" if not report.problems else f"{len(report.problems):,} problems"),
+    )
+    if report.problems:
+        raise typer.Exit(1)
+
+
+app.add_typer(ledger, name="ledger")

@@ -1,0 +1,127 @@
+"""What the world gets to see of the CA: revocation lists, the trust bundle, the service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pki.cli import files
+from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.output import iso, now, words
+from pki.errors import PKIError
+from pki.profiles import crl_name
+from trust.bundles import TrustBundles
+from trust.credentials import write_atomically
+
+
+@app.command()
+def crl(
+    where: Where,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write root.crl.pem and intermediate.crl.pem there, and each as the file of --crl-url."
+        ),
+    ] = None,
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the current revocation lists (PEM): of each CA, in shards where it has issued very many certificates."""
+    with unlocked(where, password_file, pin_file) as ca:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            # What certificates and lists point to (RFC 5280 section 4.2.1.13: DER), deltas included.
+            for file_name, der in ca.revocations.published(now()).items():
+                write_atomically(out / file_name, der, mode=0o644)
+        names = {files.key_id(ca.intermediate): "intermediate", files.key_id(ca.root): "root"}
+        lists = sorted(ca.crl().crls, key=lambda item: names.get(crl_name(item).removesuffix(".crl"), "other"))
+    answers: list[dict[str, Any]] = []
+    for item in lists:
+        pem = item.public_bytes(Encoding.PEM)
+        served = crl_name(item)
+        name = names.get(served.removesuffix(".crl"), served.removesuffix(".crl"))
+        file = None if out is None else out / f"{name}.crl.pem"
+        if out is not None and file is not None:
+            write_atomically(file, pem, mode=0o644)
+        ends = item.next_update_utc
+        assert ends is not None  # noqa: S101 - our own lists always have it
+        answers.append(
+            {
+                "issuer": name,
+                "number": item.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number,
+                "this_update": iso(item.last_update_utc),
+                "next_update": iso(ends),
+                "revoked": [f"{entry.serial_number:x}" for entry in item],
+                "file": None if file is None else str(file),
+                "pem": pem.decode(),
+            }
+        )
+        if not as_json and file is None:
+            typer.echo(pem, nl=False)
+        elif not as_json:
+            typer.echo(f"{file}: {len(item)} revoked, expires {words(ends)}")
+    if as_json:
+        typer.echo(json.dumps({"crls": answers}, indent=2))
+
+
+@app.command()
+def bundle(
+    where: Where,
+    spiffe: Annotated[bool, typer.Option(help="Only the SPIFFE bundle document, for a bundle endpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the trust bundle: whoever has it can verify the agents of this CA. It is JSON in any case."""
+    with opened(where) as ca:
+        roots = ca.bundle()
+    typer.echo(roots.to_json() if spiffe else TrustBundles.of(roots).to_json())
+
+
+@app.command()
+def serve(
+    where: Where,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="For enrolment and renewal, over TLS.")] = 8443,
+    http_port: Annotated[
+        int | None,
+        typer.Option(help="For revocation lists, OCSP, CA certificates, health and metrics, over plain HTTP."),
+    ] = None,
+    dns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Host name of this service, for clients that check it; repeatable."),
+    ] = None,
+    web_port: Annotated[
+        int | None, typer.Option(help="For the trust bundle (SPIFFE profile https_web), with --web-certificate.")
+    ] = None,
+    web_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="WebPKI certificate chain of this host, PEM.")
+    ] = None,
+    web_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, PEM.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve.")] = 1,
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+) -> None:
+    """Run the CA as a service: EST enrolment and renewal, OCSP, lists, trust bundle; it rotates by itself."""
+    from pki import service  # brings the web server, which no other command needs
+
+    web = None
+    if (web_certificate is None) != (web_key is None) or (web_port is None) != (web_certificate is None):
+        raise PKIError("https_web endpoint", expected="--web-port, --web-certificate and --web-key together")
+    if web_certificate is not None and web_key is not None:
+        web = (web_certificate, web_key)
+    with unlocked(where, password_file, pin_file) as ca:
+        service.serve(
+            ca,
+            host=host,
+            port=port,
+            http_port=http_port,
+            dns_names=tuple(dns or ()),
+            web_certificate=web,
+            web_port=web_port,
+            workers=workers,
+        )

@@ -1,0 +1,117 @@
+"""The CA's own certificates: rotation, pruning, and the ceremony for a root that is kept offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pki import founding, passwords
+from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.output import iso, now, say, words
+from pki.requests import MAX_REQUEST_BYTES
+from trust.credentials import read_bounded, write_atomically
+
+ceremony = typer.Typer(
+    no_args_is_help=True, help="For a root that is kept offline: request here, sign there, accept here."
+)
+
+
+@app.command()
+def rotate(
+    where: Where,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what will happen, and when.")] = False,
+    kind: Annotated[
+        Literal["root", "intermediate"] | None,
+        typer.Option(help="Do not wait until it is due: begin with a new one of these now."),
+    ] = None,
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the CA's certificates as they age; `serve` does it by itself. Agents notice nothing."""
+    if plan:
+        with opened(where) as ca:
+            steps = ca.plan(now())
+        lines = [f"{iso(step.at)} ({words(step.at)}): {step.says}" for step in steps]
+    else:
+        with unlocked(where, password_file, pin_file) as ca:
+            steps = ca.rotate(now(), kind=kind, force=kind is not None)
+        lines = [step.says for step in steps]
+    say(
+        [{"at": iso(s.at), "action": s.action, "kind": s.kind, "key_id": s.key_id, "says": s.says} for s in steps],
+        as_json,
+        *(lines or ["nothing is due"]),
+    )
+
+
+@app.command()
+def prune(where: Where, as_json: AsJson = False) -> None:
+    """Forget CAs that have retired, with the expired certificates below them, and spent tokens; the ledger stays."""
+    with opened(where) as ca:
+        count = ca.prune(now())
+    say({"pruned": count}, as_json, f"{count:,} rows pruned")
+
+
+@ceremony.command()
+def export(
+    where: Where,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Gets the root: certificate and encrypted key.")],
+    password_file: PasswordFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move the root key out of the CA, into a file to be kept offline; the CA's password opens it."""
+    password = passwords.existing(where, password_file)
+    with unlocked(where, password_file) as ca:
+        founding.export_root(ca, file, password or "")
+    say({"file": str(file)}, as_json, f"The root key is in {file} only: take it off this machine")
+
+
+@ceremony.command()
+def request(
+    where: Where,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Gets the request, to be carried to the root.")],
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the key of the next intermediate, and the request that the root is to sign."""
+    with unlocked(where, password_file, pin_file) as ca:
+        pem = ca.request_intermediate(now())
+    write_atomically(out, pem, mode=0o644)
+    say({"file": str(out)}, as_json, f"{out}: carry it to the root, `a2a-pki ceremony sign`")
+
+
+@ceremony.command()
+def sign(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Written by `init --offline-root` or `export`.")],
+    csr: Annotated[Path, typer.Argument(metavar="REQUEST")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Gets what `accept` takes in.")],
+    password_file: PasswordFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign the next intermediate, on the machine that holds the root and nothing else."""
+    password = passwords.existing(str(root), password_file) or ""
+    pem = founding.sign_intermediate(root, password, read_bounded(csr, MAX_REQUEST_BYTES), now=now())
+    write_atomically(out, pem, mode=0o644)
+    say({"file": str(out)}, as_json, f"{out}: carry it back, `a2a-pki ceremony accept`")
+
+
+@ceremony.command()
+def accept(
+    where: Where,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Written by `a2a-pki ceremony sign`.")],
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in the intermediate that the root has signed; it becomes active by the plan, or with `rotate`."""
+    with unlocked(where, password_file, pin_file) as ca:
+        ca.accept_intermediate(read_bounded(file))
+        steps = ca.plan(now())
+    following = [f"{iso(s.at)} ({words(s.at)}): {s.says}" for s in steps[:1]]
+    say({"accepted": True}, as_json, "intermediate taken in", *following)
+
+
+app.add_typer(ceremony, name="ceremony")

@@ -1,0 +1,139 @@
+"""Is the CA well? Each answer is one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+from cryptography import x509
+
+from pki import profiles
+from pki.errors import PKIError, UnknownName
+from pki.profiles import BACKDATE, RevokedSerial
+from pki.records import IssuerRecord, State
+from pki.revocation import Revocations
+from pki.rotation import Action, Step, newest
+from pki.store import Store
+
+# What is due is done by a service within minutes; a person, who holds a ceremony, has more time.
+STEP_GRACE = timedelta(hours=1)
+CEREMONY_GRACE = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """One question, and its answer in words."""
+
+    name: str  # "clock", "store", "intermediate", "root", "revocation lists" or "ledger"
+    ok: bool
+    says: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedList:
+    """A revocation list, in a few words."""
+
+    file_name: str  # the last part of its URL
+    issuer: str  # key id of the CA that signed it
+    this_update: datetime
+    next_update: datetime  # verifiers refuse it from then on
+    revoked: int  # how many certificates it names
+
+    @classmethod
+    def of(cls, crl: x509.CertificateRevocationList) -> PublishedList:
+        key = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        return cls(
+            file_name=profiles.crl_name(crl),
+            issuer=(key or b"").hex(),
+            this_update=crl.last_update_utc,
+            next_update=crl.next_update_utc or crl.last_update_utc,
+            revoked=len(crl),
+        )
+
+
+def checks(
+    store: Store, revocations: Revocations, plan: Callable[[], Sequence[Step]], now: datetime
+) -> tuple[HealthCheck, ...]:
+    """Ask everything. Whoever is asked and fails is the answer, and not an error."""
+    return (
+        _asked("clock", lambda: _clock(store, now)),
+        _asked("store", lambda: _store(store)),
+        _asked("intermediate", lambda: _ca("intermediate", plan(), store.issuers(), now)),
+        _asked("root", lambda: _ca("root", plan(), store.issuers(), now)),
+        _asked("revocation lists", lambda: _lists(revocations, now)),
+        _asked("ledger", lambda: _ledger(store)),
+    )
+
+
+def published_lists(store: Store, now: datetime) -> tuple[PublishedList, ...]:
+    """The revocation lists as they are stored; one that has to be made is left out."""
+    found = []
+    for issuer in store.issuers():
+        for shard in store.shards(issuer.key_id, now):
+            with suppress(UnknownName):
+                crl = store.crl(issuer.key_id, shard, now=now, fresh=lambda _: True, make=_not_made)
+                found.append(PublishedList.of(crl))
+    return tuple(found)
+
+
+def _not_made(_number: int, _revoked: list[RevokedSerial]) -> NoReturn:
+    raise UnknownName("revocation list", got="none that is up to date", expected="one")
+
+
+def _asked(name: str, question: Callable[[], HealthCheck]) -> HealthCheck:
+    try:
+        return question()
+    except PKIError as error:
+        return HealthCheck(name=name, ok=False, says=str(error))
+
+
+def _clock(store: Store, now: datetime) -> HealthCheck:
+    """A clock that is behind what this CA has written before is wrong, or was."""
+    head = store.head()
+    latest = now if head is None else head.time
+    if latest - now > BACKDATE:
+        return HealthCheck(
+            name="clock",
+            ok=False,
+            says=f"it is {_time(now)}, but this CA has written something at {_time(latest)}; set the clock",
+        )
+    return HealthCheck(name="clock", ok=True, says=f"it is {_time(now)}")
+
+
+def _store(store: Store) -> HealthCheck:
+    store.check()
+    return HealthCheck(name="store", ok=True, says="writes reach the disk and are read back")
+
+
+def _ca(kind: str, plan: Sequence[Step], issuers: Sequence[IssuerRecord], now: datetime) -> HealthCheck:
+    active = newest(issuers, kind, State.ACTIVE)
+    if active is None:
+        return HealthCheck(name=kind, ok=False, says=f"no {kind} is active; run `a2a-pki rotate`")
+    if not active.not_before <= now < active.not_after:
+        says = f"valid from {_time(active.not_before)} to {_time(active.not_after)}, and it is {_time(now)}"
+        return HealthCheck(name=kind, ok=False, says=says)
+    for step in plan:
+        grace = CEREMONY_GRACE if step.action is Action.CEREMONY else STEP_GRACE
+        if step.kind == kind and step.action is not Action.PRUNE and step.at + grace < now:
+            return HealthCheck(name=kind, ok=False, says=f"overdue since {_time(step.at)}: {step.says}")
+    return HealthCheck(name=kind, ok=True, says=f"active until {_time(active.not_after)}")
+
+
+def _lists(revocations: Revocations, now: datetime) -> HealthCheck:
+    count = len(revocations.lists(now).crls)
+    return HealthCheck(name="revocation lists", ok=True, says=f"{count} current")
+
+
+def _ledger(store: Store) -> HealthCheck:
+    head = store.sealed_head()
+    if head is None or head.jws is None:
+        size = 0 if head is None else head.size
+        return HealthCheck(name="ledger", ok=False, says=f"the head of its {size} entries is not signed")
+    return HealthCheck(name="ledger", ok=True, says=f"{head.size} entries, signed at {_time(head.time)}")
+
+
+def _time(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,428 @@
+"""Does the CA's database still say what was written? Every row of it against the ledger, and the ledger against itself.
+
+What is found, and named:
+
+    (1) an entry of the ledger that was altered, removed or inserted: its hash, its position, its text
+    (2) a ledger that was rewritten consistently, entry and hash: at the first signed head that does not agree, so
+        between that head and the one before
+    (3) a signed head that this CA did not sign, or that is not about this ledger
+    (4) a ledger that is shorter, or another one, than a head that was kept elsewhere says; only this finds what
+        somebody did who holds the CA's key
+    (5) a certificate whose row is not the one its entry was made of, has no entry, or is gone and was not pruned
+    (6) a certificate that its CA did not sign, or whose row says something else than the certificate
+    (7) a revocation, a ban, a CA or a policy that differs from the last entry about it
+
+What is written while the audit runs is not mistaken for damage: the ledger is read before the tables and its new end
+after them, and the tables may be as any entry of that end says. Memory stays small at any size: what has to be compared
+waits in a temporary SQLite database on disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from pki.errors import AuthorityDamaged, LedgerDamaged
+from pki.ledger import (
+    Entry,
+    Frontier,
+    Head,
+    claimed_head,
+    entry_for_issuer,
+    entry_for_record,
+    head_signer,
+    leaf_hash,
+    policy_digest,
+    verify_head,
+)
+from pki.records import IssuerRecord, LedgerRow, Record, SealedHead, Settings
+from trust.errors import SignatureError
+from trust.identity import thumbprint
+from trust.signing import jws
+
+_KEPT = "tree head kept elsewhere"
+MAX_PROBLEMS = 1000  # of a database that is altogether another one, the rest says nothing new
+NAMED = 3  # of the entries of a rewritten part, so that the line stays readable
+
+
+class Books(Protocol):
+    """What is audited: a `pki.store.Store`, or one moment of it."""
+
+    def settings(self) -> Settings: ...
+    def policy_text(self) -> str | None: ...
+    def issuers(self) -> list[IssuerRecord]: ...
+    def bans(self) -> list[tuple[str, datetime]]: ...
+    def each_record(self) -> Iterator[Record]: ...
+    def ledger_rows(self, start: int = 0) -> Iterator[LedgerRow]: ...
+    def heads(self) -> Iterator[SealedHead]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerReport:
+    """What an audit found. Nothing is wrong exactly when `problems` is empty."""
+
+    size: int  # entries
+    sealed: int  # how many of them a good signed head commits to; what follows could still be rewritten unseen
+    problems: tuple[str, ...]
+
+
+def audit(books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: str | None = None) -> LedgerReport:
+    """Compare everything with everything, as the head of this file lists it.
+
+    Not checked: that `keys` are the CA's, for which the caller must have a root that was kept elsewhere; one-time
+    tokens and revocation lists, which the ledger does not cover.
+
+    Args:
+        keys: the public keys of the CAs by key id. Certificates and heads are verified with these and no others.
+        head: a signed tree head that was kept elsewhere.
+
+    Raises:
+        PKIError: the database cannot be read at all.
+    """
+    with closing(sqlite3.connect("")) as scratch:  # a file without a name, gone when it is closed
+        scratch.executescript(_SCRATCH)
+        return _Audit(books, keys, scratch, head).run()
+
+
+_SCRATCH = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE issued (serial TEXT PRIMARY KEY, position INTEGER, facts BLOB, issuer TEXT, not_after INTEGER);
+CREATE TABLE revoked (serial TEXT PRIMARY KEY, position INTEGER, says TEXT);
+CREATE TABLE row (serial TEXT PRIMARY KEY, facts BLOB, says TEXT, spiffe_id TEXT);
+CREATE TABLE pruned (issuer TEXT, position INTEGER, before INTEGER);
+CREATE TABLE retired (serial TEXT PRIMARY KEY, position INTEGER);
+BEGIN;
+"""
+
+
+class _Audit:
+    def __init__(
+        self, books: Books, keys: Mapping[str, ec.EllipticCurvePublicKey], scratch: sqlite3.Connection, head: str | None
+    ) -> None:
+        self._books = books
+        self._keys = keys
+        self._scratch = scratch
+        self._problems: list[str] = []
+        self._last = "nothing"  # the row that could still be read
+        self._more = 0
+        self._domain = books.settings().trust_domain
+        # The ledger, as far as it has been read, and the next head to compare with it.
+        self._size = 0
+        self._tree = Frontier()
+        self._heads = books.heads()
+        self._head = next(self._heads, None)
+        self._agreed = 0  # size of the last head that agreed
+        self._lost = False  # a rewritten part has been named, and no head has told how the tree should be behind it
+        self._sealed = 0
+        self._known: int | None = None  # the size when the tables were read
+        # What may be the right state of what is kept in few rows: what the last entry from before the tables were read
+        # says, or any later one. And the keys of CAs whose rows have been pruned.
+        self._bans: dict[str, list[object]] = {}
+        self._issuers: dict[str, list[object]] = {}
+        self._policy: dict[str, list[object]] = {}
+        self._declared: dict[str, ec.EllipticCurvePublicKey] = {}
+        self._kept, self._kept_text = self._claimed(head), head
+
+    def run(self) -> LedgerReport:
+        try:
+            self._read_ledger()
+            self._known = self._size
+            self._read_certificates()
+            bans = {spiffe_id: int(since.timestamp()) for spiffe_id, since in self._books.bans()}
+            issuers, policy = self._books.issuers(), self._books.policy_text()
+            self._read_ledger()
+            self._compare_certificates(self._known)
+            self._compare_revocations(self._known)
+            self._compare_state("ban of", self._bans, bans)
+            self._compare_state("CA", self._issuers, {issuer.key_id: self._issuer(issuer) for issuer in issuers})
+            self._compare_state("policy", self._policy, {} if policy is None else {"": policy_digest(policy)})
+            self._check_end()
+            if self._kept_text is not None:  # not before: the ledger knows the keys of CAs that are no more
+                self._verified(self._kept_text, _KEPT)
+        except AuthorityDamaged as error:
+            self._problem(f"the audit ends after {self._last}, because a row cannot be read: {error}")
+        more = [f"and {self._more} more"] if self._more else []
+        return LedgerReport(size=self._size, sealed=self._sealed, problems=(*self._problems, *more))
+
+    def _problem(self, text: str) -> None:
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(text)
+        else:
+            self._more += 1
+
+    def _problem_at(self, position: int, text: str) -> None:
+        """A problem that is named by an entry, which is read again for it, unless nobody will see it."""
+        if len(self._problems) < MAX_PROBLEMS:
+            row = next(self._books.ledger_rows(position))
+            text = f"entry {position} of the ledger ({_says(Entry.decode(row.entry))}): {text}"
+        self._problem(text)
+
+    # The ledger against itself: (1) to (4).
+
+    def _read_ledger(self) -> None:
+        self._pass_heads()
+        for row in self._books.ledger_rows(self._size):
+            if row.position != self._size:
+                self._problem(f"entries {self._size} to {row.position - 1} of the ledger are missing")
+                self._size = row.position
+                self._pass_heads()
+            self._read_entry(row)
+            self._last = f"entry {row.position} of the ledger"
+            self._tree = self._tree.extended([row.leaf])
+            self._size += 1
+            self._pass_heads()
+
+    def _read_entry(self, row: LedgerRow) -> None:
+        try:
+            entry = Entry.decode(row.entry)
+        except LedgerDamaged as error:
+            self._problem(f"entry {row.position} of the ledger: {error}")
+            return
+        if leaf_hash(row.entry) != row.leaf:
+            self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {_says(entry)}")
+        serial, facts = _key(entry.serial), entry.facts
+        match entry.kind:
+            case "issued":
+                values = (serial, row.position, leaf_hash(row.entry), facts["issuer"], facts["not_after"])
+                if not self._insert("issued", values):
+                    self._problem(f"entry {row.position} of the ledger: {_says(entry)}, for the second time")
+            case "revoked":
+                self._insert("revoked", (serial, row.position, f"{int(entry.time.timestamp())} {facts['reason']}"))
+            case "pruned":
+                self._insert("pruned", (facts["issuer"], row.position, facts["before"]))
+            case "retired":
+                self._insert("retired", (serial, row.position))
+                self._note(self._issuers, facts["key_id"], None)
+            case "banned":
+                self._note(self._bans, entry.spiffe_id, int(entry.time.timestamp()))
+            case "unbanned":
+                self._note(self._bans, entry.spiffe_id, None)
+            case "policy":
+                self._note(self._policy, "", facts["sha256"])
+            case "issuer":
+                self._note(self._issuers, facts["key_id"], row.entry)
+                self._declare(facts)
+
+    def _note(self, states: dict[str, list[object]], name: object, state: object) -> None:
+        if self._known is None:
+            states[str(name)] = [state]
+        else:
+            states.setdefault(str(name), [None]).append(state)
+
+    def _declare(self, facts: Mapping[str, str | int]) -> None:
+        with suppress(ValueError, UnsupportedAlgorithm, SignatureError):
+            key = load_der_public_key(jws.decode(str(facts["spki"])))
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                self._declared[str(facts["key_id"])] = key
+
+    def _insert(self, table: str, values: tuple[object, ...]) -> bool:
+        """Whether it was not there."""
+        marks = ", ".join("?" * len(values))
+        return self._scratch.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values).rowcount == 1  # noqa: S608  our own names
+
+    def _pass_heads(self) -> None:
+        """Compare with every head of at most the present size."""
+        while self._head is not None and self._head.size <= self._size:
+            self._check_head(self._head)
+            self._head = next(self._heads, None)
+        if self._kept is not None and self._kept.size == self._size and self._tree.size == self._size:
+            if self._kept.root != self._tree.root():
+                self._problem(
+                    f"the first {self._size} entries of the ledger are not those that the tree head kept elsewhere "
+                    f"commits to: history was rewritten after {self._kept.time:%Y-%m-%d %H:%M:%S} UTC"
+                )
+            self._kept = None
+
+    def _check_head(self, head: SealedHead) -> None:
+        signed = None if head.jws is None else self._verified(head.jws, f"tree head at {head.size}")
+        if signed is not None and (signed.size, signed.root, signed.time) != (head.size, head.root, head.time):
+            self._problem(f"tree head at {head.size}: the row differs from what was signed")
+            if signed.size != head.size:
+                return
+        root = head.root if signed is None else signed.root
+        if self._tree.size == self._size == head.size and self._tree.root() == root:
+            self._agreed, self._lost = head.size, False
+            if signed is not None and head_signer(head.jws or "") in self._keys:
+                self._sealed = head.size
+            return
+        if not self._lost:
+            self._problem(
+                f"entries {self._agreed} to {head.size - 1} of the ledger are not those that the tree head at "
+                f"{head.size} commits to: {self._named(self._agreed, head.size)}"
+            )
+        # What follows is compared with the tree as it was signed, so that a second rewritten part is found, too.
+        try:
+            tree = Frontier.from_bytes(head.frontier)
+        except LedgerDamaged:
+            tree = Frontier()
+        self._lost = not (tree.size == head.size == self._size and tree.root() == root)
+        if not self._lost:
+            self._tree, self._agreed = tree, head.size
+
+    def _claimed(self, text: str | None) -> Head | None:
+        try:
+            return None if text is None else claimed_head(text)
+        except LedgerDamaged:
+            return None  # it will not be verified either
+
+    def _verified(self, text: str, what: str) -> Head | None:
+        try:
+            kid = head_signer(text)
+            key = self._keys.get(kid) or self._declared.get(kid)
+            if key is None:
+                raise LedgerDamaged("signed by an unknown CA", got=kid, expected="a CA of this database")
+            head = verify_head(text, key)
+            if head.trust_domain != self._domain:
+                raise LedgerDamaged("another trust domain", got=head.trust_domain, expected=self._domain)
+        except LedgerDamaged as error:
+            self._problem(f"{what}: {error}")
+            return None
+        return head
+
+    def _check_end(self) -> None:
+        beyond = 0
+        while self._head is not None:
+            if self._head.size > self._size:
+                self._read_ledger()  # a head that was written a moment ago came with its entries
+            if self._head is not None and self._head.size > self._size:
+                beyond = self._head.size
+                self._head = next(self._heads, None)
+        if beyond:
+            self._problem(
+                f"entries {self._size} to {beyond - 1} of the ledger are missing: there is a tree head at {beyond}"
+            )
+        if self._kept is not None:
+            self._problem(
+                f"the tree head kept elsewhere is about {self._kept.size} entries, and the ledger has {self._size}: "
+                "its end, or what stood there, was removed"
+            )
+
+    def _named(self, start: int, end: int) -> str:
+        names = []
+        for row in islice(self._books.ledger_rows(start), NAMED):
+            if row.position < end:
+                with suppress(LedgerDamaged):
+                    names.append(_says(Entry.decode(row.entry)))
+        return "; ".join(names) + ("; and others" if end - start > NAMED else "")
+
+    # The tables against the ledger: (5) to (7).
+
+    def _read_certificates(self) -> None:
+        for record in self._books.each_record():
+            says = None
+            if record.revoked_at is not None:
+                says = f"{int(record.revoked_at.timestamp())} {record.reason.value if record.reason else ''}"
+            facts = leaf_hash(entry_for_record(record).encode())
+            if not self._insert("row", (_key(record.serial), facts, says, record.spiffe_id)):
+                self._problem(f"{_who(record.serial, record.spiffe_id)} is there twice")
+            if wrong := self._wrong(record):
+                self._problem(f"{_who(record.serial, record.spiffe_id)} {wrong}")
+            self._last = _who(record.serial, record.spiffe_id)
+
+    def _wrong(self, record: Record) -> str | None:
+        """What is wrong with the certificate itself."""
+        if thumbprint(record.der) != record.thumbprint:
+            return "is not the certificate that its thumbprint was made of"
+        try:
+            certificate = x509.load_der_x509_certificate(record.der)
+            uris = certificate.extensions.get_extension_for_class(
+                x509.SubjectAlternativeName
+            ).value.get_values_for_type(x509.UniformResourceIdentifier)
+        except x509.ExtensionNotFound:
+            uris = []
+        except ValueError:
+            return "is not a certificate"
+        if (
+            certificate.serial_number != record.serial
+            or certificate.not_valid_before_utc != record.not_before
+            or certificate.not_valid_after_utc != record.not_after
+            or (uris != [record.spiffe_id] and record.kind != "ocsp")
+        ):
+            return "has a row that differs from the certificate"
+        key = self._keys.get(record.issuer)
+        if key is None:
+            return f"is by a CA that is not known, {record.issuer}"
+        try:
+            algorithm = certificate.signature_hash_algorithm
+            if algorithm is None:
+                raise InvalidSignature
+            key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
+        except (InvalidSignature, UnsupportedAlgorithm):
+            return f"was not signed by its CA, {record.issuer}"
+        return None
+
+    def _compare_certificates(self, known: int) -> None:
+        unlogged = "SELECT serial, spiffe_id FROM row WHERE serial NOT IN (SELECT serial FROM issued)"
+        for serial, spiffe_id in self._scratch.execute(unlogged):
+            self._problem(f"{_who(int(serial, 16), spiffe_id)} was inserted: the ledger has no entry about it")
+        differing = "SELECT position FROM issued JOIN row USING (serial) WHERE issued.facts != row.facts"
+        for (position,) in self._scratch.execute(differing):
+            self._problem_at(position, "the row of the certificate differs from this entry")
+        for (position,) in self._scratch.execute(_REMOVED, (known,)):
+            self._problem_at(position, "the row of the certificate was removed")
+
+    def _compare_revocations(self, known: int) -> None:
+        inserted = """SELECT serial, spiffe_id FROM row
+                      WHERE says IS NOT NULL AND serial NOT IN (SELECT serial FROM revoked)"""
+        for serial, spiffe_id in self._scratch.execute(inserted):
+            self._problem(f"{_who(int(serial, 16), spiffe_id)} is revoked, and the ledger has no entry about it")
+        differing = """SELECT revoked.position, row.says FROM revoked JOIN row USING (serial)
+                       WHERE revoked.says != row.says OR (row.says IS NULL AND revoked.position < ?)"""
+        for position, says in self._scratch.execute(differing, (known,)):
+            self._problem_at(position, f"the revocation {'was removed' if says is None else 'differs from this entry'}")
+
+    def _compare_state(self, what: str, logged: dict[str, list[object]], found: Mapping[str, object]) -> None:
+        for name in sorted(logged.keys() | found.keys()):
+            expected, state = logged.get(name, [None]), found.get(name)
+            if state not in expected:
+                if state is None:
+                    happened = "was removed"
+                else:
+                    happened = "was inserted" if expected == [None] else "differs from the last entry about it"
+                self._problem(f"{what} {name}".rstrip() + f" {happened}")
+
+    def _issuer(self, issuer: IssuerRecord) -> bytes:
+        """What the ledger should say about a CA; nothing that it ever says, where its row is damaged."""
+        try:
+            if self._keys.get(issuer.key_id) == issuer.certificate.public_key():
+                return entry_for_issuer(issuer).encode()
+            self._problem(f"CA {issuer.key_id} has another public key than expected")
+        except AuthorityDamaged as error:
+            self._problem(f"CA {issuer.key_id}: {error}")
+        return b""
+
+
+# An entry whose certificate is gone and was not pruned: not with the others of its CA, and not with its CA.
+_REMOVED = """
+SELECT position FROM issued WHERE position < ? AND serial NOT IN (SELECT serial FROM row)
+AND NOT EXISTS (SELECT 1 FROM pruned WHERE pruned.issuer = issued.issuer AND pruned.position > issued.position
+                AND issued.not_after < pruned.before)
+AND NOT EXISTS (SELECT 1 FROM retired WHERE retired.serial = issued.serial AND retired.position > issued.position)
+ORDER BY position
+"""
+
+
+def _key(serial: int | None) -> str | None:
+    return None if serial is None else f"{serial:040x}"
+
+
+def _who(serial: int, spiffe_id: str) -> str:
+    return f"certificate {serial:x} of {spiffe_id}"
+
+
+def _says(entry: Entry) -> str:
+    about = entry.facts.get("key_id") or entry.facts.get("issuer") or ""
+    if entry.spiffe_id is not None:
+        about = entry.spiffe_id if entry.serial is None else _who(entry.serial, entry.spiffe_id)
+    return f"{entry.kind} {about}".strip()

@@ -1,0 +1,121 @@
+"""The endpoints for agents: EST (RFC 7030), and when to renew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from pki.authority import CertificateAuthority, Issued
+from pki.errors import CertificateNotPresented, EnrolmentRefused, PolicyRefused, RequestRefused, TooManyAttempts
+from pki.service import est
+from pki.service.answers import body_of
+from pki.service.attempts import Attempts
+from pki.service.edge import Edge, address_of
+from trust.identity import peer_of
+
+MAX_BODY_BYTES = 16 << 10  # base64 of a request of 12 KiB; one with a dozen names has 1 KiB
+
+EST = "/.well-known/est"
+
+# What was issued is nobody else's, and an answer about trust that a cache holds is an old one.
+_HEADERS = {"Cache-Control": "no-store", "Content-Transfer-Encoding": "base64"}
+
+
+class Enrolment:
+    """For agents that have a token, and for agents that have a certificate."""
+
+    def __init__(self, ca: CertificateAuthority, edge: Edge, clock: Callable[[], datetime]) -> None:
+        self._ca = ca
+        self._edge = edge
+        self._clock = clock
+        self._attempts = Attempts()
+
+    def routes(self) -> list[Route]:
+        endpoint = self._edge.endpoint
+        return [
+            Route(f"{EST}/simplereenroll", endpoint("renew", self._renew), methods=["POST"]),
+            Route(f"{EST}/simpleenroll", endpoint("enrol", self._enrol), methods=["POST"]),
+            Route(f"{EST}/cacerts", endpoint("cacerts", self._ca_certificates)),
+            Route(f"{EST}/csrattrs", endpoint("csrattrs", self._attributes)),
+            Route("/renewal-info", endpoint("renewal-info", self._renewal_info)),
+        ]
+
+    async def _enrol(self, request: Request) -> Response:
+        """RFC 7030 section 4.2.1. The token is the only authentication: a client certificate changes nothing.
+
+        1. There is a token; a request without one costs nobody anything.
+        2. The address has not failed too often.
+        3. The body is small, and a certificate request.
+        4. The rest is decided by the CA, which burns the token in the transaction that stores the certificate.
+        """
+        token = est.token_of(request.headers.getlist("authorization"))
+        address = address_of(request)
+        self._may_try(address)
+        csr = await _request(request)
+        issued = await self._edge.issuing(partial(self._issue, csr, token, address))
+        return self._issued(request, "enrol", issued)
+
+    def _issue(self, csr: bytes, token: str, address: str) -> Issued:
+        self._may_try(address)  # again: what came at once with others has waited until they had failed
+        try:
+            return self._ca.enrol(csr, token, now=self._clock())
+        except (EnrolmentRefused, RequestRefused, PolicyRefused):
+            self._attempts.failed(address, time.monotonic())
+            raise
+
+    def _may_try(self, address: str) -> None:
+        wait = self._attempts.wait(address, time.monotonic())
+        if wait > 0:
+            raise TooManyAttempts("enrolment", got="too many failures", do=f"try again in {wait:.0f} s")
+
+    async def _renew(self, request: Request) -> Response:
+        """RFC 7030 section 4.2.2. The handshake has proved who asks; whether it may is for the CA's store to say."""
+        presented = _presented(request)
+        csr = await _request(request)
+        issued = await self._edge.issuing(lambda: self._ca.renew(csr, presented, now=self._clock()))
+        return self._issued(request, "renew", issued)
+
+    def _issued(self, request: Request, event: str, issued: Issued) -> Response:
+        """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""
+        self._edge.allow(
+            request, event, subject=str(issued.agent_id), serial=f"{issued.serial:x}", certificate=issued.thumbprint
+        )
+        return Response(est.certificates([issued.certificate]), headers=_HEADERS, media_type=est.CERTIFICATES_TYPE)
+
+    async def _ca_certificates(self, _: Request) -> Response:
+        """RFC 7030 section 4.1.3: the roots, and the intermediates that make a chain of what was issued."""
+        chain = await self._edge.reading(self._ca.ca_certificates)
+        return Response(est.certificates(chain), headers=_HEADERS, media_type=est.CERTIFICATES_TYPE)
+
+    async def _attributes(self, _: Request) -> Response:
+        """RFC 7030 section 4.5.2."""
+        return Response(est.attributes(), headers=_HEADERS, media_type=est.ATTRIBUTES_TYPE)
+
+    async def _renewal_info(self, request: Request) -> Response:
+        """When the certificate that is presented should be renewed; at once, if its CA was taken out of trust."""
+        presented = _presented(request)
+        info = await self._edge.reading(lambda: self._ca.renewal_info(presented, now=self._clock()))
+        return JSONResponse(
+            {"renewAt": info.renew_at.isoformat(), "urgent": info.urgent, "explanation": info.reason},
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+async def _request(request: Request) -> bytes:
+    body = await body_of(request, MAX_BODY_BYTES)
+    return est.request_of(body, request.headers.get("content-type", ""))
+
+
+def _presented(request: Request) -> bytes:
+    peer = peer_of(request.scope)
+    if peer is None:
+        raise CertificateNotPresented(
+            "renewal", got="no client certificate", expected="mutual TLS with the certificate to renew"
+        )
+    return peer.chain[0]

@@ -1,0 +1,125 @@
+"""Sockets, and a uvicorn server on each of them: with the agents' TLS, with ordinary TLS, or with none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from trust.errors import ConfigurationError
+from trust.tls import Deadlines
+from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
+
+MAX_CONNECTIONS = 2000  # of one listener; beyond it the answer is 503
+GRACE_SECONDS = 30  # for requests in flight, when the service stops
+
+OPTIONS: dict[str, Any] = {
+    "lifespan": "off",
+    "ws": "none",
+    "limit_concurrency": MAX_CONNECTIONS,
+    "timeout_graceful_shutdown": GRACE_SECONDS,
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        ConfigurationError: the address is taken, or is none of ours.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}", got=error.strerror, do="choose another port or host"
+        ) from None
+
+
+def url_of(listening: socket.socket, scheme: str) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class BoundedConfig(uvicorn.Config):
+    """A `uvicorn.Config` without TLS, or with the ordinary one, under the limits and deadlines of `trust.tls`."""
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        super().__init__(
+            app,
+            proxy_headers=False,
+            forwarded_allow_ips=[],
+            server_header=False,
+            access_log=False,
+            log_level="warning",
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            **OPTIONS,
+            **options,
+        )
+
+    def load(self) -> None:
+        super().load()
+        protocol = self.http_protocol_class
+        if hasattr(protocol, "on_headers_complete"):
+            protocol = bounded(protocol)
+        self.http_protocol_class = timed(protocol, Deadlines())
+
+
+class WebConfig(BoundedConfig):
+    """With an operator's certificate, which `refresh` reads again once its files have changed."""
+
+    def __init__(self, app: Any, certificate: Path, key: Path) -> None:
+        """Raises: ConfigurationError: the files are not a certificate and its key."""
+        super().__init__(app, ssl_certfile=certificate, ssl_keyfile=key)
+        self._files = (certificate, key)
+        self._seen = self._stamp()
+        try:
+            self.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"certificate {certificate}", got=error, expected="a PEM chain, and its private key"
+            ) from None
+
+    def refresh(self) -> None:
+        """The next handshakes present what is in the files now. Raises OSError, and keeps what it has, if it cannot."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            context = self.ssl
+            assert context is not None  # noqa: S101 - made by `load`
+            context.load_cert_chain(*self._files)
+            self._seen = stamp
+
+    def _stamp(self) -> tuple[float, ...]:
+        try:
+            return tuple(file.stat().st_mtime for file in self._files)
+        except OSError as error:
+            raise ConfigurationError("certificate of the web listener", got=error.strerror) from None
+
+
+@contextlib.asynccontextmanager
+async def running(config: uvicorn.Config, listening: socket.socket) -> AsyncIterator[None]:
+    """Serve in this event loop for as long as the block runs; then finish what is in flight."""
+    server = _Server(config)
+    task = asyncio.ensure_future(server.serve([listening]))
+    try:
+        while not server.started:
+            if task.done():
+                await task
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals of the process alone: several servers share it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield

@@ -1,0 +1,256 @@
+"""Where the database is, how it is spoken to, and what its failures mean here.
+
+SQLite in WAL mode with full synchronisation, or PostgreSQL: on both, when a transaction that writes has ended, it
+survives a crash of the process and of the machine, and only one such transaction runs at a time. Nothing here ever
+says a database's URL aloud: it may hold a password.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from pki.errors import AuthorityDamaged, AuthorityMissing, DatabaseLocked, DuplicateCertificate, PKIError, StoreError
+
+DATABASE_FILE = "ca.db"
+BUSY_TIMEOUT = timedelta(seconds=5)  # a transaction takes milliseconds; longer means that somebody holds the lock
+# Serial numbers are random, so each one touches other pages of the index: they stay in memory, and go to their place
+# rarely enough for many changes of a page to be written as one.
+_CACHE_KIB = 64 << 10
+_CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
+_WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
+_HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """The database of one CA. `str` tells where it is, without the password."""
+
+    url: URL = field(repr=False)
+    file: Path | None  # of SQLite
+
+    def __str__(self) -> str:
+        return str(self.file) if self.file else f"PostgreSQL database {self.url.database} on {self.url.host or 'here'}"
+
+
+def locate(where: str | os.PathLike[str]) -> Location:
+    """The database that `where` names: a CA's folder, `sqlite:///FOLDER/ca.db` or `postgresql://…`.
+
+    Raises:
+        AuthorityMissing: it names none.
+    """
+    text = os.fspath(where)
+    if "://" not in text:
+        return _sqlite(Path(text) / DATABASE_FILE)
+    refused = AuthorityMissing(
+        "database of the CA", got="another URL", expected=f"sqlite:///folder/{DATABASE_FILE} or postgresql://…"
+    )
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # the error would repeat parts of the URL
+        raise refused from None
+    if url.drivername == "sqlite" and url.database and Path(url.database).name == DATABASE_FILE and not url.query:
+        return _sqlite(Path(url.database))
+    # A password with an unescaped "@" ends up in the host, and so in every message of the driver.
+    if url.drivername in ("postgresql", "postgresql+psycopg") and url.database and _HOST.fullmatch(url.host or ""):
+        return Location(url=url.set(drivername="postgresql+psycopg"), file=None)
+    raise refused
+
+
+def _sqlite(path: Path) -> Location:
+    return Location(url=URL.create("sqlite", database=str(path)), file=path)
+
+
+def sqlite_file(path: Path) -> Location:
+    """A database in a file of any name: a backup, or one that is being made."""
+    return _sqlite(path)
+
+
+class Database:
+    """Connections to one database; safe for threads, and for several processes at once."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        patience = BUSY_TIMEOUT.total_seconds()
+        options: dict[str, Any] = {"pool_timeout": patience, "hide_parameters": True}  # no keys in error messages
+        if location.file is not None:
+            self._engine = create_engine(location.url, connect_args={"timeout": patience}, **options)
+            event.listen(self._engine, "connect", _configure_sqlite)
+        else:
+            self._engine = _postgresql(location.url, patience, options)
+        event.listen(self._engine, "begin", _begin)
+        self._writing = self._engine.execution_options(writes=True)
+        # Threads queue here, in turn, instead of waking up in the database's own waiting loop.
+        self._turn = threading.Lock()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that only reads; each statement sees what was committed before it."""
+        with own_errors(), intact(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """As `read`, but all statements see the same moment."""
+        with own_errors(), self._engine.connect() as connection:
+            if self.location.file is None:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection  # SQLite: the first statement begins a transaction, which sees one moment
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One durable transaction: committed when the block ends, undone when it raises."""
+        if not self._turn.acquire(timeout=BUSY_TIMEOUT.total_seconds()):
+            raise locked()
+        try:
+            with own_errors(), self._writing.begin() as connection:
+                yield connection
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def overwriting(self) -> Iterator[Connection]:
+        """As `write`; and what it deletes or replaces does not stay in free pages or in the log of SQLite."""
+        with self.write() as connection:
+            if self.location.file is not None:
+                connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            yield connection
+        if self.location.file is not None:
+            with self.driver() as plain:
+                plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def driver(self) -> Iterator[sqlite3.Connection]:
+        """SQLite's own connection, outside all transactions, for what cannot be done within one."""
+        pooled = None
+        try:
+            pooled = self._engine.raw_connection()
+            yield cast("sqlite3.Connection", pooled.driver_connection)
+        except sqlite3.Error as error:
+            if _is_locked(error):
+                raise locked() from None
+            raise StoreError("CA database", got=error, expected="a readable and writable database") from None
+        finally:
+            if pooled is not None:
+                pooled.close()
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions are begun by us, in `_begin`
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
+    cursor.execute("PRAGMA fullfsync = ON")  # on macOS: for the disk, and not only for its cache
+    cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    cursor.close()
+
+
+def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
+    try:
+        engine = create_engine(
+            url,
+            isolation_level="READ COMMITTED",  # a writer reads after it has its turn, and must see what came before
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": int(patience) or 1},
+            **options,
+        )
+    except ImportError:
+        raise StoreError(
+            "PostgreSQL", got="no driver", expected="psycopg", do="install it: pip install 'a2a-trust[postgresql]'"
+        ) from None
+
+    def configure(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {int(patience * 1000)}")
+            # Durable means on disk, whatever the server's default is.
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') = 'off'"
+            )
+        connection.commit()
+
+    event.listen(engine, "connect", configure)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes the lock at the start. SQLite: a reader that turns writer half-way would fail at once, without
+    # waiting. PostgreSQL: ledger positions follow one another only if writers do.
+    writes = connection.get_execution_options().get("writes", False)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    elif writes:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn the database's errors into ours."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise DuplicateCertificate("row cannot be stored", got=_first_line(error), expected="a new one") from error
+    except PoolTimeout:
+        raise locked() from None
+    except DBAPIError as error:
+        if _is_locked(error.orig):
+            raise locked() from error
+        raise StoreError("CA database", got=_first_line(error), expected="a readable and writable database") from error
+    except SQLAlchemyError as error:
+        raise StoreError(
+            "CA database", got=type(error).__name__, expected="a readable and writable database"
+        ) from error
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest is the extended code
+    # lock not available; deadlock; serialization failure
+    return primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or getattr(error, "sqlstate", None) in (
+        "55P03",
+        "40P01",
+        "40001",
+    )
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).partition("\n")[0]
+
+
+@contextmanager
+def intact() -> Iterator[None]:
+    """While rows are read, and nothing else is done: a value of another kind than was written is damage."""
+    try:
+        yield
+    except PKIError:
+        raise
+    except (ValueError, TypeError, OverflowError, OSError) as error:  # the last two: times beyond all calendars
+        raise damaged(error) from None
+
+
+def damaged(got: object) -> AuthorityDamaged:
+    return AuthorityDamaged("CA database is damaged", got=got, expected="what was written", do="restore a backup")
+
+
+def locked() -> DatabaseLocked:
+    return DatabaseLocked(
+        "CA database is locked",
+        got=f"no turn within {BUSY_TIMEOUT.total_seconds():g} s",
+        expected="a free database",
+        do="end the other program that uses it, or try again",
+    )

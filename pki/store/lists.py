@@ -1,0 +1,97 @@
+"""Revocation lists: kept until they are stale, made inside a transaction, numbered without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
+
+from pki.profiles import CRL_LIFETIME, CRL_RETENTION, RevokedSerial
+from pki.store import rows
+from pki.store.database import Database, intact
+from pki.store.reading import read_revoked, read_size
+from pki.store.schema import certificates, crls
+
+MakeList = Callable[[int, list[RevokedSerial]], x509.CertificateRevocationList]
+MakeDelta = Callable[[int, int, list[RevokedSerial]], x509.CertificateRevocationList]
+Fresh = Callable[[x509.CertificateRevocationList], bool]
+
+BASE_LIFETIME = CRL_LIFETIME / 2  # a delta is relative to a list that is at most that old
+
+
+def crl(
+    database: Database, issuer: str, shard: int, *, now: datetime, fresh: Fresh, make: MakeList
+) -> x509.CertificateRevocationList:
+    with database.read() as connection:
+        row = _row(connection, issuer, shard)
+    if (current := _complete(row, fresh)) is not None:  # an empty list is a list too
+        return current
+    with database.write() as connection:
+        row = _row(connection, issuer, shard)
+        if (current := _complete(row, fresh)) is not None:  # somebody else was faster
+            return current
+        number = 1 if row is None else row["number"] + 1
+        made = make(number, read_revoked(connection, issuer, shard, _listable(now)))
+        at, size = rows.seconds(now), read_size(connection)
+        values = {
+            "number": number,
+            "position": size,
+            "stale": False,
+            "der": made.public_bytes(Encoding.DER),
+            "delta_der": None,
+        }
+        if row is None or not 0 <= at - row["base_at"] < BASE_LIFETIME.total_seconds():
+            values |= {"base_number": number, "base_position": size, "base_at": at}
+        if row is None:
+            connection.execute(insert(crls).values(issuer=issuer, shard=shard, **values))
+        else:
+            connection.execute(update(crls).where(*_is(issuer, shard)).values(**values))
+    return made
+
+
+def delta(
+    database: Database, issuer: str, shard: int, *, fresh: Fresh, make: MakeDelta
+) -> x509.CertificateRevocationList | None:
+    with database.read() as connection:
+        row = _row(connection, issuer, shard)
+    if row is None or (current := _delta(row, fresh)) is not None:
+        return None if row is None else current
+    with database.write() as connection:
+        row = _row(connection, issuer, shard)
+        if row is None or (current := _delta(row, fresh)) is not None:
+            return None if row is None else current
+        position = certificates.c.revoked_position
+        since = (position >= row["base_position"], position < row["position"])
+        made = make(row["number"], row["base_number"], read_revoked(connection, issuer, shard, *since))
+        values = {"delta_der": made.public_bytes(Encoding.DER)}
+        connection.execute(update(crls).where(*_is(issuer, shard)).values(**values))
+    return made
+
+
+def _listable(now: datetime) -> ColumnElement[bool]:
+    return certificates.c.not_after >= rows.seconds(now - CRL_RETENTION)
+
+
+def _is(issuer: str, shard: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return crls.c.issuer == issuer, crls.c.shard == shard
+
+
+def _row(connection: Connection, issuer: str, shard: int) -> RowMapping | None:
+    return connection.execute(select(crls).where(*_is(issuer, shard))).mappings().first()
+
+
+def _complete(row: RowMapping | None, fresh: Fresh) -> x509.CertificateRevocationList | None:
+    return None if row is None or row["stale"] else _loaded(row["der"], fresh)
+
+
+def _delta(row: RowMapping, fresh: Fresh) -> x509.CertificateRevocationList | None:
+    return None if row["delta_der"] is None else _loaded(row["delta_der"], fresh)
+
+
+def _loaded(der: bytes, fresh: Fresh) -> x509.CertificateRevocationList | None:
+    with intact():
+        found = x509.load_der_x509_crl(der)
+    return found if fresh(found) else None

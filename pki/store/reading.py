@@ -1,0 +1,311 @@
+"""Everything that is only read, from the database as it is now or from one moment of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, Unpack
+
+from cryptography import x509
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, literal, select
+
+from pki.profiles import BACKDATE, CRL_RETENTION, RevokedSerial
+from pki.records import (
+    CertificateStatus,
+    IssuerRecord,
+    LedgerRow,
+    PendingKey,
+    Record,
+    SealedHead,
+    Settings,
+    TokenRecord,
+)
+from pki.store import rows
+from pki.store.database import damaged, intact, own_errors
+from pki.store.schema import bans, certificates, heads, issuers, ledger, pending_keys, settings, tokens
+
+_PAGE = 1000  # rows that are held at once where many are streamed
+
+
+class Filters(TypedDict, total=False):
+    """Which certificates; what is left out or None does not narrow."""
+
+    kind: str | None
+    spiffe_id: str | None
+    pattern: str | None  # on the SPIFFE ID: `*` is any text, `?` one character
+    issuer: str | None
+    ends_after: datetime | None  # at that time or later
+    ends_before: datetime | None  # before that time
+    revoked: bool | None
+
+
+class Counts(TypedDict):
+    """How many certificates there are, the CA's own included; pruned ones are not counted any more."""
+
+    total: int
+    valid: int  # neither expired nor revoked
+    expired: int
+    revoked: int
+    last_hour: int  # issued within it
+    last_day: int
+
+
+class Reads(ABC):
+    """The questions that a store, or a snapshot of one, answers."""
+
+    @abstractmethod
+    def _read(self) -> AbstractContextManager[Connection]: ...
+
+    def settings(self) -> Settings:
+        with intact():
+            return rows.settings_of(self._settings())
+
+    def policy_text(self) -> str | None:
+        """The policy file, as it was given; None: the CA has none."""
+        with intact():
+            return rows.optional_text(self._settings()["policy"])
+
+    def bundle_sequence(self) -> int:
+        """The sequence number of the trust bundle: grows whenever the roots to be published change."""
+        with intact():
+            return int(self._settings()["bundle_sequence"])
+
+    def find(self, serial: int) -> Record | None:
+        return self._record(certificates.c.serial == rows.hex_of(serial))
+
+    def find_thumbprint(self, x5t: str) -> Record | None:
+        return self._record(certificates.c.thumbprint == x5t)
+
+    def status(self, serial: int) -> CertificateStatus:
+        """What a status responder may say: one look into one index."""
+        columns = (certificates.c.issuer, certificates.c.revoked_at, certificates.c.reason)
+        with self._read() as connection:
+            row = connection.execute(select(*columns).where(certificates.c.serial == rows.hex_of(serial))).first()
+            if row is None:
+                return CertificateStatus(known=False)
+            issuer, revoked_at, reason = row
+            return CertificateStatus(
+                known=True,
+                issuer=issuer,
+                revoked_at=None if revoked_at is None else rows.moment(revoked_at),
+                reason=None if reason is None else x509.ReasonFlags(reason),
+            )
+
+    def records(self, *, limit: int | None = None, **filters: Unpack[Filters]) -> list[Record]:
+        """The certificates, oldest first, narrowed by whatever is given."""
+        with self._read() as connection:
+            query = select(certificates).where(*_conditions(connection, filters)).order_by(certificates.c.position)
+            return [rows.record_of(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def each_record(self, **filters: Unpack[Filters]) -> Iterator[Record]:
+        """As `records`, in pages: any number of certificates in little memory."""
+        position = certificates.c.position
+
+        def page(connection: Connection, last: int) -> Select[Any]:
+            conditions = _conditions(connection, filters)
+            return select(certificates).where(position > last, *conditions).order_by(position).limit(_PAGE)
+
+        for row in self._pages(page, "position", -1):
+            with intact():
+                record = rows.record_of(row)
+            yield record
+
+    def counts(self, now: datetime) -> Counts:
+        at = rows.seconds(now)
+        not_before, not_after = certificates.c.not_before, certificates.c.not_after
+        revoked = certificates.c.revoked_at.is_not(None)
+        live = not_after >= at
+        since = [rows.seconds(now - BACKDATE - ago) for ago in (timedelta(hours=1), timedelta(days=1))]
+        # Five counts, because each of them reads one index and no table.
+        with self._read() as connection:
+
+            def count(*conditions: ColumnElement[bool]) -> int:
+                return connection.execute(
+                    select(func.count()).select_from(certificates).where(*conditions)
+                ).scalar_one()
+
+            total, unexpired = count(), count(live)
+            all_revoked, revoked_live = count(revoked), count(revoked, live)
+            last_hour, last_day = (count(not_before >= start) for start in since)
+        return Counts(
+            total=total,
+            valid=unexpired - revoked_live,
+            expired=total - unexpired,
+            revoked=all_revoked,
+            last_hour=last_hour,
+            last_day=last_day,
+        )
+
+    def shards(self, issuer: str, now: datetime) -> list[int]:
+        """The shards of an issuer that need a revocation list: 0, and those with certificates that may be listed."""
+        own, shard = certificates.c.issuer == issuer, certificates.c.shard
+        found, last, ends = {0}, -1, rows.seconds(now - CRL_RETENTION)
+        with self._read() as connection:
+            # From shard to shard through the index: a look or two for each, however many certificates it has.
+            while (
+                following := connection.execute(select(func.min(shard)).where(own, shard > last)).scalar()
+            ) is not None:
+                last = following
+                newest = select(func.max(certificates.c.not_after)).where(own, shard == literal(last))
+                if connection.execute(newest).scalar_one() >= ends:
+                    found.add(last)
+        return sorted(found)
+
+    def bans(self) -> list[tuple[str, datetime]]:
+        with self._read() as connection:
+            found = connection.execute(select(bans.c.spiffe_id, bans.c.since).order_by(bans.c.since, bans.c.spiffe_id))
+            return [(spiffe_id, rows.moment(since)) for spiffe_id, since in found]
+
+    def is_banned(self, spiffe_id: str) -> bool:
+        with self._read() as connection:
+            return connection.execute(select(bans.c.since).where(bans.c.spiffe_id == spiffe_id)).first() is not None
+
+    def token(self, token_id: str) -> TokenRecord | None:
+        with self._read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.id == token_id)).mappings().first()
+            return None if row is None else rows.token_of(row)
+
+    def tokens(self, now: datetime) -> list[TokenRecord]:
+        """The tokens that have not expired, used or not, oldest first."""
+        query = select(tokens).where(tokens.c.expires_at > rows.seconds(now)).order_by(tokens.c.created_at, tokens.c.id)
+        with self._read() as connection:
+            return [rows.token_of(row) for row in connection.execute(query).mappings()]
+
+    def issuers(self) -> list[IssuerRecord]:
+        """The CAs, oldest first."""
+        with self._read() as connection:
+            return read_issuers(connection)
+
+    def pending_key(self) -> PendingKey | None:
+        """The key that waits for its certificate."""
+        with self._read() as connection:
+            row = connection.execute(select(pending_keys)).mappings().first()
+            return None if row is None else rows.pending_of(row)
+
+    def ledger_size(self) -> int:
+        with self._read() as connection:
+            return read_size(connection)
+
+    def ledger_rows(self, start: int = 0) -> Iterator[LedgerRow]:
+        """The rows from position `start` on, as stored; none of it is verified here."""
+        position = ledger.c.position
+        for row in self._pages(
+            lambda _, last: select(ledger).where(position > last).order_by(position).limit(_PAGE),
+            "position",
+            start - 1,
+        ):
+            with intact():
+                found = rows.ledger_row_of(row)
+            yield found
+
+    def heads(self) -> Iterator[SealedHead]:
+        """All tree heads, the smallest first, as stored."""
+        for row in self._pages(
+            lambda _, last: select(heads).where(heads.c.size > last).order_by(heads.c.size).limit(_PAGE), "size", -1
+        ):
+            with intact():
+                found = rows.head_of(row)
+            yield found
+
+    def head(self) -> SealedHead | None:
+        """The newest tree head."""
+        with self._read() as connection:
+            return read_head(connection)
+
+    def _settings(self) -> RowMapping:
+        with self._read() as connection:
+            row = connection.execute(select(settings)).mappings().one_or_none()
+        if row is None:
+            raise damaged("no settings")
+        return row
+
+    def _record(self, condition: ColumnElement[bool]) -> Record | None:
+        with self._read() as connection:
+            row = connection.execute(select(certificates).where(condition)).mappings().first()
+            return None if row is None else rows.record_of(row)
+
+    def _pages(self, page: Any, key: str, last: int) -> Iterator[RowMapping]:
+        """Rows in ascending order of `key`; no connection is held while the caller works on them."""
+        while True:
+            with self._read() as connection:
+                found = connection.execute(page(connection, last)).mappings().all()
+            yield from found
+            if len(found) < _PAGE:
+                return
+            last = found[-1][key]
+
+
+class Snapshot(Reads):
+    """All answers are of the moment at which the first question was asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with own_errors(), intact():
+            yield self.connection
+
+
+def read_issuers(connection: Connection) -> list[IssuerRecord]:
+    return [rows.issuer_of(row) for row in connection.execute(select(issuers).order_by(issuers.c.position)).mappings()]
+
+
+def read_size(connection: Connection) -> int:
+    size: int = connection.execute(select(func.coalesce(func.max(heads.c.size), 0))).scalar_one()
+    return size
+
+
+def read_head(connection: Connection) -> SealedHead | None:
+    row = connection.execute(select(heads).order_by(heads.c.size.desc()).limit(1)).mappings().first()
+    return None if row is None else rows.head_of(row)
+
+
+def read_revoked(
+    connection: Connection, issuer: str, shard: int, *conditions: ColumnElement[bool]
+) -> list[RevokedSerial]:
+    """The revoked certificates of one issuer's shard, in the order of their revocation."""
+    query = (
+        select(certificates.c.serial, certificates.c.revoked_at, certificates.c.reason)
+        .where(
+            certificates.c.issuer == issuer,
+            certificates.c.shard == shard,
+            certificates.c.revoked_at.is_not(None),
+            *conditions,
+        )
+        .order_by(certificates.c.revoked_position)
+    )
+    with intact():
+        return [
+            RevokedSerial(serial=int(serial, 16), revoked_at=rows.moment(at), reason=x509.ReasonFlags(reason))
+            for serial, at, reason in connection.execute(query)
+        ]
+
+
+def _conditions(connection: Connection, filters: Filters) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [
+        certificates.c[name] == filters[name]
+        for name in ("kind", "spiffe_id", "issuer")
+        if filters.get(name) is not None
+    ]
+    if (pattern := filters.get("pattern")) is not None:
+        found.append(_matches(connection, pattern))
+    if (after := filters.get("ends_after")) is not None:
+        found.append(certificates.c.not_after >= rows.seconds(after))
+    if (before := filters.get("ends_before")) is not None:
+        found.append(certificates.c.not_after < rows.seconds(before))
+    if (revoked := filters.get("revoked")) is not None:
+        revoked_at = certificates.c.revoked_at
+        found.append(revoked_at.is_not(None) if revoked else revoked_at.is_(None))
+    return found
+
+
+def _matches(connection: Connection, pattern: str) -> ColumnElement[bool]:
+    """Case matters, on SQLite too, where LIKE would not care; nothing but `*` and `?` is special."""
+    if connection.dialect.name == "sqlite":
+        return certificates.c.spiffe_id.op("GLOB", is_comparison=True)(pattern.replace("[", "[[]"))
+    for special in "\\%_":
+        pattern = pattern.replace(special, "\\" + special)
+    return certificates.c.spiffe_id.like(pattern.replace("*", "%").replace("?", "_"), escape="\\")

@@ -1,0 +1,274 @@
+"""The CA's memory: everything it has made and decided, in one database, with a ledger over all of it.
+
+When a method that writes returns, what it wrote survives a crash of the process and of the machine, and the ledger's
+entry for it stands in the same transaction. Safe for threads, and for several processes at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+
+from cryptography import x509
+from sqlalchemy import Connection, delete, insert, select, update
+
+from pki import ledger
+from pki.errors import DuplicateCertificate, StateChanged
+from pki.records import Issue, IssuerRecord, PendingKey, Record, SealedHead, Settings, State, TokenRecord
+from pki.store import changes, creation, lists, rows
+from pki.store.appending import Journal, Seal, seal_last
+from pki.store.database import Database, intact, locate
+from pki.store.issuing import issue
+from pki.store.lists import Fresh, MakeDelta, MakeList
+from pki.store.reading import Reads, Snapshot
+from pki.store.schema import bans, issuers, pending_keys, settings, tokens
+from pki.store.writer import GroupCommit
+
+SHARD_BITS = 16  # 65,536 certificates share a revocation list: 3 MB if every one of them is revoked
+
+
+class Store(Reads):
+    """The database of one CA; `create` and `open` are the only doors."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._group: GroupCommit[Issue] = GroupCommit(self._issue)
+        # Signs tree heads; whoever has the CA's signing key sets it. Without it heads are written unsigned.
+        self.seal: Seal | None = None
+        self._trust_domain = self.settings().trust_domain
+        self._size = self.ledger_size()
+
+    @classmethod
+    def create(
+        cls,
+        where: str | os.PathLike[str],
+        settings: Settings,
+        issuers: Sequence[IssuerRecord],
+        records: Sequence[Record],
+        *,
+        now: datetime,
+    ) -> None:
+        """Make the database of a new CA: all of it at once, or nothing.
+
+        Raises:
+            AuthorityExists: there is a CA in it already.
+            StoreError: it cannot be made.
+        """
+        creation.create(locate(where), settings, issuers, records, now=now)
+
+    @classmethod
+    def open(cls, where: str | os.PathLike[str]) -> Store:
+        """Open the database of a CA; one that is not there is not made.
+
+        Raises:
+            AuthorityMissing: there is none.
+            SchemaOutdated: an earlier version of this program made it, and `upgrade` has not run.
+            StoreError: it cannot be used, or a later version made it.
+        """
+        location = locate(where)
+        creation.require(location)
+        database = Database(location)
+        try:
+            with database.read() as connection:
+                creation.check_version(connection)
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _read(self) -> AbstractContextManager[Connection]:
+        return self._database.read()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """All that is asked of what it yields is answered as of one moment, whatever is written meanwhile."""
+        with self._database.snapshot() as connection:
+            yield Snapshot(connection)
+
+    def check(self) -> None:
+        """Write and read something that reaches the disk.
+
+        Raises:
+            StoreError: that is not possible now.
+        """
+        with self._database.write() as connection:
+            connection.execute(update(settings).values(id=1))
+        self.settings()
+
+    def shard(self) -> int:
+        """Which shard a certificate that is issued now belongs to."""
+        return self._size >> SHARD_BITS
+
+    def issue(self, item: Issue) -> None:
+        """Remember a certificate, durably, before anybody gets it.
+
+        Callers in several threads share a transaction; each gets its own error.
+
+        Raises:
+            AuthorityNotValid: its issuer is unknown or revoked, perhaps by another process and a moment ago.
+            AgentBanned: its ID is banned.
+            CertificateAlreadyRevoked: the certificate that it renews is revoked, or not ours.
+            EnrolmentTokenUnknown, EnrolmentTokenUsed: the token that it burns.
+            DuplicateCertificate: the serial number or the certificate is there already.
+        """
+        self._group.submit(item)
+
+    def _issue(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
+        try:
+            with self._database.write() as connection:
+                errors, size = issue(connection, items, trust_domain=self._trust_domain, seal=self.seal)
+        except DuplicateCertificate as error:
+            # The others are not to suffer for it. Each is now told of its own transaction, and of nobody else's.
+            return [error] if len(items) == 1 else [self._alone(item) for item in items]
+        self._size = size
+        return errors
+
+    def _alone(self, item: Issue) -> Exception | None:
+        try:
+            return self._issue([item])[0]
+        except Exception as error:
+            return error
+
+    def revoke(self, serials: Sequence[int], *, reason: x509.ReasonFlags, now: datetime) -> list[Record]:
+        """Remember revocations; a first one stays, with its reason and date. Returns the records as they are now.
+
+        The certificate of a CA takes the CA with it: from then on it is in state REVOKED, and issues nothing.
+
+        Raises:
+            UnknownSerial: one of them is none of ours; then none is revoked.
+        """
+        with self._write(now) as (connection, journal):
+            return changes.revoke(connection, journal, serials, reason=reason, now=now)
+
+    def ban(self, spiffe_id: str, now: datetime) -> bool:
+        """From now on nothing is issued for that ID. False: that was so before."""
+        with self._write(now) as (connection, journal):
+            if connection.execute(select(bans).where(bans.c.spiffe_id == spiffe_id)).first() is not None:
+                return False
+            connection.execute(insert(bans).values(spiffe_id=spiffe_id, since=rows.seconds(now)))
+            journal.add(ledger.entry_for_ban(spiffe_id, now))
+            return True
+
+    def unban(self, spiffe_id: str, now: datetime) -> bool:
+        """Lift a ban. False: there was none."""
+        with self._write(now) as (connection, journal):
+            if connection.execute(delete(bans).where(bans.c.spiffe_id == spiffe_id)).rowcount == 0:
+                return False
+            journal.add(ledger.entry_for_unban(spiffe_id, now))
+            return True
+
+    def set_policy(self, text: str, now: datetime) -> None:
+        """Replace the policy file. That it can be parsed is the caller's promise."""
+        with self._write(now) as (connection, journal):
+            connection.execute(update(settings).values(policy=text))
+            journal.add(ledger.entry_for_policy(text, now))
+
+    def add_token(self, token: TokenRecord) -> None:
+        with self._database.write() as connection:
+            connection.execute(insert(tokens).values(rows.token_row(token)))
+
+    def cancel_token(self, token_id: str) -> bool:
+        """Make an unused token useless; False: there is no such token, or it is used."""
+        with self._database.write() as connection:
+            gone = connection.execute(delete(tokens).where(tokens.c.id == token_id, tokens.c.used_at.is_(None)))
+            return gone.rowcount == 1
+
+    def add_pending_key(self, key: PendingKey) -> None:
+        """Keep the key of an intermediate until its certificate comes back; `change_issuers` then takes it out.
+
+        Raises:
+            StateChanged: another key waits already.
+        """
+        with self._database.write() as connection:
+            if connection.execute(select(pending_keys.c.key_id)).first() is not None:
+                raise StateChanged("request for an intermediate", got="one more", expected="one at a time")
+            connection.execute(insert(pending_keys).values(rows.pending_row(key)))
+
+    def cancel_pending_key(self, key_id: str) -> bool:
+        with self._database.write() as connection:
+            return connection.execute(delete(pending_keys).where(pending_keys.c.key_id == key_id)).rowcount == 1
+
+    def forget_key(self, key_id: str) -> bool:
+        """Take the private key of a CA out of the database; False: there was none.
+
+        SQLite's file does not hold it any more after that. Backups that were made before do, and PostgreSQL's files
+        may until it cleans them up.
+        """
+        owned = issuers.c.key_pem.is_not(None) | issuers.c.key_uri.is_not(None)
+        taken = update(issuers).where(issuers.c.key_id == key_id, owned).values(key_pem=None, key_uri=None)
+        with self._database.overwriting() as connection:
+            return connection.execute(taken).rowcount == 1
+
+    def change_issuers(
+        self,
+        *,
+        add: Sequence[tuple[IssuerRecord, Record]] = (),
+        states: Mapping[str, State] = {},
+        now: datetime,
+        expect: Mapping[str, State] = {},
+    ) -> None:
+        """Add CAs and change states, all of it in one transaction.
+
+        Args:
+            add: new CAs, each with the record of its certificate.
+            states: key id to the state from now on; REVOKED is for ever. (`revoke` also brings a CA there.)
+            expect: key id to the state that it must still be in: of two instances that rotate, one does it.
+
+        Raises:
+            StateChanged: a CA is unknown or in another state than expected, or has been revoked.
+            DuplicateCertificate: a CA is there already.
+        """
+        with self._write(now) as (connection, journal):
+            changes.change_issuers(connection, journal, add=add, states=states, now=now, expect=expect)
+
+    def crl(
+        self, issuer: str, shard: int, *, now: datetime, fresh: Fresh, make: MakeList
+    ) -> x509.CertificateRevocationList:
+        """The revocation list of an issuer's shard: the stored one while it is `fresh`, or a new one.
+
+        A new one, `make(number, revoked)`, is made inside the transaction, so that no revocation and no number is lost
+        between two processes.
+        """
+        return lists.crl(self._database, issuer, shard, now=now, fresh=fresh, make=make)
+
+    def delta(self, issuer: str, shard: int, *, fresh: Fresh, make: MakeDelta) -> x509.CertificateRevocationList | None:
+        """What the newest list of the shard says more than the one that its holders may have kept for half a life.
+
+        `make(number, base_number, revoked_since)`, with the number of the newest list (RFC 5280 section 5.2.4). The
+        newest list itself is `crl`'s business; None: there is none yet.
+        """
+        return lists.delta(self._database, issuer, shard, fresh=fresh, make=make)
+
+    def sealed_head(self) -> SealedHead | None:
+        """The newest tree head, signed now if it was written without a key and there is one now."""
+        last = self.head()
+        if last is None or last.jws is not None or self.seal is None:
+            return last
+        with self._database.write() as connection, intact():
+            return seal_last(connection, trust_domain=self._trust_domain, seal=self.seal)
+
+    def prune(self, *, issuer: str | None, now: datetime) -> int:
+        """Remove what nobody can need any more; returns how many certificates that were.
+
+        That is: tokens that have expired, and of each CA that issues nothing any more (or the one given) the
+        certificates that ended longer ago than a revocation list would name them; the CA itself goes with the last.
+
+        Raises:
+            StateChanged: the CA given is unknown, or may still issue.
+        """
+        with self._write(now) as (connection, journal):
+            return changes.prune(connection, journal, issuer=issuer, now=now)
+
+    @contextmanager
+    def _write(self, now: datetime) -> Iterator[tuple[Connection, Journal]]:
+        """One transaction; what the block adds to the journal is appended to the ledger at its end."""
+        with self._database.write() as connection:
+            journal = Journal(connection)
+            yield connection, journal
+            journal.write(trust_domain=self._trust_domain, now=now, seal=self.seal)
+        self._size = journal.size

@@ -1,0 +1,112 @@
+"""Group commit: callers that come at the same time share one transaction, and one wait for the disk.
+
+The first caller to come leads: it commits everything that waits, itself included, and then hands over to one of those
+that came meanwhile. Nobody works for others for longer than one batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from pki.errors import StoreError
+
+GATHERING_SECONDS = 0.002  # that a leader waits, at most, for as many as came last time: about one wait for the disk
+MAX_BATCH = 256  # items; what is saved by more is less than what the first of them loses by waiting
+
+Item = TypeVar("Item")
+
+
+class _Slot(Generic[Item]):
+    """One caller's item, and how it went."""
+
+    __slots__ = ("done", "error", "item", "leads", "wake")
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.done = False
+        self.leads = False
+        self.error: Exception | None = None
+        self.wake = threading.Lock()  # released when the item is done, or its caller is to lead
+        self.wake.acquire()
+
+
+class GroupCommit(Generic[Item]):
+    """Safe for threads.
+
+    Args:
+        commit: commits a batch of items, and gives the error or None of each. If it raises, none was committed.
+    """
+
+    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Exception | None]]) -> None:
+        self._commit = commit
+        self._mutex = threading.Lock()
+        self._waiting: deque[_Slot[Item]] = deque()
+        self._led = False
+        self._expected = 1  # as many as came last time, because they are likely to come again
+        self._gathered = threading.Lock()  # held while fewer wait
+        self._gathered.acquire()
+
+    def submit(self, item: Item) -> None:
+        """Return when the item is committed; raise what went wrong with it.
+
+        A caller that is interrupted while it waits (KeyboardInterrupt) does not know whether its item was committed.
+        """
+        slot = _Slot(item)
+        try:
+            with self._mutex:
+                self._waiting.append(slot)
+                if not self._led:
+                    self._led = slot.leads = True
+                elif len(self._waiting) == self._expected and self._gathered.locked():
+                    self._gathered.release()
+            if not slot.leads:
+                slot.wake.acquire()
+            if not slot.done:
+                self._lead(slot)
+        except BaseException:  # interrupted before it was served, or before it served the others
+            with self._mutex:
+                if slot in self._waiting:
+                    self._waiting.remove(slot)
+                if slot.leads:
+                    slot.leads = False
+                    self._hand_over()
+            raise
+        if slot.error is not None:
+            raise slot.error
+
+    def _lead(self, leader: _Slot[Item]) -> None:
+        batch: list[_Slot[Item]] = []
+        failed: Exception = StoreError("not stored", got="an interrupted transaction", do="try again")
+        errors: Sequence[Exception | None] | None = None
+        try:
+            with self._mutex:
+                gathered = len(self._waiting) >= self._expected
+                self._gathered.acquire(blocking=False)
+            if not gathered:
+                self._gathered.acquire(timeout=GATHERING_SECONDS)
+            with self._mutex:
+                while self._waiting and len(batch) < MAX_BATCH:
+                    batch.append(self._waiting.popleft())
+            errors = self._commit([slot.item for slot in batch])
+        except Exception as error:
+            failed = error
+        finally:
+            # Whatever happened, nobody is left waiting.
+            with self._mutex:
+                self._expected = len(batch)
+                leader.leads = False
+                self._hand_over()
+            for index, slot in enumerate(batch):
+                slot.error = failed if errors is None else errors[index]
+                slot.done = True
+                slot.wake.release()
+
+    def _hand_over(self) -> None:
+        """The next in the queue leads, if there is one. With the mutex held."""
+        self._led = bool(self._waiting)
+        if self._waiting:
+            self._waiting[0].leads = True
+            self._waiting[0].wake.release()

@@ -1,0 +1,183 @@
+"""The commands of the README's first chapter, as processes: serve, token, enrol, renew, and what an operator does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
+from trust.credentials import Credentials
+
+SECONDS = 60
+
+
+def a2a_pki(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pki.cli", *map(str, arguments)],
+        env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def answer(*arguments: object) -> Any:
+    done = a2a_pki(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*arguments: object) -> str:
+    done = a2a_pki(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+class Service:
+    """A CA in a folder, served by a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.http_port = free_port(), free_port()
+        self.ca = folder / "ca"
+        made = answer("init", self.ca, "--trust-domain", DOMAIN, "--public-url", f"http://127.0.0.1:{self.http_port}")
+        self.fingerprint = made["root_fingerprint"]
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pki.cli", "serve", str(self.ca), "--port", str(self.port)]
+            + ["--http-port", str(self.http_port)],
+            env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
+            stderr=self.log,
+        )
+        deadline = time.monotonic() + SECONDS
+        while not self.ready():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.http_port}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def enrol(self, token: str, out: Path) -> tuple[object, ...]:
+        return ("enrol", "--ca", self.url, "--root-fingerprint", self.fingerprint, "--token", token, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"))
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    code = running.process.wait(SECONDS)
+    said = running.said()
+    running.log.close()
+    assert code == 0
+    assert "Traceback" not in said
+
+
+def test_an_agent_enrols_and_renews(service: Service, tmp_path: Path) -> None:
+    token = answer("token", service.ca, AGENT, "--lifetime", "2h")["token"]
+    enrolled = answer(*service.enrol(token, tmp_path / "billing"))
+    first = Credentials.load(tmp_path / "billing")
+    assert (enrolled["agent_id"], enrolled["thumbprint"]) == (AGENT, first.thumbprint)
+    renewed = answer("renew", tmp_path / "billing")
+    second = Credentials.load(tmp_path / "billing")
+    assert renewed["thumbprint"] == second.thumbprint != first.thumbprint
+    assert second.private_key.public_key() != first.private_key.public_key()
+    assert {r["status"] for r in answer("list", service.ca, "--agent", AGENT)} == {"valid"}
+
+
+def test_what_serve_says_is_what_enrol_needs(service: Service) -> None:
+    assert service.fingerprint in service.said()
+    assert service.url in service.said()
+
+
+def test_one_line_for_what_is_refused(service: Service, tmp_path: Path) -> None:
+    token = answer("token", service.ca, AGENT)["token"]
+    out = tmp_path / "out"
+    wrong = ("enrol", "--ca", service.url, "--root-fingerprint", "sha256:" + "0" * 64, "--token", token, "--out", out)
+    assert "fingerprint" in refused(*wrong)
+    assert "token" in refused(*service.enrol(token[:-1] + ("0" if token[-1] != "0" else "1"), out))
+    assert answer(*service.enrol(token, out))
+    assert "used" in refused(*service.enrol(token, tmp_path / "another"))
+    unreachable = f"https://127.0.0.1:{free_port()}"
+    line = refused(
+        "enrol",
+        "--ca",
+        unreachable,
+        "--root-fingerprint",
+        service.fingerprint,
+        "--token",
+        token,
+        "--out",
+        tmp_path / "x",
+    )
+    assert unreachable in line
+    assert token not in line
+    assert "no token" in refused("enrol", "--ca", service.url, "--root-fingerprint", service.fingerprint)
+
+
+def test_a_banned_agent_cannot_renew(service: Service, tmp_path: Path) -> None:
+    name = f"spiffe://{DOMAIN}/banned"
+    answer(*service.enrol(answer("token", service.ca, name)["token"], tmp_path / "agent"))
+    kept = Credentials.load(tmp_path / "agent")
+    answer("revoke", service.ca, name, "--ban")
+    refused("renew", tmp_path / "agent")
+    assert Credentials.load(tmp_path / "agent").thumbprint == kept.thumbprint
+
+
+def test_the_daemon_renews_and_runs_the_hook(service: Service, tmp_path: Path) -> None:
+    folder, ran = tmp_path / "agent", tmp_path / "ran"
+    name = f"spiffe://{DOMAIN}/daemon"
+    answer(*service.enrol(answer("token", service.ca, name, "--lifetime", "8s")["token"], folder))
+    first = Credentials.load(folder).thumbprint
+    command = [sys.executable, "-m", "pki.cli", "renew", str(folder), "--daemon", "--hook", f"touch {ran}"]
+    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not ran.exists():
+            assert daemon.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        errors = daemon.communicate(timeout=SECONDS)[1]
+    assert daemon.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert Credentials.load(folder).thumbprint != first
+
+
+def test_metrics_name_what_happened(service: Service) -> None:
+    text = httpx.get(f"http://127.0.0.1:{service.http_port}/metrics").text
+    assert re.search(r"^a2a_pki_\w*issued\w*(\{.*\})? [1-9]", text, re.MULTILINE), text
+
+
+def test_the_public_port_enrols_nobody(service: Service) -> None:
+    for path in ("simpleenroll", "simplereenroll", "cacerts"):
+        assert httpx.post(f"http://127.0.0.1:{service.http_port}/.well-known/est/{path}").status_code == 404

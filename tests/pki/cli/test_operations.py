@@ -1,0 +1,411 @@
+"""Running a CA for years: status, policy, rotation, ledger, backup, the offline root, tokens, looking at files."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pki import CertificateAuthority
+from pki.store import DATABASE_FILE
+from tests.pki.cli.parts import Run, mode, one_line
+from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
+from tests.pki.judges import request, uri
+from trust.bundles import TrustBundles
+from trust.credentials import Credentials
+
+POLICY = """
+[[allow]]
+ids = ["/billing", "/eu/**"]
+dns = ["*.fleet.example"]
+max_lifetime = "24h"
+
+[[deny]]
+ids = ["/eu/legacy/**"]
+"""
+
+pytestmark = pytest.mark.usefixtures("password")
+
+
+# status
+
+
+def test_status(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    run("crl", folder)
+    answer = run("status", folder)
+    assert (answer.code, answer.err) == (0, "")
+    for text in ("100%", "in 90 days", "in 10 years", "active", "prepare the next intermediate", "ok   store"):
+        assert text in answer.out
+    facts = run("status", folder, "--json").json
+    assert [(i["kind"], i["state"]) for i in facts["issuers"]] == [("root", "active"), ("intermediate", "active")]
+    assert facts["certificates"]["valid"] == 3
+    assert all(check["ok"] for check in facts["health"])
+    names = [check["name"] for check in facts["health"]]
+    assert names == ["clock", "store", "intermediate", "root", "revocation lists", "ledger"]
+    assert len(facts["revocation_lists"]) == 2
+    assert facts["next"][0]["at"] < facts["next"][1]["at"]
+
+
+def test_status_is_a_failure_where_something_ails(run: Run, folder: Path) -> None:
+    """No list was ever made, and the one who asks cannot make it."""
+    answer = run("status", folder)
+    assert answer.code == 1
+    assert "FAIL revocation lists" in answer.out
+    assert answer.err == ""
+
+
+# list and show
+
+
+def test_list_with_filters(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT, "spiffe://fleet.example/eu/archive", "--lifetime", "12h")
+    run("issue", folder, "spiffe://fleet.example/eu/desk", "--lifetime", "7d")
+
+    def ids(*options: object) -> list[str]:
+        return [
+            r["agent_id"].rpartition("/")[2]
+            for r in run("list", folder, "--json", *options).json
+            if "/" in r["agent_id"][9:]
+        ]
+
+    assert ids() == [DOMAIN, DOMAIN, "billing", "archive", "desk"][2:]
+    assert ids("--expires-within", "1d") == ["billing", "archive"]
+    assert ids("--id", "spiffe://fleet.example/eu/*") == ["archive", "desk"]
+    assert ids("--revoked") == []
+    run("revoke", folder, AGENT)
+    assert ids("--revoked") == ["billing"]
+
+
+def test_show_files(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT, "--dns", "localhost")
+    run("crl", folder, "--out", "lists")
+    Path("agent.csr").write_bytes(request(uri(AGENT)))
+    leaf = Credentials.load("billing").certificate
+    Path("leaf.der").write_bytes(leaf.public_bytes(Encoding.DER))
+    chain = run("show", "billing/chain.pem", "--json").json
+    assert chain["uris"] == [AGENT]
+    assert chain["dns_names"] == ["localhost"]
+    assert chain["thumbprint"] == Credentials.load("billing").thumbprint
+    assert run("show", "leaf.der", "--json").json["serial"] == chain["serial"]
+    assert run("show", "agent.csr", "--json").json["signed_by_its_key"] is True
+    (der,) = [
+        path
+        for path in Path("lists").iterdir()
+        if path.name.startswith(run("show", folder, chain["serial"], "--json").json["issuer"])
+    ]
+    for path in ("lists/intermediate.crl.pem", der):
+        assert run("show", path, "--json").json["revoked"] == 0
+    (domain,) = run("show", "billing/bundle.json", "--json").json["domains"]
+    assert (domain["trust_domain"], len(domain["roots"])) == (DOMAIN, 1)
+    Path("spiffe.json").write_text(run("bundle", folder, "--spiffe").out)
+    assert run("show", "spiffe.json", "--json").json["domains"][0]["roots"] == domain["roots"]
+    for path in ("billing/chain.pem", "agent.csr", "lists/root.crl.pem", "billing/bundle.json"):
+        assert run("show", path).code == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x", b"{", b'{"keys": 1}', b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\x30\x00"],
+)
+def test_show_what_is_nothing(content: bytes, run: Run) -> None:
+    Path("file").write_bytes(content)
+    assert "file is not readable: expected a certificate, a request" in one_line(run("show", "file"))
+
+
+def test_show_a_private_key_shows_nothing_of_it(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    assert "is not readable" in one_line(run("show", "billing/key.pem"))
+
+
+# revoke
+
+
+def test_revoke_an_agent_and_ban_it(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    run("issue", folder, AGENT, "--replace")
+    facts = run("revoke", folder, AGENT, "--ban", "--reason", "keyCompromise", "--json").json
+    assert [(r["status"], r["reason"]) for r in facts] == [("revoked", "keyCompromise")] * 2
+    assert "banned" in one_line(run("issue", folder, AGENT, "--replace"))
+    assert run("unban", folder, AGENT).code == 0
+    assert run("issue", folder, AGENT, "--replace").code == 0
+
+
+def test_revoke_by_thumbprint(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    thumbprint = Credentials.load("billing").thumbprint
+    assert run("revoke", folder, thumbprint, "--json").json["status"] == "revoked"
+    assert "expected one that this CA has issued" in one_line(run("revoke", folder, "A" * 43))
+
+
+def test_a_serial_cannot_be_banned(run: Run, folder: Path) -> None:
+    assert "--ban bans an agent" in one_line(run("revoke", folder, "1", "--ban"), code=2)
+
+
+def test_a_revoked_intermediate_is_replaced(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    old = Credentials.load("billing").chain[1]
+    answer = run("revoke", folder, f"{old.serial_number:x}", "--reason", "cACompromise")
+    assert answer.code == 0, answer.err
+    assert "every agent below this one renews" in answer.out
+    run("issue", folder, AGENT, "--replace")
+    new = Credentials.load("billing").chain[1]
+    assert new.serial_number != old.serial_number
+    lists = {c["issuer"]: c["revoked"] for c in run("crl", folder, "--json").json["crls"]}
+    assert lists["root"] == [f"{old.serial_number:x}"]
+
+
+# token
+
+
+def test_token_and_tokens(run: Run, folder: Path) -> None:
+    made = run("token", folder, AGENT, "--dns", "billing.fleet.example", "--valid-for", "10m", "--json").json
+    (waiting,) = run("tokens", folder, "--json").json
+    assert (waiting["id"], waiting["agent_id"], waiting["dns_names"]) == (made["id"], AGENT, ["billing.fleet.example"])
+    assert made["token"] not in json.dumps(waiting)
+    assert AGENT in run("tokens", folder).out
+    assert run("tokens", folder, "--cancel", made["id"]).code == 0
+    assert run("tokens", folder, "--json").json == []
+    assert "expected one that `a2a-pki tokens` lists" in one_line(run("tokens", folder, "--cancel", made["id"]))
+    printed = run("token", folder, AGENT)
+    assert printed.out.count("\n") == 1
+    assert printed.out.startswith("a2ae_")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("spiffe://other.example/x",), "expected an ID of fleet.example"),
+        (("spiffe://fleet.example/a2a-pki/server",), "which is for the CA itself"),
+        ((AGENT, "--valid-for", "25h"), "24"),
+        ((AGENT, "--lifetime", "8d"), "expected from 1 second to 7 days"),
+        ((AGENT, "--dns", "*.x"), "DNS name"),
+    ],
+)
+def test_a_token_that_could_not_be_used_is_not_made(
+    arguments: tuple[str, ...], message: str, run: Run, folder: Path
+) -> None:
+    assert message in one_line(run("token", folder, *arguments))
+    assert run("tokens", folder, "--json").json == []
+
+
+# policy
+
+
+def test_policy(run: Run, folder: Path) -> None:
+    Path("rules.toml").write_text(POLICY)
+    assert run("policy", "check", "rules.toml", AGENT).code == 0
+    assert run("policy", "check", folder, "spiffe://fleet.example/other").code == 0, "no policy yet"
+    assert run("policy", "apply", folder, "rules.toml").code == 0
+    assert run("policy", "show", folder).out == POLICY
+    allowed = run(
+        "policy", "check", folder, "spiffe://fleet.example/eu/desk", "--dns", "a.fleet.example", "--json"
+    ).json
+    assert (allowed["allowed"], allowed["rule"]) == (True, "allow 1")
+    for arguments, why in (
+        (("spiffe://fleet.example/other",), "no allow rule has the ID /other"),
+        (("spiffe://fleet.example/eu/legacy/x",), "deny 1 refuses /eu/legacy/x"),
+        (("spiffe://fleet.example/billing", "--dns", "x.example"), "allow 1 does not have the DNS name x.example"),
+        (("spiffe://fleet.example/billing", "--lifetime", "2d"), "allow 1 allows at most"),
+        (("spiffe://other.example/billing",), "expected an ID of fleet.example"),
+        (("spiffe://fleet.example/a2a-pki/server",), "for the CA itself"),
+    ):
+        answer = run("policy", "check", folder, *arguments)
+        assert answer.code == 1
+        assert answer.out.startswith("denied: ")
+        assert why in answer.out
+    assert "the policy of this CA refuses it" in one_line(run("issue", folder, "spiffe://fleet.example/other"))
+    assert run("issue", folder, AGENT).code == 0
+
+
+def test_a_policy_that_is_none_changes_nothing(run: Run, folder: Path) -> None:
+    Path("rules.toml").write_text("[[allow]]\nid = []\n")
+    assert "policy: allow 1: got 'id'" in one_line(run("policy", "apply", folder, "rules.toml"))
+    assert run("policy", "show", folder).out == ""
+    Path("rules.toml").write_bytes(b"\xff")
+    assert "expected TOML in UTF-8" in one_line(run("policy", "apply", folder, "rules.toml"))
+
+
+# rotate, prune
+
+
+def test_rotate(run: Run, folder: Path) -> None:
+    plan = run("rotate", folder, "--plan", "--json").json
+    assert [(step["action"], step["kind"]) for step in plan[:2]] == [
+        ("prepare", "intermediate"),
+        ("activate", "intermediate"),
+    ]
+    assert "prepare the next intermediate" in run("rotate", folder, "--plan").out
+    assert run("rotate", folder).out == "nothing is due\n"
+    done = run("rotate", folder, "--kind", "intermediate", "--json").json
+    assert [step["action"] for step in done] == ["prepare", "activate"]
+    states = [
+        i["state"] for i in json.loads(run("status", folder, "--json").out)["issuers"] if i["kind"] == "intermediate"
+    ]
+    assert states == ["retiring", "active"]
+    assert run("prune", folder).out == "0 rows pruned\n"
+
+
+def test_rotate_the_root(run: Run, folder: Path) -> None:
+    """Both roots are in the bundle; the new one signs nothing before everybody can know it."""
+    run("rotate", folder, "--kind", "root")
+    bundle = TrustBundles.from_json(run("bundle", folder).out).by_domain[DOMAIN]
+    assert len(bundle.roots) == 2
+    states = [i["state"] for i in json.loads(run("status", folder, "--json").out)["issuers"] if i["kind"] == "root"]
+    assert states == ["active", "prepared"]
+
+
+# ceremony
+
+
+def test_a_root_that_is_kept_offline(run: Run, tmp_path: Path) -> None:
+    answer = run("init", "ca", "--trust-domain", DOMAIN, "--offline-root", "root.pem")
+    assert answer.code == 0, answer.err
+    assert mode("root.pem") == 0o600
+    assert b"ENCRYPTED PRIVATE KEY" in Path("root.pem").read_bytes()
+    assert run("issue", "ca", AGENT).code == 0
+    lists = {c["issuer"] for c in run("crl", "ca", "--json").json["crls"]}
+    assert lists == {"root", "intermediate"}, "the root's list was made before it left"
+    old = Credentials.load("billing").chain[1]
+    assert run("ceremony", "request", "ca", "--out", "next.csr").code == 0
+    assert run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem").code == 0
+    accepted = run("ceremony", "accept", "ca", "next.pem")
+    assert accepted.code == 0, accepted.err
+    run("issue", "ca", AGENT, "--replace")
+    new = Credentials.load("billing").chain[1]
+    assert new.serial_number != old.serial_number
+    (root,) = TrustBundles.from_json(run("bundle", "ca").out).by_domain[DOMAIN].roots
+    new.verify_directly_issued_by(root)
+
+
+def test_a_ceremony_with_the_wrong_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN, "--offline-root", "root.pem")
+    run("ceremony", "request", "ca", "--out", "next.csr")
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "wrong")
+    assert "wrong password" in one_line(run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem"))
+    assert not Path("next.pem").exists()
+
+
+def test_a_certificate_of_somebody_else_is_not_accepted(run: Run, folder: Path) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN, "--offline-root", "root.pem")
+    run("issue", "ca", AGENT)
+    run("ceremony", "request", "ca", "--out", "next.csr")
+    assert run("ceremony", "accept", "ca", "billing/chain.pem").code == 1
+    assert "nothing is due" in run("rotate", "ca").out
+
+
+# ledger
+
+
+def test_ledger(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    Path("kept.jws").write_text(run("ledger", "head", folder).out)
+    run("revoke", folder, AGENT)
+    report = run("ledger", "verify", folder, "--head", "kept.jws", "--json").json
+    assert report["problems"] == []
+    assert report["size"] > 3
+    serial = Credentials.load("billing").certificate.serial_number
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute("UPDATE certificates SET spiffe_id = 'spiffe://fleet.example/admin' WHERE kind = 'agent'")
+    connection.commit()
+    connection.close()
+    answer = run("ledger", "verify", folder)
+    assert answer.code == 1
+    assert f"{serial:x}" in answer.out
+    Path("kept.jws").write_bytes(b"\xff")
+    assert "expected what `a2a-pki ledger head` printed" in one_line(
+        run("ledger", "verify", folder, "--head", "kept.jws")
+    )
+
+
+def test_a_head_of_another_past(run: Run, folder: Path, tmp_path: Path) -> None:
+    """A backup was restored over what came later: whoever kept a head notices."""
+    assert run("backup", folder, "copy.db").code == 0
+    run("issue", folder, AGENT)
+    Path("kept.jws").write_text(run("ledger", "head", folder).out)
+    assert run("restore", "copy.db", folder, "--replace").code == 0
+    answer = run("ledger", "verify", folder, "--head", "kept.jws")
+    assert answer.code == 1
+    assert "1 problem" in answer.out
+
+
+# backup, restore, upgrade
+
+
+def test_backup_and_restore(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    saved = run("backup", folder, "copy.db", "--json").json
+    assert mode("copy.db") == 0o600
+    assert saved["certificates"] == 3
+    back = run("restore", "copy.db", "again", "--json").json
+    assert back["ledger_size"] == saved["ledger_size"]
+    assert run("list", "again", "--json").json == run("list", folder, "--json").json
+    assert run("issue", "again", AGENT, "--replace").code == 0
+    assert "exists" in one_line(run("restore", "copy.db", "again"))
+    assert "exists" in one_line(run("backup", folder, "copy.db"))
+
+
+def test_a_backup_that_was_altered_is_not_restored(run: Run, folder: Path) -> None:
+    run("issue", folder, AGENT)
+    run("backup", folder, "copy.db")
+    connection = sqlite3.connect("copy.db")
+    connection.execute("DELETE FROM certificates WHERE kind = 'agent'")
+    connection.commit()
+    connection.close()
+    assert AGENT in one_line(run("restore", "copy.db", "again"))
+    assert not Path("again").exists()
+    before = run("list", folder, "--json").json
+    one_line(run("restore", "copy.db", folder, "--replace"))
+    assert run("list", folder, "--json").json == before
+
+
+def test_upgrade_of_what_is_new(run: Run, folder: Path) -> None:
+    answer = run("upgrade", folder)
+    assert (answer.code, "already" in answer.out) == (0, True)
+
+
+# issue
+
+
+def test_bulk_issuing(run: Run, folder: Path) -> None:
+    Path("ids").write_text("".join(f"spiffe://fleet.example/agent-{n}\n" for n in range(20)) + "\n")
+    answer = run("issue", folder, "--from", "ids", "--out", "fleet", "--json")
+    assert len(answer.json["certificates"]) == 20
+    assert str(Credentials.load("fleet/agent-7").agent_id) == "spiffe://fleet.example/agent-7"
+    assert "no SPIFFE-ID given" in one_line(run("issue", folder), code=2)
+    Path("ids").write_bytes(b"\xff")
+    assert "expected SPIFFE IDs, one a line" in one_line(run("issue", folder, "--from", "ids"))
+
+
+def test_progress_is_shown_to_who_looks(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal gets a bar on stderr; a pipe gets the answer and nothing else."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    answer = run("issue", folder, AGENT, "spiffe://fleet.example/archive", "--out", "fleet", "--json")
+    assert answer.code == 0
+    assert "Issuing" in answer.err
+    assert len(json.loads(answer.out)["certificates"]) == 2
+
+
+# PostgreSQL and passwords
+
+
+def test_a_database_url_needs_a_password_from_somewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    line = one_line(run("init", "postgresql://u:geheim@127.0.0.1:1/x", "--trust-domain", DOMAIN))
+    assert "set A2A_PKI_PASSWORD or give --password-file" in line
+
+
+def test_a_database_that_does_not_answer(run: Run) -> None:
+    line = one_line(run("list", "postgresql://u:geheim@127.0.0.1:1/x"))
+    assert "geheim" not in line
+
+
+def test_a_ca_is_open_to_python_too(run: Run) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN)
+    with CertificateAuthority.open("ca", password=PASSWORD) as ca:
+        assert isinstance(ca.root, x509.Certificate)

@@ -1,0 +1,206 @@
+"""`renew --daemon` and its hook, in processes of their own where signals are concerned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse
+
+from pki.client import renew_forever, renew_once
+from pki.client.hook import FOLDER_VARIABLE, ID_VARIABLE, Hook
+from pki.errors import EnrolmentFailed, PKIError
+from tests.forge import HOUR, NOW
+from tests.pki.client.fake import BILLING, FORGE, Service
+from tests.pki.client.test_renewal import REENROLL, folder, until
+from trust.bundles import TrustBundles
+from trust.credentials import Credentials
+from trust.errors import ConfigurationError
+from trust.identity import AgentID
+
+ROOT = Path(__file__).parents[3]
+ID = AgentID.parse(BILLING)
+DUE = FORGE.leaf("/billing", not_before=NOW - 24 * HOUR, not_after=NOW + HOUR)  # to be renewed, and good for now
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    made = Service()
+    with made.running() as url:
+        made.url = url  # type: ignore[attr-defined]
+        yield made
+
+
+@pytest.fixture
+def home(service: Service, tmp_path: Path) -> Path:
+    return folder(tmp_path / "agent", FORGE.leaf("/billing"), service.url)  # type: ignore[attr-defined]
+
+
+def recorder(path: Path) -> list[str]:
+    """A hook that writes its environment down, one line each time."""
+    code = f"import json, os; open({str(path)!r}, 'a').write(json.dumps(dict(os.environ)) + chr(10))"
+    return [sys.executable, "-c", code]
+
+
+# Once.
+
+
+def test_once_renews_and_runs_the_hook(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "secret")
+    monkeypatch.setenv("A2A_PKI_TOKEN", "secret")
+    monkeypatch.setenv("OTHER", "kept")
+    before = Credentials.load(home)
+    made = renew_once(home, hook=recorder(tmp_path / "hook"))
+    assert Credentials.load(home).thumbprint == made.thumbprint != before.thumbprint
+    assert TrustBundles.load(home / "bundle.json").by_domain["fleet.example"].sequence == 7
+    environment = json.loads((tmp_path / "hook").read_text())
+    assert environment[FOLDER_VARIABLE] == str(home) and environment[ID_VARIABLE] == BILLING
+    assert environment["OTHER"] == "kept"
+    assert "secret" not in environment.values()
+
+
+def test_once_says_why_not(service: Service, home: Path, tmp_path: Path) -> None:
+    service.instead = {REENROLL: JSONResponse({"check": "pki.renewal.expired"}, 403)}
+    before = Credentials.load(home)
+    with pytest.raises(EnrolmentFailed, match=r"this certificate has expired.*enrol again with a new token"):
+        renew_once(home, hook=recorder(tmp_path / "hook"))
+    assert Credentials.load(home).thumbprint == before.thumbprint
+    assert not (tmp_path / "hook").exists()
+
+
+def test_once_with_a_hook_that_fails_tells_and_has_renewed(home: Path) -> None:
+    before = Credentials.load(home)
+    with pytest.raises(PKIError, match="exit code 3"):
+        renew_once(home, hook=f"{sys.executable} -c 'raise SystemExit(3)'")
+    assert Credentials.load(home).thumbprint != before.thumbprint
+
+
+# Hooks.
+
+
+@pytest.mark.parametrize("command", ["", [], "'unclosed"])
+def test_a_hook_that_is_no_command(command: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Hook(command)
+
+
+def test_a_line_is_split_and_nothing_in_it_is_expanded(tmp_path: Path) -> None:
+    code = 'import sys; open(sys.argv[1], "w").write(sys.argv[2])'
+    line = f"{sys.executable} -c '{code}' {tmp_path / 'out'} '$HOME; ls *'"
+    assert Hook(line).run(tmp_path, ID) is None
+    assert (tmp_path / "out").read_text() == "$HOME; ls *"
+
+
+def test_a_hook_that_is_not_there(tmp_path: Path) -> None:
+    assert Hook("/nowhere/reload").run(tmp_path, ID) == "/nowhere/reload: No such file or directory"
+
+
+def test_a_hook_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    child = f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
+    assert Hook([sys.executable, "-c", code], seconds=1).run(tmp_path, ID) == f"{sys.executable}: ended after 1 s"
+    assert time.monotonic() - started < 2.5
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_nothing_is_run_after_the_end(tmp_path: Path) -> None:
+    hook = Hook([sys.executable, "-c", "import time; time.sleep(30)"])
+    hook.end()
+    assert hook.run(tmp_path, ID) is not None
+    hook.end()
+
+
+# Forever.
+
+
+class Daemon:
+    def __init__(self, home: Path, hook: list[str] | None = None) -> None:
+        code = f"from pki.client import renew_forever; renew_forever({str(home)!r}, hook={hook!r})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+
+    def said(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
+
+    def __enter__(self) -> Daemon:
+        until(lambda: self.lines, 20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stderr
+        self.process.stderr.close()
+
+
+def test_it_renews_runs_the_hook_says_so_and_stops_at_once(service: Service, home: Path, tmp_path: Path) -> None:
+    DUE.save(home)
+    with Daemon(home, recorder(tmp_path / "hook")) as daemon:
+        until(lambda: daemon.said("renewed until"), 20)
+        until(lambda: (tmp_path / "hook").exists())
+        until(lambda: daemon.said("a new trust bundle"))
+        assert str(Credentials.load(home).agent_id) == BILLING
+        daemon.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert daemon.process.wait(5) == 0
+        assert time.monotonic() - started < 2
+        until(lambda: daemon.said("no longer renewed"))
+    assert all(line[:4].isdigit() and line[10] == "T" for line in daemon.lines), daemon.lines
+
+
+def test_the_end_ends_a_hook_that_runs(service: Service, home: Path, tmp_path: Path) -> None:
+    code = f"import time; open({str(tmp_path / 'began')!r}, 'w').close(); time.sleep(30)"
+    with Daemon(home, [sys.executable, "-c", code]) as daemon:
+        Credentials.load(home)
+        FORGE.leaf("/billing").save(home)  # somebody enrols
+        until(lambda: (tmp_path / "began").exists(), 20)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(5) == 0
+
+
+def test_a_second_daemon_is_told(home: Path) -> None:
+    with Daemon(home), pytest.raises(ConfigurationError, match="another daemon"):
+        renew_forever(home)
+
+
+def test_failures_are_told_and_the_hook_is_not_run(service: Service, home: Path, tmp_path: Path) -> None:
+    service.instead = {REENROLL: JSONResponse({"check": "pki.policy.banned"}, 403)}
+    service.trusted = FORGE.bundle
+    DUE.save(home)
+    with Daemon(home, recorder(tmp_path / "hook")) as daemon:
+        until(lambda: daemon.said("the CA has banned this agent"), 20)
+        assert daemon.process.poll() is None
+    assert not (tmp_path / "hook").exists()
+
+
+def test_in_another_thread_and_with_a_hook_that_fails(service: Service, home: Path) -> None:
+    lines: list[str] = []
+    service.urgent = True
+    thread = threading.Thread(
+        target=renew_forever, args=(home,), kwargs={"hook": "/nowhere/reload", "log": lines.append}, daemon=True
+    )
+    thread.start()
+    until(lambda: any("hook failed: /nowhere/reload: No such file" in line for line in lines))
+    until(lambda: any("renewed until" in line for line in lines))
+    assert thread.is_alive()  # and it ends with the process

@@ -1,0 +1,385 @@
+"""A backup is the CA as it was at one moment; what comes back has been verified, or nothing has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from pki.errors import (
+    AuthorityExists,
+    AuthorityMissing,
+    BackupRefused,
+    DatabaseLocked,
+    PKIError,
+    SchemaOutdated,
+    WrongPassword,
+)
+from pki.records import PendingKey
+from pki.store import DATABASE_FILE, BackupReport, Store, backup, restore
+from pki.store.backup import SKIPPED_NUMBERS
+from tests.pki.conftest import NOW
+from tests.pki.judges import listing
+from tests.pki.store import parts
+from tests.pki.store.parts import AGENT, CA1, DAY, PASSWORD, crl, issue, leaf, number, problems, sql
+from tests.pki.store.test_issuing import TOKEN
+from tests.pki.store.test_upgrading import journey
+
+
+def fill(store: Store) -> None:
+    """Something in every table."""
+    one, two = leaf(), leaf()
+    issue(store, one, two)
+    store.revoke([two.serial], reason=x509.ReasonFlags.key_compromise, now=NOW)
+    crl(store)
+    store.ban(AGENT + "/banned", NOW)
+    store.set_policy("allow = []", NOW)
+    store.add_token(TOKEN)
+    store.add_pending_key(PendingKey(key_id="11" * 20, since=NOW, csr=b"csr", key_pem=b"pem"))
+
+
+def everything(store: Store) -> list[object]:
+    with store.snapshot() as books:
+        return [
+            books.settings(),
+            books.policy_text(),
+            books.issuers(),
+            books.pending_key(),
+            books.records(),
+            books.bans(),
+            books.tokens(NOW),
+            list(books.ledger_rows()),
+            list(books.heads()),
+        ]
+
+
+def opened(where: str | Path) -> list[object]:
+    store = Store.open(where)
+    try:
+        assert problems(store) == ()
+        return everything(store)
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def saved(store: Store, tmp_path: Path) -> Path:
+    """A backup of a filled CA."""
+    fill(store)
+    assert backup(store, tmp_path / "saved") == BackupReport(certificates=4, ledger_size=9)
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def saved_file(folder: Path, tmp_path: Path) -> Path:
+    store = Store.open(folder)
+    store.seal = parts.seal
+    fill(store)
+    store.close()
+    backup(folder, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_backup_is_one_private_file(store: Store, saved: Path) -> None:
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert [name for name in listing(saved.parent) if "saved" in name] == ["saved"]
+    with closing(sqlite3.connect(saved)) as plain:
+        assert plain.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("to", ["sqlite", "postgresql"])
+def test_what_comes_back_is_what_was_saved(
+    to: str, where: str, store: Store, saved: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In every direction, so that a CA can move from one database to the other."""
+    before, sequence, last = everything(store), store.bundle_sequence(), number(crl(store))
+    store.close()
+    target = str(tmp_path / "restored")
+    if to == "postgresql":
+        target = str(request.getfixturevalue("postgresql"))
+        if target == where:
+            sql(where, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    report = restore(saved, target, password=PASSWORD)
+    assert report == BackupReport(certificates=4, ledger_size=9)
+    assert opened(target) == before
+    new = Store.open(target)
+    # What was published after the backup must not come again under the same number.
+    assert new.bundle_sequence() == sequence + SKIPPED_NUMBERS
+    assert number(crl(new)) == last + SKIPPED_NUMBERS + 1
+    issue(new, leaf())
+    assert problems(new) == ()
+    new.close()
+
+
+def test_a_backup_while_others_write(where: str, tmp_path: Path) -> None:
+    store = Store.open(where)
+    stop, issued = threading.Event(), []
+
+    def write() -> None:
+        while not stop.is_set():
+            record = leaf()
+            issue(store, record)
+            issued.append(record.serial)
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    try:
+        reports = []
+        for turn in range(3):
+            before = len(issued)
+            reports.append((before, backup(where, tmp_path / f"b{turn}"), len(issued)))
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    store.close()
+    for turn, (before, report, after) in enumerate(reports):
+        restore(tmp_path / f"b{turn}", tmp_path / f"r{turn}", password=PASSWORD)
+        back = Store.open(tmp_path / f"r{turn}")
+        serials = [r.serial for r in back.records(kind="agent")]
+        assert set(issued[:before]) <= set(serials), "what was acknowledged before is in it"
+        assert before <= len(serials) == report.certificates - 2 <= after + 3
+        assert problems(back) == ()
+        back.close()
+
+
+def test_nothing_is_overwritten_by_a_backup(folder: Path, tmp_path: Path) -> None:
+    before = (folder / DATABASE_FILE).read_bytes()
+    for target in (folder / DATABASE_FILE, folder, tmp_path / "dangling"):
+        with suppress(FileExistsError):
+            (tmp_path / "dangling").symlink_to("nowhere")
+        with pytest.raises(PKIError) as caught:
+            backup(folder, target)
+        assert type(caught.value) is BackupRefused
+    assert (folder / DATABASE_FILE).read_bytes() == before
+
+
+def test_a_backup_that_somebody_else_made_meanwhile(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def late(source: Path, target: Path) -> None:
+        target.write_bytes(b"theirs")
+        real(source, target)
+
+    monkeypatch.setattr("os.link", late)
+    with pytest.raises(PKIError) as caught:
+        backup(folder, tmp_path / "b")
+    assert type(caught.value) is BackupRefused
+    assert (tmp_path / "b").read_bytes() == b"theirs"
+    assert [name for name in listing(tmp_path) if name.startswith(".")] == []
+
+
+def test_a_backup_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PKIError, match="cannot write") as caught:
+        backup(folder, tmp_path / "no" / "folder")
+    assert type(caught.value) is BackupRefused
+
+
+def test_a_backup_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PKIError) as caught:
+        backup(tmp_path, tmp_path / "b")
+    assert type(caught.value) is AuthorityMissing
+    journey(str(tmp_path / "old"), [parts.ROOT.record], {})
+    with pytest.raises(PKIError) as caught:
+        backup(tmp_path / "old", tmp_path / "b")
+    assert type(caught.value) is SchemaOutdated
+    assert listing(tmp_path) == ["old"]
+
+
+# What must not come back: one change to a backup, and what is said about it.
+
+DAMAGES: dict[str, tuple[str, str]] = {
+    "an altered entry": (
+        "UPDATE ledger SET entry = (SELECT entry FROM ledger WHERE position = 0) WHERE position = 3",
+        "entry 3",
+    ),
+    "a removed entry": ("DELETE FROM ledger WHERE position = 5", "missing"),
+    "a shorter ledger": (
+        "DELETE FROM ledger WHERE position > 6; DELETE FROM heads WHERE size > 6",
+        "no entry|inserted|differs",
+    ),
+    "a removed certificate": ("DELETE FROM certificates WHERE kind = 'agent'", "removed"),
+    "an altered certificate": (
+        "UPDATE certificates SET spiffe_id = 'spiffe://fleet.example/admin' WHERE position = 4",
+        "differs",
+    ),
+    "a revocation undone": ("UPDATE certificates SET revoked_at = NULL, reason = NULL", "revocation was removed"),
+    "a lifted ban": ("DELETE FROM bans", "removed"),
+    "another policy": ("UPDATE settings SET policy = 'allow all'", "policy"),
+    "another state": ("UPDATE issuers SET state = 'retiring'", "CA"),
+    "another key": ("UPDATE issuers SET key_pem = (SELECT key_pem FROM issuers WHERE kind = 'root')", "key"),
+    "a key in the clear": (
+        "UPDATE issuers SET key_pem = CAST('-----BEGIN PRIVATE KEY-----' AS BLOB)",
+        "damaged",
+    ),
+    "no settings": ("DELETE FROM settings", "no settings"),
+    "a table that is gone": ("DROP TABLE bans", "bans"),
+    "no version": ("DROP TABLE alembic_version; DROP TABLE settings", "no backup of a CA"),
+    "a later version": ("UPDATE alembic_version SET version_num = '9999'", "9999"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_not_what_was_written_does_not_come_back(name: str, saved_file: Path, tmp_path: Path) -> None:
+    statements, message = DAMAGES[name]
+    with closing(sqlite3.connect(saved_file)) as plain:
+        plain.executescript(statements)
+    with pytest.raises(PKIError, match=message) as caught:
+        restore(saved_file, tmp_path / "target", password=PASSWORD)
+    assert type(caught.value) is BackupRefused
+    assert listing(tmp_path / "target") == []
+
+
+@pytest.mark.parametrize("data", [b"", b"no database", b"SQLite format 3\x00" + b"\xff" * 5000])
+def test_what_is_no_backup_at_all(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(data)
+    with pytest.raises(PKIError) as caught:
+        restore(tmp_path / "b", tmp_path / "target", password=PASSWORD)
+    assert type(caught.value) is BackupRefused
+    with pytest.raises(PKIError) as caught:
+        restore(tmp_path / "none", tmp_path / "target", password=PASSWORD)
+    assert type(caught.value) is BackupRefused
+
+
+def test_triggers_do_not_come_along(saved_file: Path, tmp_path: Path) -> None:
+    """A database can hold more than rows: this one would undo every revocation."""
+    with closing(sqlite3.connect(saved_file)) as plain:
+        plain.executescript(
+            """CREATE TRIGGER undo AFTER UPDATE OF revoked_at ON certificates
+               BEGIN UPDATE certificates SET revoked_at = NULL; END"""
+        )
+    restore(saved_file, tmp_path / "target", password=PASSWORD)
+    with closing(sqlite3.connect(tmp_path / "target" / DATABASE_FILE)) as plain:
+        assert plain.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall() == []
+
+
+def test_a_wrong_password_brings_nothing_back(saved_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(PKIError) as caught:
+        restore(saved_file, tmp_path / "target", password="wrong")
+    assert type(caught.value) is WrongPassword
+    assert listing(tmp_path / "target") == []
+    restore(saved_file, tmp_path / "target", password=None)
+
+
+def test_a_ca_that_is_there_is_not_replaced_by_accident(where: str, store: Store, saved: Path) -> None:
+    issue(store, leaf())
+    before = everything(store)
+    with pytest.raises(PKIError) as caught:
+        restore(saved, where, password=PASSWORD)
+    assert type(caught.value) is AuthorityExists
+    assert everything(store) == before
+
+
+def test_a_ca_that_is_to_be_replaced(where: str, store: Store, saved: Path) -> None:
+    before = everything(store)
+    issue(store, leaf())
+    store.close()
+    restore(saved, where, password=PASSWORD, replace=True)
+    assert opened(where) == before
+    if "://" not in where:
+        assert listing(Path(where)) == [DATABASE_FILE]
+
+
+def test_a_bad_backup_replaces_nothing(where: str, store: Store, saved: Path) -> None:
+    issue(store, leaf())
+    before = everything(store)
+    store.close()
+    with closing(sqlite3.connect(saved)) as plain:
+        plain.executescript("DELETE FROM bans")
+    with pytest.raises(PKIError) as caught:
+        restore(saved, where, password=PASSWORD, replace=True)
+    assert type(caught.value) is BackupRefused
+    assert opened(where) == before
+
+
+def test_a_ca_in_use_is_not_replaced(folder: Path, saved_file: Path) -> None:
+    store = Store.open(folder)
+    before = everything(store)
+    with pytest.raises(PKIError) as caught:
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert type(caught.value) is DatabaseLocked
+    assert everything(store) == before
+    store.close()
+    assert listing(folder) == [DATABASE_FILE]
+
+
+def test_a_damaged_ca_is_replaced_with_its_log(folder: Path, saved_file: Path) -> None:
+    """The log of the old database must not be played into the new one."""
+    before = opened(folder)
+    copy = folder.with_name("copy")
+    store = Store.open(folder)
+    issue(store, leaf())
+    shutil.copytree(folder, copy)  # with its log, as after a crash
+    store.close()
+    for damage in (b"", b"damaged" * 1000):
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        (folder / DATABASE_FILE).write_bytes(damage)
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+        assert opened(folder) == before
+        assert listing(folder) == [DATABASE_FILE]
+
+
+def test_a_restore_that_fails_half_way_puts_the_old_ca_back(
+    folder: Path, saved_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(folder)
+    issue(store, leaf())
+    before = everything(store)
+    store.close()
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PKIError, match="Input/output") as caught:
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert type(caught.value) is BackupRefused
+    assert opened(folder) == before
+    assert listing(folder) == [DATABASE_FILE]
+
+
+def test_replacing_what_is_not_there(saved_file: Path, tmp_path: Path) -> None:
+    restore(saved_file, tmp_path / "new", password=PASSWORD, replace=True)
+    assert opened(tmp_path / "new")
+
+
+def test_a_ca_that_appears_meanwhile(saved_file: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["pki.store.backup"]  # the package's attribute of that name is the function
+    real: Callable[..., BackupReport] = module._rebuilt
+
+    def slow(*given: object) -> BackupReport:
+        parts.create(empty)
+        return real(*given)
+
+    monkeypatch.setattr(module, "_rebuilt", slow)
+    with pytest.raises(PKIError) as caught:
+        restore(saved_file, empty, password=PASSWORD)
+    assert type(caught.value) is AuthorityExists
+    assert len(opened(empty)) == 9
+
+
+def test_a_backup_of_the_first_release(tmp_path: Path, folder: Path) -> None:
+    """A copy of its database file is one; its keys were elsewhere."""
+    journey(str(tmp_path / "old"), [parts.ROOT.record, CA1.record, leaf()], {2: NOW + DAY})
+    restore(tmp_path / "old" / DATABASE_FILE, tmp_path / "new", password=PASSWORD)
+    store = Store.open(tmp_path / "new")
+    assert len(store.records()) == 3
+    assert [one.key_pem for one in store.issuers()] == [None, None]
+    assert problems(store) == ()
+    store.close()

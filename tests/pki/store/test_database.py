@@ -1,0 +1,119 @@
+"""Where a database may be, and that nothing about it is said aloud that only its owner should know."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from pki import store
+from pki.errors import AuthorityMissing, PKIError, StoreError
+from pki.records import IssuerRecord
+from pki.store import DATABASE_FILE, Store
+from pki.store.database import Location, locate
+from tests.pki.conftest import NOW
+from tests.pki.store import parts
+from tests.pki.store.parts import CA1, ROOT, SETTINGS
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("where", "file", "url"),
+    [
+        ("ca", "ca/ca.db", "sqlite:///ca/ca.db"),
+        (Path("/srv/ca"), "/srv/ca/ca.db", "sqlite:////srv/ca/ca.db"),
+        ("sqlite:///ca/ca.db", "ca/ca.db", "sqlite:///ca/ca.db"),
+        ("sqlite:////srv/ca/ca.db", "/srv/ca/ca.db", "sqlite:////srv/ca/ca.db"),
+        ("postgresql://u:p@h/d", None, "postgresql+psycopg://u:p@h/d"),
+        ("postgresql+psycopg://u:p@h:1/d?sslmode=require", None, "postgresql+psycopg://u:p@h:1/d?sslmode=require"),
+        ("postgresql:///d?host=/run/postgresql", None, "postgresql+psycopg:///d?host=%2Frun%2Fpostgresql"),
+    ],
+)
+def test_where_it_is(where: str | Path, file: str | None, url: str) -> None:
+    location = locate(where)
+    assert location.file == (None if file is None else Path(file))
+    assert location.url.render_as_string(hide_password=False) == url
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        f"mysql://u:{SECRET}@h/d",
+        f"postgresql+psycopg2://u:{SECRET}@h/d",
+        f"postgresql://u:{SECRET}@h",
+        f"postgresql://u:half@{SECRET}@h/d",
+        f"postgresql://u:{SECRET} @@h/d",
+        f"postgresql://u:{SECRET}@h:port/d",
+        f"sqlite:///{SECRET}/other.db",
+        "sqlite://",
+        f"sqlite:///ca.db?key={SECRET}",
+        f"://{SECRET}",
+        f"{SECRET}://",
+    ],
+)
+def test_where_it_cannot_be(where: str) -> None:
+    with pytest.raises(PKIError) as caught:
+        locate(where)
+    assert type(caught.value) is AuthorityMissing
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_location_keeps_the_password_to_itself() -> None:
+    location = locate(f"postgresql://u:{SECRET}@h/d?password={SECRET}")
+    assert SECRET not in f"{location} {location!r}"
+    assert str(location) == "PostgreSQL database d on h"
+    assert str(locate("postgresql:///d")) == "PostgreSQL database d on here"
+
+
+def test_what_goes_wrong_does_not_tell_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(PKIError) as caught:
+        Store.open(f"postgresql://someone:{SECRET}@127.0.0.1:1/none")
+    assert type(caught.value) is StoreError
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+def test_a_refused_login_does_not_tell_the_password(postgresql: str) -> None:
+    url = make_url(postgresql).set(username="nobody_here", password=SECRET, database="no_such_database")
+    with pytest.raises(PKIError) as caught:
+        Store.open(url.render_as_string(hide_password=False))
+    assert type(caught.value) is StoreError
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_row_that_is_refused_is_not_shown(where: str) -> None:
+    """The statement's parameters would be keys and token digests."""
+    opened = Store.open(where)
+    secret = IssuerRecord(
+        key_id=CA1.row.key_id,
+        kind="root",
+        parent="",
+        state=ROOT.row.state,
+        since=NOW,
+        serial=1,
+        der=ROOT.row.der,
+        key_pem=SECRET.encode(),
+    )
+    with pytest.raises(PKIError) as caught:
+        opened.change_issuers(add=[(secret, parts.fake(1))], now=NOW)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    opened.close()
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
+    with pytest.raises(PKIError, match=r"a2a-trust\[postgresql\]") as caught:
+        Store.open("postgresql://h/d")
+    assert type(caught.value) is StoreError
+
+
+def test_the_face() -> None:
+    assert len(set(store.__all__)) == len(store.__all__) == 9
+    assert all(hasattr(store, name) for name in store.__all__)
+    assert DATABASE_FILE == "ca.db"
+    assert isinstance(locate("x"), Location)
+    assert SETTINGS.name_constraint

@@ -1,0 +1,309 @@
+"""From the first release's database to this one: the same tables as a new one, and nothing that was in it is lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from cryptography import x509
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine.interfaces import ReflectedIndex
+
+from pki import keys
+from pki.errors import AuthorityDamaged, AuthorityMissing, DatabaseLocked, PKIError, SchemaOutdated, StoreError
+from pki.records import Record, State
+from pki.store import DATABASE_FILE, Store, upgrade
+from pki.store.creation import make_tables
+from pki.store.database import Database, locate
+from pki.store.rows import record_row
+from pki.store.schema import metadata
+from pki.store.upgrading import migrate
+from tests.pki.conftest import NOW
+from tests.pki.judges import listing
+from tests.pki.store import parts
+from tests.pki.store.parts import CA1, DAY, PASSWORD, ROOT, crl, issue, leaf, number, problems
+
+COMPROMISE = x509.ReasonFlags.key_compromise
+OLD = [leaf() for _ in range(4)]
+
+
+@contextmanager
+def database(where: str) -> Iterator[Database]:
+    opened = Database(locate(where))
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def journey(where: str, records: list[Record], revoked: dict[int, datetime]) -> None:
+    """A database as the first release left it."""
+    if "://" not in where:
+        Path(where).mkdir(mode=0o700)
+    with database(where) as old, old.write() as connection:
+        migrate(connection, None, "0001")
+        connection.execute(text("DROP TABLE alembic_version"))  # it knew no Alembic
+        if not records:
+            return
+        connection.execute(
+            text("INSERT INTO settings VALUES (1, 1, :domain, :url)"),
+            {"domain": "fleet.example", "url": "http://ca.fleet.example/crl"},
+        )
+        columns = ("serial", "kind", "issuer", "spiffe_id", "thumbprint", "not_before", "not_after", "der")
+        query = text(
+            f"INSERT INTO certificates (id, {', '.join(columns)}) VALUES (:id, {', '.join(':' + c for c in columns)})"
+        )
+        for index, record in enumerate(records, 1):
+            connection.execute(query, {"id": index} | {name: record_row(record, 0)[name] for name in columns})
+        for index, at in revoked.items():
+            connection.execute(
+                text("INSERT INTO revocations VALUES (:serial, :at, 'keyCompromise')"),
+                {"serial": f"{records[index].serial:040x}", "at": int(at.timestamp())},
+            )
+        connection.execute(
+            text("INSERT INTO crls VALUES ('" + CA1.issuer.key_id + "', 41, false, :der)"), {"der": b"x"}
+        )
+
+
+@pytest.fixture
+def old(empty: str) -> str:
+    """Two CAs, four certificates, two of them revoked, in another order than they were issued in."""
+    journey(empty, [ROOT.record, CA1.record, *OLD], {5: NOW, 2: NOW + DAY})
+    return empty
+
+
+@pytest.fixture
+def old_folder(tmp_path: Path) -> Path:
+    """As the first release left it, with its key files."""
+    folder = tmp_path / "old"
+    journey(str(folder), [ROOT.record, CA1.record, *OLD], {5: NOW, 2: NOW + DAY})
+    assert ROOT.row.key_pem and CA1.row.key_pem
+    (folder / "root-key.pem").write_bytes(ROOT.row.key_pem)
+    (folder / "intermediate-key.pem").write_bytes(CA1.row.key_pem)
+    return folder
+
+
+def shape(connection: Connection) -> dict[str, object]:
+    """Everything about the tables that their definitions decide."""
+    found = inspect(connection)
+    return {
+        name: (
+            [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in found.get_columns(name)],
+            found.get_pk_constraint(name),
+            sorted(found.get_unique_constraints(name), key=str),
+            sorted(map(_index, found.get_indexes(name))),
+            found.get_foreign_keys(name),
+        )
+        for name in sorted(found.get_table_names())
+    }
+
+
+def _index(found: ReflectedIndex) -> tuple[str, ...]:
+    where = {name: str(option) for name, option in found.get("dialect_options", {}).items()}
+    return str(found["name"]), str(found["column_names"]), str(found["unique"]), str(where)
+
+
+def test_an_old_database_says_what_to_do(old: str) -> None:
+    with pytest.raises(PKIError, match="a2a-pki upgrade") as caught:
+        Store.open(old)
+    assert type(caught.value) is SchemaOutdated
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+def test_the_way_leads_to_the_same_tables(filled: bool, empty: str, tmp_path: Path) -> None:
+    journey(empty, [ROOT.record, CA1.record, *OLD] if filled else [], {2: NOW} if filled else {})
+    assert upgrade(empty, now=NOW) == ("0001", "0002")
+    with database(empty) as upgraded, upgraded.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        found = shape(connection)
+    if "://" in empty:
+        parts.sql(empty, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        new = empty
+    else:
+        new = str(tmp_path / "new")
+        Path(new).mkdir()
+    with database(new) as fresh:
+        with fresh.write() as connection:
+            make_tables(connection)
+        with fresh.read() as connection:
+            assert shape(connection) == found
+
+
+def test_nothing_is_lost(old: str) -> None:
+    assert upgrade(old, now=NOW) == ("0001", "0002")
+    store = Store.open(old)
+    settings = store.settings()
+    assert (settings.trust_domain, settings.crl_base_url) == ("fleet.example", "http://ca.fleet.example/crl")
+    assert (settings.public_url, settings.name_constraint) == (None, False)
+    records = store.records()
+    assert [r.serial for r in records] == [r.serial for r in (ROOT.record, CA1.record, *OLD)]
+    assert [r.revoked_at for r in records] == [None, None, NOW + DAY, None, None, NOW]
+    assert records[3] == OLD[1]
+    assert [(one.key_id, one.state) for one in store.issuers()] == [
+        (ROOT.row.key_id, State.ACTIVE),
+        (CA1.row.key_id, State.ACTIVE),
+    ]
+    assert store.bundle_sequence() == 1
+    assert store.ledger_size() == 6 + 2 + 2
+    assert [head.size for head in store.heads()] == [10]
+    assert problems(store) == ()
+    # It goes on where it was.
+    listed = crl(store)
+    assert number(listed) == 42
+    assert [entry.serial_number for entry in listed] == [OLD[3].serial, OLD[0].serial], "by their time"
+    issue(store, leaf())
+    store.revoke([OLD[1].serial], reason=COMPROMISE, now=NOW)
+    assert number(crl(store)) == 43
+    assert problems(store) == ()
+    store.close()
+
+
+def test_keys_move_into_the_database(old_folder: Path) -> None:
+    old = old_folder
+    upgrade(old, now=NOW)
+    assert listing(Path(old)) == [DATABASE_FILE, "ca.db.0001.backup"]
+    store = Store.open(old)
+    for issuer, ca in zip(store.issuers(), (ROOT, CA1), strict=True):
+        assert issuer.key_pem == ca.row.key_pem
+        assert keys.open_signer(issuer, password=PASSWORD, pin=None).public_key() == ca.key.public_key()
+    store.close()
+    backup = Path(old, "ca.db.0001.backup")
+    assert backup.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(backup)) as before:
+        assert before.execute("SELECT count(*) FROM revocations").fetchone() == (2,)
+
+
+def test_a_ca_without_its_root_key_stays_one(old_folder: Path) -> None:
+    old = old_folder
+    (old / "root-key.pem").unlink()
+    upgrade(old, now=NOW)
+    store = Store.open(old)
+    assert [one.key_pem is None for one in store.issuers()] == [True, False]
+    store.close()
+
+
+def test_an_older_ca_and_a_revoked_one(empty: str) -> None:
+    older, constrained = parts.intermediate(ROOT), parts.intermediate(ROOT)
+    records = [ROOT.record, older.record, constrained.record, CA1.record]
+    journey(empty, records, {2: NOW})
+    upgrade(empty, now=NOW)
+    store = Store.open(empty)
+    assert [one.state for one in store.issuers()] == [State.ACTIVE, State.RETIRING, State.REVOKED, State.ACTIVE]
+    assert problems(store) == ()
+    store.close()
+
+
+def test_an_upgrade_is_done_once(old: str) -> None:
+    upgrade(old, now=NOW)
+    store = Store.open(old)
+    before = list(store.heads())
+    assert upgrade(old) == ("0002", "0002")
+    assert list(store.heads()) == before
+    store.close()
+
+
+def test_an_upgrade_that_ended_before_the_key_files_were_removed(old_folder: Path) -> None:
+    old = old_folder
+    pem = Path(old, "root-key.pem").read_bytes()
+    upgrade(old, now=NOW)
+    Path(old, "root-key.pem").write_bytes(pem)
+    upgrade(old)
+    assert listing(Path(old)) == [DATABASE_FILE, "ca.db.0001.backup"]
+
+
+def test_an_upgrade_that_fails_changes_nothing(old: str) -> None:
+    parts.sql(old, "UPDATE certificates SET serial = 'not hex' WHERE kind = 'agent' AND id = 4")
+    with pytest.raises(PKIError, match="damaged") as caught:
+        upgrade(old, now=NOW)
+    assert type(caught.value) is AuthorityDamaged
+    with database(old) as same, same.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM certificates")).scalar() == 6
+        assert inspect(connection).get_table_names() and "ledger" not in inspect(connection).get_table_names()
+
+
+def test_an_upgrade_that_fails_keeps_the_key_files(old_folder: Path) -> None:
+    parts.sql(old_folder, "UPDATE certificates SET serial = 'not hex' WHERE kind = 'agent' AND id = 4")
+    with pytest.raises(PKIError, match="damaged") as caught:
+        upgrade(old_folder, now=NOW)
+    assert type(caught.value) is AuthorityDamaged
+    assert {"root-key.pem", "intermediate-key.pem"} <= set(listing(old_folder))
+
+
+def test_a_newer_database_is_left_alone(where: str) -> None:
+    parts.sql(where, "UPDATE alembic_version SET version_num = '0003'")
+    with pytest.raises(PKIError, match="got schema 0003") as caught:
+        upgrade(where)
+    assert type(caught.value) is StoreError
+
+
+def test_no_database_to_upgrade(tmp_path: Path, empty: str) -> None:
+    with pytest.raises(PKIError) as caught:
+        upgrade(empty)
+    assert type(caught.value) is AuthorityMissing
+    (tmp_path / DATABASE_FILE).touch()
+    with pytest.raises(PKIError) as caught:
+        upgrade(tmp_path)
+    assert type(caught.value) is AuthorityMissing
+
+
+def test_somebody_else_upgrades_meanwhile(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Database.write
+
+    def late(self: Database) -> object:
+        monkeypatch.setattr(Database, "write", real)
+        upgrade(old, now=NOW)
+        return real(self)
+
+    monkeypatch.setattr(Database, "write", late)
+    assert upgrade(old, now=NOW) == ("0001", "0002")
+    store = Store.open(old)
+    assert problems(store) == ()
+    store.close()
+
+
+def test_a_copy_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = str(tmp_path / "ca")
+    journey(where, [ROOT.record, CA1.record], {})
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pki.store.upgrading.private_file", full)
+    with pytest.raises(PKIError, match="No space") as caught:
+        upgrade(where)
+    assert type(caught.value) is StoreError
+    assert listing(Path(where)) == [DATABASE_FILE]
+
+
+def test_a_database_in_use_is_not_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = str(tmp_path / "ca")
+    journey(where, [ROOT.record, CA1.record], {})
+    monkeypatch.setattr("pki.store.database.BUSY_TIMEOUT", DAY / 864000)
+    with closing(sqlite3.connect(Path(where, DATABASE_FILE), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(PKIError) as caught:
+            upgrade(where)
+    assert type(caught.value) is DatabaseLocked
+
+
+def test_a_ca_that_the_first_release_made(tmp_path: Path) -> None:
+    """Not from our description of its tables, but by its own statements."""
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
+        connection.executescript(Path(__file__).with_name("journey.sql").read_text())
+    assert upgrade(folder, now=NOW) == ("0001", "0002")
+    store = Store.open(folder)
+    with store._read() as alchemy:
+        assert compare_metadata(MigrationContext.configure(alchemy), metadata) == []
+    assert len(store.records()) == 3
+    assert problems(store) == ()
+    store.close()

@@ -1,0 +1,168 @@
+"""The whole CA elsewhere: its database on a server, with two instances; its keys on a token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pki import CertificateAuthority, Issued, PKIError, founding, rotation
+from pki.errors import AgentBanned, AuthorityExists, EnrolmentTokenUsed, KeyStoreError
+from pki.rotation import Action
+from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
+from tests.pki.judges import request
+from tests.pki.softhsm import MODULE, PIN, SO_PIN, needs_softhsm
+from tests.pki.store import parts
+from trust import private_keys
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
+
+
+# A database on a server.
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with parts.postgresql() as url:
+        yield url
+
+
+def test_two_instances_on_one_server(server: str, clock: Clock) -> None:
+    created = CertificateAuthority.create(
+        server, trust_domain=DOMAIN, password=PASSWORD, now=clock(), clock=clock, crl_base_url="http://pki.example/crl"
+    )
+    with created as first, CertificateAuthority.open(server, password=PASSWORD, clock=clock) as second:
+        with pytest.raises(AuthorityExists):
+            CertificateAuthority.create(server, trust_domain=DOMAIN, password=PASSWORD)
+        instances = (first, second)
+        data = request()
+        with ThreadPoolExecutor(8) as pool:
+            issued = list(pool.map(lambda number: instances[number % 2].issue(data, AGENT).serial, range(80)))
+        assert sorted(issued) == sorted(r.serial for r in second.certificates(kind="agent"))
+
+        # A token is burnt once, a rotation is done once, a ban holds everywhere.
+        token = first.create_token(AGENT).text
+        barrier = threading.Barrier(8)
+
+        def enrol(number: int) -> Issued | type[BaseException]:
+            barrier.wait()
+            try:
+                return instances[number % 2].enrol(request(), token)
+            except PKIError as error:
+                return type(error)
+
+        def rotate(number: int) -> list[Action]:
+            barrier.wait()
+            return [step.action for step in instances[number % 2].rotate(kind="intermediate")]
+
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(enrol, range(8)))
+        assert results.count(EnrolmentTokenUsed) == 7
+        clock.now = rotation.activate_at(first.issuers()[1])
+        with ThreadPoolExecutor(8) as pool:
+            done = [action for actions in pool.map(rotate, range(8)) for action in actions]
+        assert sorted(done) == [Action.ACTIVATE, Action.PREPARE]
+        assert first.intermediate == second.intermediate
+        first.ban(AGENT)
+        with pytest.raises(AgentBanned):
+            second.issue(data, AGENT)
+        assert second.bundle() == first.bundle()
+        assert len(second.crl().crls) == 3
+        assert second.audit_ledger(first.ledger_head()).problems == ()
+        assert all(check.ok for check in second.health())
+
+
+# Keys on a token. In a process of its own: the module reads once where its tokens are.
+
+_ON_TOKEN = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from pki import CertificateAuthority, founding
+from pki.errors import KeyStoreError, WrongPassword
+
+folder, store, pin, csr = sys.argv[1:]
+now = datetime.now(UTC)
+with CertificateAuthority.create(folder, trust_domain="fleet.example", password="x", key_store=store, pin=pin) as ca:
+    assert all(r.key_pem is None and r.key_uri.startswith("pkcs11:") for r in ca.issuers())
+    ca.issue(bytes.fromhex(csr), "spiffe://fleet.example/billing")
+    assert all(check.ok for check in ca.health()), ca.health()
+    try:
+        founding.export_root(ca, Path(folder) / "root.pem", "x")
+    except KeyStoreError:
+        pass
+    else:
+        raise AssertionError("a key left its token")
+
+with CertificateAuthority.open(folder, pin=pin) as ca:
+    old = ca.intermediate
+    ca.rotate(kind="intermediate", force=True)
+    assert ca.intermediate != old
+    ca.rotate(kind="root", force=True)
+    uris = {r.key_uri for r in ca.issuers()}
+    assert len(uris) == 4 and None not in uris, "each key beside the others, with a name of its own"
+    ca.issue(bytes.fromhex(csr), "spiffe://fleet.example/billing")
+    ca.crl()
+    assert ca.audit_ledger(ca.ledger_head()).problems == ()
+
+with CertificateAuthority.open(folder) as ca:
+    try:
+        ca.issue(bytes.fromhex(csr), "spiffe://fleet.example/billing")
+    except WrongPassword:
+        print("done")
+"""
+
+
+@needs_softhsm
+def test_a_ca_with_its_keys_on_a_token(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    configuration = tmp_path / "softhsm2.conf"
+    configuration.write_text(f"directories.tokendir = {tmp_path / 'tokens'}\nobjectstore.backend = file\n")
+    environment = {**os.environ, "SOFTHSM2_CONF": str(configuration), "PYTHONPATH": str(Path.cwd())}
+    make = ["softhsm2-util", "--init-token", "--free", "--label", "ca", "--pin", PIN, "--so-pin", SO_PIN]
+    subprocess.run(make, env=environment, check=True, capture_output=True, timeout=30)
+    store = f"pkcs11:token=ca?module-path={MODULE}"
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_TOKEN, str(tmp_path / "ca"), store, PIN, request().hex()],
+        env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
+
+
+# A key that left while another process had it open.
+
+
+def test_a_root_that_was_exported_by_another_process_is_offline_here_too(
+    ca: CertificateAuthority, folder: Path, tmp_path: Path, clock: Clock
+) -> None:
+    ca.rotate(kind="intermediate", force=True)  # it has the root key open now
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
+        founding.export_root(other, tmp_path / "root.pem", "y")
+    clock.forward(timedelta(seconds=1))
+    with pytest.raises(PKIError) as caught:
+        ca.rotate(kind="intermediate", force=True)
+    assert type(caught.value) is KeyStoreError
+
+
+def test_a_key_is_opened_once_however_many_need_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    with CertificateAuthority.open(folder, password=PASSWORD) as ca:
+        from pki import keys
+
+        real = keys.open_signer
+        monkeypatch.setattr(
+            keys, "open_signer", lambda record, **named: opened.append(record.key_id) or real(record, **named)
+        )
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: ca.crl(), range(8)))
+    assert opened == [next(r.key_id for r in ca.issuers() if r.kind == "root")]
