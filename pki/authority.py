@@ -378,13 +378,15 @@ class CertificateAuthority(Issuance):
     def hand_over_root_key(self, keep: Callable[[Signer], None], now: datetime | None = None) -> None:
         """Give the root key to `keep`, and drop it when that has returned: a part of `founding.export_root`.
 
-        Before, the root signs a revocation list that lasts until its end, because it cannot sign one every day.
+        Before, the root signs a revocation list that lasts as long as the intermediate, because it cannot sign one
+        every day; the ceremony for the next intermediate makes the next list.
         """
         moment = self._moment(now)
-        root = self._issuers.read().root
+        view = self._issuers.read()
+        root, end = view.root, (view.intermediate or view.root).not_after
         signer = self._issuers.signer(root.key_id)
         keep(signer)
-        self.revocations.sign_for_long(root.key_id, signer, lifetime=root.not_after - moment, now=moment)
+        self.revocations.sign_for_long(root.key_id, signer, lifetime=end - moment, now=moment)
         self._store.forget_key(root.key_id)
         self._issuers.forget(root.key_id)
         self._issuers.read()

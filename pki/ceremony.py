@@ -158,14 +158,18 @@ class ListRequest:
             raise RequestMalformed("request for the root", expected="what `a2a-pki ceremony request` wrote") from None
 
     def builder(self, root: Issuer, settings: Settings, now: datetime) -> x509.CertificateRevocationListBuilder:
-        """The list, to be good until the root's end: nobody knows when its key is at hand again."""
+        """The list, to be good as long as the intermediate: before that ends there is another ceremony in any case.
+
+        Not longer, because whoever is shown an old list until its end does not hear of a revocation since.
+        """
+        end = min(root.not_after, now + profiles.INTERMEDIATE_LIFETIME)
         return profiles.revocation_list(
             self.revoked,
             issuer=root,
             number=self.number,
             now=now,
             urls=Urls.of(settings),
-            lifetime=root.not_after - now + BACKDATE,
+            lifetime=end - now + BACKDATE,
         )
 
 

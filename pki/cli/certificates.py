@@ -122,7 +122,7 @@ def revoke(
         typer.Argument(
             metavar="SERIAL|SPIFFE-ID|THUMBPRINT",
             help="A serial number (hexadecimal or decimal); an agent's ID, for all its certificates; an x5t#S256. "
-            "An intermediate CA is replaced at once, and all agents below it renew.",
+            "A CA whose key may be in other hands is replaced, and all agents below it renew.",
         ),
     ],
     reason: Annotated[
@@ -146,13 +146,14 @@ def revoke(
     else:
         with opened(where) as ca:
             record = _find(ca, what)
-            records = [] if record.kind == "intermediate" else [ca.revoke(record.serial, reason)]
+            is_ca = record.kind in ("root", "intermediate")
+            records = [] if is_ca else [ca.revoke(record.serial, reason)]
         notes = []
-        if record.kind == "intermediate":
+        if is_ca:
             with unlocked(where, password_file, pin_file) as ca:
-                ca.taint(files.key_id(record.certificate))
-                records = [ca.find(record.serial)]
-            notes.append("Another intermediate is active; every agent below this one renews at its next poll.")
+                notes = [step.says for step in ca.taint(files.key_id(record.certificate))]
+                records = [record] if record.kind == "root" else [ca.find(record.serial)]
+            notes.append("Every agent below it renews at its next poll.")
     if records:
         notes.append("The next `a2a-pki crl` lists it." if len(records) == 1 else "The next `a2a-pki crl` lists them.")
     for record in records:
@@ -164,7 +165,7 @@ def revoke(
     answer: Any = [record_facts(r) for r in records]
     if not what.startswith("spiffe://"):
         answer = answer[0]
-    lines = [f"{r.spiffe_id}: certificate {r.serial:x} is revoked" for r in records]
+    lines = [f"{r.spiffe_id}: certificate {r.serial:x} is {_fate(r)}" for r in records]
     say(answer, as_json, *(lines or ["no certificate of it is left to revoke"]), *notes)
 
 
@@ -253,6 +254,11 @@ def show(
         return
     show_table(files.table(facts))
     typer.echo(pem, nl=False)
+
+
+def _fate(record: Record) -> str:
+    # SPIFFE has no revocation of a root but its absence from the bundle, and that has to wait for the next one.
+    return "to be replaced: run it again when the agents have renewed" if record.kind == "root" else "revoked"
 
 
 def _listed(file: Path | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pki import passwords
+from pki.authority import CertificateAuthority
 from pki.cli import files
-from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret, unlocked
 from pki.cli.output import iso, now, words
 from pki.errors import PKIError
 from pki.profiles import crl_name
@@ -114,14 +117,18 @@ def serve(
         raise PKIError("https_web endpoint", expected="--web-port, --web-certificate and --web-key together")
     if web_certificate is not None and web_key is not None:
         web = (web_certificate, web_key)
-    with unlocked(where, password_file, pin_file) as ca:
+    opener = partial(
+        CertificateAuthority.open, where, password=passwords.existing(where, password_file), pin=secret(pin_file)
+    )
+    with opener() as ca:
         service.serve(
             ca,
+            opener=opener,  # for each further process
+            workers=workers,
             host=host,
             port=port,
             http_port=http_port,
             dns_names=tuple(dns or ()),
             web_certificate=web,
             web_port=web_port,
-            workers=workers,
         )

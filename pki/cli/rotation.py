@@ -108,10 +108,9 @@ def accept(
 ) -> None:
     """Take in the intermediate that the root has signed; it becomes active by the plan, or with `rotate`."""
     with unlocked(where, password_file, pin_file) as ca:
-        ca.accept_intermediate(read_bounded(file))
-        steps = ca.plan(now())
-    following = [f"{iso(s.at)} ({words(s.at)}): {s.says}" for s in steps[:1]]
-    say({"accepted": True}, as_json, "intermediate taken in", *following)
+        steps = ca.accept_intermediate(read_bounded(file), now())
+    says = [step.says for step in steps]
+    say({"accepted": True, "done": says}, as_json, *says)
 
 
 app.add_typer(ceremony, name="ceremony")

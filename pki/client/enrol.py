@@ -81,29 +81,40 @@ def enrol(
     complete = _already(files, enrolment, wanted, utc(clock())) is not None
     service = None if complete else talk(lambda: _find(enrolment))
     files.make()
-    with files.writing():
-        # Asked again: another process may have been faster with the same command.
-        if (done := _already(files, enrolment, wanted, utc(clock()))) is not None:
-            if files.enrolling_key(enrolment.token_digest) is not None:
-                files.save(done)  # interrupted in its last steps, of which the key's final name is one
-            files.save_enrolment(enrolment)
-            files.drop_enrolling_keys()
-            return done
-        found = service or talk(lambda: _find(enrolment))
-        key = files.enrolling_key(enrolment.token_digest)
-        if key is None:
-            key = ec.generate_private_key(ec.SECP256R1())
-            files.keep_enrolling_key(enrolment.token_digest, key)
-        try:
-            credentials, bundle = talk(lambda: _ask(found, enrolment, token, key, wanted, clock))
-        except EnrolmentFailed:
-            files.drop_enrolling_keys()  # an answer came, and it was no
-            raise
-        _check_room(files, credentials.agent_id)
-        files.save_bundle(bundle)
-        files.save(credentials)
+    try:
+        with files.writing():
+            return _complete(files, service, enrolment, token, wanted, clock)
+    except TrustError:
+        files.unmake()
+        raise
+
+
+def _complete(
+    files: AgentFolder, service: _Service | None, enrolment: Enrolment, token: str, wanted: AgentID | None, clock: Clock
+) -> Credentials:
+    """Steps 3 and 4, while nobody else writes here."""
+    # Asked again: another process may have been faster with the same command.
+    if (done := _already(files, enrolment, wanted, utc(clock()))) is not None:
+        if files.enrolling_key(enrolment.token_digest) is not None:
+            files.save(done)  # interrupted in its last steps, of which the key's final name is one
         files.save_enrolment(enrolment)
         files.drop_enrolling_keys()
+        return done
+    found = service or talk(lambda: _find(enrolment))
+    key = files.enrolling_key(enrolment.token_digest)
+    if key is None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        files.keep_enrolling_key(enrolment.token_digest, key)
+    try:
+        credentials, bundle = talk(lambda: _ask(found, enrolment, token, key, wanted, clock))
+    except EnrolmentFailed:
+        files.drop_enrolling_keys()  # an answer came, and it was no
+        raise
+    _check_room(files, credentials.agent_id)
+    files.save_bundle(bundle)
+    files.save(credentials)
+    files.save_enrolment(enrolment)
+    files.drop_enrolling_keys()
     return credentials
 
 

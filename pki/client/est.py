@@ -21,14 +21,15 @@ from types import TracebackType
 
 import httpx
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.hazmat.primitives.serialization.pkcs7 import load_der_pkcs7_certificates
 
 from pki.errors import AnswerRefused, AuthorityUnreachable, EnrolmentFailed
 from trust.authorize import exactly
 from trust.bundles import MAX_BUNDLE_BYTES, MAX_CRL_BYTES, BundleSource, TrustBundle
+from trust.certificates import UNREADABLE, Certificate
 from trust.credentials import CredentialSource
-from trust.errors import BundleError, ConfigurationError
+from trust.errors import BundleError, ConfigurationError, PeerError
 from trust.identity import PeerIdentity
 from trust.tls.client import AgentTransport, peer_of_response
 from trust.tls.engine import Clock, wall_clock
@@ -305,7 +306,9 @@ def _certificates(answer: Answer) -> tuple[x509.Certificate, ...]:
     try:
         der = binascii.a2b_base64(_WHITESPACE.sub(b"", answer.body), strict_mode=True)
         certificates = load_der_pkcs7_certificates(der)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:  # binascii.Error is a ValueError
+        for certificate in certificates:
+            Certificate.read(certificate.public_bytes(Encoding.DER))  # no part of it can surprise us later
+    except (*UNREADABLE, PeerError) as error:  # binascii.Error is a ValueError
         raise _no_certificates(type(error).__name__) from None
     if not 0 < len(certificates) <= MAX_CERTIFICATES:
         raise _no_certificates(f"{len(certificates)} certificates")

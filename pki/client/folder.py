@@ -77,6 +77,13 @@ class AgentFolder:
         except OSError as error:
             raise CredentialsError(f"cannot create {self.path}", got=error.strerror, expected="a folder") from None
 
+    def unmake(self) -> None:
+        """Remove the folder where there is nothing in it but our lock."""
+        with contextlib.suppress(OSError):
+            if [file.name for file in self.path.iterdir()] == [LOCK_FILE]:
+                (self.path / LOCK_FILE).unlink()
+                self.path.rmdir()
+
     # Credentials.
 
     def credentials(self) -> Credentials:

@@ -41,6 +41,8 @@ class Health:
         line = f"{self.agent_id}: {self.condition}, expires {self.not_after:%Y-%m-%d %H:%M:%S} UTC"
         if self.condition is Condition.HEALTHY:
             line += f", renews {self.next_attempt:%Y-%m-%d %H:%M:%S} UTC"
+        elif self.problem is None:
+            line += ", renewal is due"
         else:
             line += f", {clocks(self.our_clock, self.ca_clock)}"
             line += f"; tries again {self.next_attempt:%H:%M:%S}: {self.problem}"

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pki.authority import CertificateAuthority
 from pki.service.listeners import GRACE_SECONDS, url_of
 from pki.service.server import Endpoints, Options, Sockets, serving
-from trust.audit import AuditSink
+from trust.audit import AuditLog, AuditSink
 from trust.errors import ConfigurationError
 
 PORT = 8443
@@ -52,7 +52,7 @@ def serve(
     Says on stderr where it listens, and the root's fingerprint, which agents enrol with.
 
     Args:
-        audit: as for `serving`; workers have the logger.
+        audit: gets every decision; when left out, and from workers, they go to stderr, one JSON object a line.
         workers: processes. With several, `opener` opens the CA in each of them, as `Opener` has it.
         options: where to listen (the port is 8443 when left out), and under which names.
 
@@ -93,6 +93,8 @@ def _run(
     stopped: Callable[[Callable[[], None]], None] = lambda stop: None,
 ) -> None:
     """Serve on bound sockets until a signal. `stopped` is given a function that stops the service as a signal does."""
+
+    audit = AuditLog.to(sys.stderr) if audit is None else audit
 
     async def main() -> None:
         stop = asyncio.Event()

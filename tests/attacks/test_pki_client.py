@@ -10,7 +10,7 @@ import base64
 import gzip
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ IMPOSTORS: dict[str, tuple[Callable[[Service], None], type[Exception]]] = {
         ClockSkewed,
     ),
     "a server that is not valid yet": (
-        change(source=FORGE.leaf("/a2a-pki/server", not_before=NOW + timedelta(minutes=5))),
+        change(source=FORGE.leaf("/a2a-pki/server", not_before=NOW + 3 * HOUR)),
         ClockSkewed,
     ),
     "a bundle without the pinned root": (
@@ -129,7 +129,7 @@ ANSWERS: dict[str, tuple[Callable[[Service], None], type[Exception]]] = {
     "the ID of another domain": (change(leaf={"agent": "spiffe://other.example/billing"}), UnknownTrustDomain),
     "an impostor's signature": (change(forge=IMPOSTOR), UntrustedChain),
     "expired": (change(leaf={"not_after": NOW - timedelta(minutes=1)}), ClockSkewed),
-    "not valid yet": (change(leaf={"not_before": NOW + timedelta(minutes=10)}), ClockSkewed),
+    "not valid yet": (change(leaf={"not_before": NOW + 3 * HOUR}), ClockSkewed),
     "a month": (change(leaf={"not_after": NOW + 30 * 24 * HOUR}), AnswerRefused),
     "a CA": (change(leaf={"is_ca": True}), CertificateIsCA),
     "no ID": (change(leaf={"sans": [x509.DNSName("billing")]}), NoSpiffeID),
@@ -382,9 +382,10 @@ def test_a_service_that_is_always_urgent_is_not_stormed() -> None:
 
 def test_a_service_that_hands_out_dead_certificates_is_not_stormed() -> None:
     service = Service()
-    service.leaf = {"not_before": NOW - 24 * HOUR, "not_after": NOW + timedelta(seconds=90)}
+    now = datetime.now(UTC).replace(microsecond=0)
+    service.leaf = {"not_before": NOW - 24 * HOUR, "not_after": now + timedelta(seconds=90)}
     with service.running() as url:
-        present = FORGE.leaf("/billing", not_before=NOW - 24 * HOUR, not_after=NOW + timedelta(seconds=120))
+        present = FORGE.leaf("/billing", not_before=NOW - 24 * HOUR, not_after=now + timedelta(seconds=120))
         with renewing(url, present):
             time.sleep(2)
     assert service.paths.count(REENROLL) == 1

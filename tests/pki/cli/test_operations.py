@@ -151,7 +151,7 @@ def test_a_revoked_intermediate_is_replaced(run: Run, folder: Path) -> None:
     old = Credentials.load("billing").chain[1]
     answer = run("revoke", folder, f"{old.serial_number:x}", "--reason", "cACompromise")
     assert answer.code == 0, answer.err
-    assert "every agent below this one renews" in answer.out
+    assert "Every agent below it renews" in answer.out
     run("issue", folder, AGENT, "--replace")
     new = Credentials.load("billing").chain[1]
     assert new.serial_number != old.serial_number

@@ -81,8 +81,7 @@ def refused(ca: CA, home: Path, says: str, **changes: Any) -> None:
     line = str(caught.value)
     assert says in line and "\n" not in line
     assert str(changes.get("token", "-")) not in line
-    left = {file.name for file in home.iterdir() if file.name[0] != "."} if home.exists() else set()
-    assert left == set(), "nothing half-written, and no key for which nothing will come"
+    assert not home.exists(), "nothing half-written, and no key for which nothing will come"
 
 
 def test_a_used_token(ca: CA, home: Path, tmp_path: Path) -> None:
@@ -152,10 +151,10 @@ def test_a_certificate_that_is_not_valid_here_yet(ca: CA, home: Path) -> None:
     """The service's own certificate is older and still good; it is the new one that this clock does not take."""
     token = ca.token()
     wrong = Clock()
-    ca.clock.advance(minutes=30)
+    ca.clock.advance(minutes=10)
     with pytest.raises(ClockSkewed, match="not valid yet"):
         enrol(**ca.enrolling(home, token=token, clock=wrong))
-    wrong.advance(minutes=30)
+    wrong.advance(minutes=10)
     assert enrol(**ca.enrolling(home, token=token, clock=wrong)).agent_id == BILLING  # the same key, the same token
 
 

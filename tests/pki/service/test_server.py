@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import multiprocessing
 import os
@@ -300,8 +301,11 @@ def test_the_program(made: Path, tmp_path: Path, number: int) -> None:
             assert program.said.splitlines()[-1] == f"root fingerprint {fingerprint(ca.root)}"
         assert "serving the CA of fleet.example on https://127.0.0.1:" in program.said
         until(lambda: answers(program))
+        httpx.post(f"{program.http_url}/ocsp", content=b"garbage", trust_env=False)
     finally:
         code = program.end(number)
+    (record,) = [json.loads(line) for line in program.said.splitlines() if line.startswith("{")]
+    assert (record["event"], record["check"]) == ("ocsp", "pki.ocsp.malformed_request")
     assert code == 0, program.said
     assert "Traceback" not in program.said
 
