@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -127,6 +128,8 @@ def renew(
     if daemon:
         client.renew_forever(folder, url=ca, hook=hook)
         return
+    # What it logs besides is for programs; here the error itself is the one line.
+    logging.getLogger(client.__name__).addHandler(logging.NullHandler())
     made = client.renew_once(folder, url=ca, hook=hook)
     end = made.certificate.not_valid_after_utc
     say(

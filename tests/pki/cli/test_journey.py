@@ -66,8 +66,10 @@ class Service:
         self.url = f"https://127.0.0.1:{self.port}"
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pki.cli", "serve", str(self.ca), "--port", str(self.port)]
-            + ["--http-port", str(self.http_port)],
+            [
+                *(sys.executable, "-m", "pki.cli", "serve", str(self.ca)),
+                *("--port", str(self.port), "--http-port", str(self.http_port)),
+            ],
             env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
             stderr=self.log,
         )
@@ -175,7 +177,12 @@ def test_the_daemon_renews_and_runs_the_hook(service: Service, tmp_path: Path) -
 
 def test_metrics_name_what_happened(service: Service) -> None:
     text = httpx.get(f"http://127.0.0.1:{service.http_port}/metrics").text
-    assert re.search(r"^a2a_pki_\w*issued\w*(\{.*\})? [1-9]", text, re.MULTILINE), text
+    for line in (
+        r'a2a_pki_request_seconds_count\{event="enrol",status="200"\} [1-9]',
+        r'a2a_pki_refused_total\{check="pki.token.used",event="enrol"\} [1-9]',
+        r'a2a_pki_certificates\{state="valid"\} [1-9]',
+    ):
+        assert re.search(f"^{line}", text, re.MULTILINE), text
 
 
 def test_the_public_port_enrols_nobody(service: Service) -> None:
