@@ -54,7 +54,7 @@ POLL_SECONDS = 1.0  # how often the thread compares the wall clock, which may ha
 
 Clock = Callable[[], datetime]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("a2a_trust.federation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ MAX_CACHE_BYTES = 2 * MAX_BUNDLE_BYTES  # a document may be longer when it is wr
 
 Profile = Literal["https_web", "https_spiffe"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("a2a_trust.federation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,7 +129,7 @@ def renew(
         client.renew_forever(folder, url=ca, hook=hook)
         return
     # What it logs besides is for programs; here the error itself is the one line.
-    logging.getLogger(client.__name__).addHandler(logging.NullHandler())
+    logging.getLogger("a2a_pki.client").addHandler(logging.NullHandler())
     made = client.renew_once(folder, url=ca, hook=hook)
     end = made.certificate.not_valid_after_utc
     say(
