@@ -12,7 +12,10 @@ from trust.bundles import TrustBundle, TrustBundles
 from trust.errors import PeerError
 from trust.peers import verify_peer
 
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="A2A_TRUST_LIMBO does not name the folder of limbo.json.gz")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(FOLDER is None, reason="A2A_TRUST_LIMBO does not name the folder of limbo.json.gz"),
+]
 
 # Valid chains that we refuse. There is none that has to be refused and that we accept.
 KNOWN_DIFFERENCES = {

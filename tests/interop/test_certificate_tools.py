@@ -13,6 +13,8 @@ from tests.forge import Forge
 from tests.interop.conftest import Publisher
 from tests.interop.programs import needs, run
 
+pytestmark = pytest.mark.slow
+
 PURPOSES = ("sslclient", "sslserver")
 
 

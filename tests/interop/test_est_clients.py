@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.pki.service.parts import AGENT, EST, PUBLIC_URL, Running, new_ca, started
 
+pytestmark = pytest.mark.slow
+
 
 def tool(name: str) -> str:
     found = shutil.which(name)

@@ -27,7 +27,11 @@ from trust.credentials import Credentials
 from trust.errors import HandshakeRefused, PeerNotAllowed
 from trust.identity import peer_of
 
-pytestmark = [needs("go"), pytest.mark.timeout(300)]  # the modules may have to be fetched and built first
+pytestmark = [
+    pytest.mark.slow,
+    needs("go"),
+    pytest.mark.timeout(300),
+]  # the modules may have to be fetched and built first
 
 PLANNER, BILLING, OTHER = (f"spiffe://{DOMAIN}/{name}" for name in ("planner", "billing", "other"))
 

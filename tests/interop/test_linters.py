@@ -11,6 +11,8 @@ import pytest
 from tests.interop.conftest import Publisher
 from tests.interop.programs import needs, run
 
+pytestmark = pytest.mark.slow
+
 # pkilint's own words for the findings that stay.
 PKILINT = {"pkix.invalid_uri_syntax": "pkilint does not know the scheme spiffe://"}
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,6 +36,8 @@ from trust.oauth.store import Store
 from trust.oauth.tokens import TokenValidator
 from trust.signing.http import MessageSigner
 from trust.tls import AgentTransport, serving
+
+pytestmark = pytest.mark.slow
 
 PLANNER, BILLING, AUTHORITY = (f"spiffe://fleet.example/{name}" for name in ("planner", "billing", "authority"))
 LIFETIME = timedelta(seconds=7)

@@ -28,6 +28,7 @@ ROUNDS = 10  # kills of one CA
 LONGEST = 0.25  # seconds that a victim lives after its first word; several hundred operations
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="victims are forks"),
     pytest.mark.timeout(300),
 ]
