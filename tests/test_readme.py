@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import typer
+
+import pki.cli
+import pki.rules
+import trust.cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,3 +47,28 @@ def test_every_check_of_the_gate_has_a_row_that_links_its_file() -> None:
 def test_links_lead_to_files() -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_name_exists() -> None:
+    for dotted in sorted(set(re.findall(r"\b((?:trust|pki)\.[A-Za-z_][\w.]*\w)", README))):
+        if dotted.endswith((".py", ".example")):
+            continue
+        package, *names = dotted.split(".")
+        value = importlib.import_module(package)
+        for name in names:
+            if not hasattr(value, name):
+                importlib.import_module(f"{value.__name__}.{name}")
+            value = getattr(value, name)
+
+
+@pytest.mark.parametrize(("program", "app"), [("a2a-pki", pki.cli.app), ("a2a-trust", trust.cli.app)])
+def test_every_command_exists(program: str, app: typer.Typer) -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    written = set(re.findall(rf"\b{program} ([a-z]+)", README))
+    assert written and written <= known, written - known
+
+
+def test_the_policy_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(\[\[allow\]\].*?)```", README, re.S)
+    rules = pki.rules.Rules.parse(text, "fleet.example")
+    assert (len(rules.allow), len(rules.deny)) == (1, 1)
