@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -107,6 +108,12 @@ def gate(trail: AuditSink | None = None, **changes: Any) -> Gate:
     return Gate(APP, **settings)
 
 
+def bearer() -> str:
+    """A token that is valid now, and not when this file was read: a run of all tests may take longer than one lives."""
+    issued = int(time.time())
+    return f"Bearer {W.token(iat=issued, exp=issued + 600)}"
+
+
 async def call(app: Any, method: str = "POST", path: str = "/whoami", **options: Any) -> httpx.Response:
     """One signed request with a token, over a real socket with mutual TLS; the answer's signature is verified."""
     async with serving(app, source=W.billing, bundles=W.forge.bundles, authorize=members_of("fleet.example")) as server:
@@ -114,7 +121,7 @@ async def call(app: Any, method: str = "POST", path: str = "/whoami", **options:
         async with agent_client(
             source=W.planner, bundles=W.forge.bundles, authorize=exactly(W.billing.agent_id), signer=signer
         ) as client:
-            headers = {"authorization": f"Bearer {W.token()}"}
+            headers = {"authorization": bearer()}
             return await client.request(method, server.url + path, headers=headers, **options)
 
 
@@ -197,7 +204,7 @@ def test_an_event_stream_is_never_an_unsigned_answer_to_a_signed_request() -> No
 def test_an_unsigned_stream_passes_where_signatures_are_optional() -> None:
     async def go() -> httpx.Response:
         async with plain(gate(signatures="optional")) as client:
-            return await client.post("/events", headers={"authorization": f"Bearer {W.token()}"})
+            return await client.post("/events", headers={"authorization": bearer()})
 
     response = run(go())
     assert (response.status_code, response.text) == (200, "data: 1\n\n")
@@ -256,8 +263,8 @@ def test_without_a_certificate_the_agent_card_is_all_there_is() -> None:
                 url = server.url.replace("127.0.0.1", "localhost")
                 card = await client.get(url + AGENT_CARD_PATH)
                 assert card.json() == {"user": False}
-                bearer = {"authorization": f"Bearer {W.token()}"}
-                return [card.status_code, (await client.post(url + "/whoami", headers=bearer)).status_code]
+                headers = {"authorization": bearer()}
+                return [card.status_code, (await client.post(url + "/whoami", headers=headers)).status_code]
 
     assert run(go()) == [200, 401]
 
@@ -370,7 +377,7 @@ def test_nothing_is_read_or_fetched_for_a_stranger() -> None:
 def test_the_application_sees_the_headers_that_were_judged() -> None:
     """httptools adds trailers to the very list in the scope, after the head was judged."""
     seen: list[tuple[bytes, bytes]] = []
-    headers = [(b"host", b"billing.fleet.example"), (b"authorization", b"Bearer " + W.token().encode())]
+    headers = [(b"host", b"billing.fleet.example"), (b"authorization", bearer().encode())]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.extend(scope["headers"])
