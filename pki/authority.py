@@ -8,15 +8,16 @@ an edge: it reads the clock, draws serial numbers and writes; what is allowed an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection
+from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Unpack
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pki import founding, health, ledger_audit, policy
+from pki import ceremony, founding, health, ledger_audit, policy, proofs, rotation
 from pki.errors import (
     AuthorityDamaged,
     LedgerDamaged,
@@ -25,26 +26,26 @@ from pki.errors import (
     WrongPassword,
 )
 from pki.health import HealthCheck, PublishedList
-from pki.issuance import Clock, Issuance, parsed
+from pki.issuance import Issuance, parsed
 from pki.issuance import Issued as Issued
-from pki.issuers import Issuers, make_key
-from pki.keys import Signer
+from pki.issuers import Issuers
+from pki.keys import make_key
+from pki.ledger import entry_for_record
 from pki.ledger_audit import LedgerReport
-from pki.policy import Rules
+from pki.pkcs11 import TokenUri
 from pki.profiles import Urls
+from pki.proofs import Inclusion
 from pki.records import IssuerRecord, Record, Settings, State
 from pki.revocation import Revocations
 from pki.rotation import Step
+from pki.rules import Rules
 from pki.store import Counts, Store
 from pki.store.reading import Filters
 from pki.succession import Succession
 from trust import identity
 from trust.bundles import RevocationLists, TrustBundle
-from trust.identity import AgentID, utc
-
-
-def _system_clock() -> datetime:
-    return datetime.now(UTC)
+from trust.clock import Clock, utc, wall_clock
+from trust.identity import AgentID
 
 
 class CertificateAuthority(Issuance):
@@ -55,7 +56,7 @@ class CertificateAuthority(Issuance):
     ) -> None:
         super().__init__(store, issuers, settings, clock=clock, serials=serials)
         self._succession = Succession(store, issuers, settings)
-        self.revocations = Revocations(store, issuers.signer, Urls.of(settings))
+        self.revocations = Revocations(store, issuers.signer, Urls.of(settings), serials=serials)
 
     @classmethod
     def create(
@@ -70,7 +71,7 @@ class CertificateAuthority(Issuance):
         public_url: str | None = None,
         key_store: str | None = None,
         pin: str | None = None,
-        clock: Clock = _system_clock,
+        clock: Clock = wall_clock,
         serials: Callable[[], int] = x509.random_serial_number,
     ) -> CertificateAuthority:
         """Make a CA: a root, an intermediate, and their database. All of it appears at once, or nothing.
@@ -115,7 +116,8 @@ class CertificateAuthority(Issuance):
             serials=serials,
         )
         store = Store.open(where)
-        issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, known=known)
+        modules = [] if key_store is None else [TokenUri.parse(key_store).module_path]
+        issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, modules=modules, known=known)
         return cls(store, issuers, settings, clock=clock, serials=serials)
 
     @classmethod
@@ -125,22 +127,29 @@ class CertificateAuthority(Issuance):
         *,
         password: str | None = None,
         pin: str | None = None,
-        clock: Clock = _system_clock,
+        modules: Collection[str] = (),
+        clock: Clock = wall_clock,
         serials: Callable[[], int] = x509.random_serial_number,
     ) -> CertificateAuthority:
         """Open a CA that `create` made. Without its password it answers questions, revokes, and signs nothing.
+
+        Args:
+            pin: of the PKCS#11 token that holds the keys.
+            modules: paths of the PKCS#11 modules that may be loaded: code in this process, which the database cannot
+                name alone.
 
         Raises:
             AuthorityMissing: there is no CA.
             WrongPassword: the password, or the PIN, does not open the signing key.
             AuthorityDamaged: the key is not the one of the certificate.
+            KeyStoreError: its token cannot be used, or its module was not named.
             SchemaOutdated: an earlier version made it; `a2a-pki upgrade` brings it up to date.
             StoreError: the database cannot be used.
         """
         store = Store.open(where)
         try:
             settings = store.settings()
-            issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, known={})
+            issuers = Issuers(store, settings.trust_domain, password=password, pin=pin, modules=modules, known={})
             ca = cls(store, issuers, settings, clock=clock, serials=serials)
             # At once, so that a wrong password is told now and not at the first request.
             issuers.open_signing_key()
@@ -202,9 +211,9 @@ class CertificateAuthority(Issuance):
             raise ReasonRefused(
                 "the root cannot be revoked", expected="another certificate", do="taint it, and it will be replaced"
             )
-        (revoked,) = self._store.revoke([serial], reason=flag, now=moment)
         if record.kind == "intermediate":
-            self._issuers.read()
+            return self._succession.revoke(serial, flag, moment)
+        (revoked,) = self._store.revoke([serial], reason=flag, now=moment)
         return revoked
 
     def revoke_agent(
@@ -263,13 +272,11 @@ class CertificateAuthority(Issuance):
         """The certificate with that thumbprint (x5t#S256); None: this CA has made no such certificate."""
         return self._store.find_thumbprint(x5t)
 
-    def certificates(
-        self, *, agent_id: AgentID | None = None, limit: int | None = None, **filters: Unpack[Filters]
-    ) -> list[Record]:
+    def certificates(self, *, agent_id: AgentID | None = None, **filters: Unpack[Filters]) -> list[Record]:
         """The certificates that this CA has made, oldest first, narrowed by whatever is given."""
         if agent_id is not None:
             filters["spiffe_id"] = str(agent_id)
-        return self._store.records(limit=limit, **filters)
+        return self._store.records(**filters)
 
     def counts(self, now: datetime | None = None) -> Counts:
         """How many certificates there are, by state and age."""
@@ -282,7 +289,10 @@ class CertificateAuthority(Issuance):
             sequence = self._store.bundle_sequence()
             roots = [r.certificate for r in self._store.issuers() if r.kind == "root" and r.state is not State.REVOKED]
             if self._store.bundle_sequence() == sequence:
-                return TrustBundle(trust_domain=self.trust_domain, roots=tuple(roots), sequence=sequence)
+                hint = int(rotation.REFRESH_HINT.total_seconds())
+                return TrustBundle(
+                    trust_domain=self.trust_domain, roots=tuple(roots), sequence=sequence, refresh_hint=hint
+                )
 
     def ca_certificates(self) -> tuple[x509.Certificate, ...]:
         """All CA certificates that chains may need: roots of the bundle first, then intermediates."""
@@ -316,9 +326,10 @@ class CertificateAuthority(Issuance):
 
         Args:
             kind: only "root" or only "intermediate".
-            force: do not wait for the schedule: a new intermediate issues when this returns. A new root is prepared,
-                and becomes active by a later call, when it has been in the bundle for five refresh hints; then
-                an intermediate of its own issues at once. Nobody who has the bundle of before refuses anything.
+            force: do not wait for the schedule: a new CA is prepared, and becomes active by a later call. An
+                intermediate does so when its revocation lists have been published for a refresh hint, or at once where
+                none can issue now; a root, when it has been in the bundle for five, and then an intermediate of its own
+                is prepared. Nobody who has the bundle and the lists of before refuses anything.
 
         Raises:
             WrongPassword: something is due, and the CA was opened without its password.
@@ -337,8 +348,8 @@ class CertificateAuthority(Issuance):
         A **root** cannot be revoked: that is what its place in the bundle means. Taking it out while every chain ends
         in it would cut off the whole domain, and putting a new one in does nothing until verifiers have heard of it. So
         it goes in two steps, as with SPIRE (taint, then revoke). The first call prepares a new root. It becomes
-        active when it has been in the bundle for five refresh hints, with a new intermediate, and everything below the
-        tainted one is to be renewed at once; `rotate` does that, on any instance. The second call, when renewals have
+        active when it has been in the bundle for five refresh hints, a new intermediate another one later, and then
+        everything below the tainted one is to be renewed at once; `rotate` does that, on any instance. The second call, when renewals have
         gone through, takes the tainted root out of the bundle; whoever missed it enrols again. Until then a forger
         with its key is believed: how long to wait is the operator's choice, and the plan says what happens without one.
         A prepared root, which nobody needs yet, leaves at the first call.
@@ -375,17 +386,27 @@ class CertificateAuthority(Issuance):
         """
         return self._succession.accept_intermediate(pem, self._moment(now))
 
-    def hand_over_root_key(self, keep: Callable[[Signer], None], now: datetime | None = None) -> None:
-        """Give the root key to `keep`, and drop it when that has returned: a part of `founding.export_root`.
+    def export_root(self, target: Path, password: str, now: datetime | None = None) -> None:
+        """Move the root key into a file of its own, encrypted. The database has it no more; backups may still.
 
-        Before, the root signs a revocation list that lasts as long as the intermediate, because it cannot sign one
-        every day; the ceremony for the next intermediate makes the next list.
+        The file is on the disk, and has been read again, before the key is removed. An interrupted export is done
+        again. Before it goes, the root signs a revocation list that lasts as long as the intermediate, because it
+        cannot sign one every day; the ceremony for the next intermediate makes the next list.
+
+        Args:
+            password: of the file; it may be another one than the CA's.
+
+        Raises:
+            AuthorityExists: there is a file already.
+            KeyStoreError: the root key is on a token, which it never leaves, or it is offline already.
+            WrongPassword: the CA was opened without its password, or the new one is empty.
+            PKIError: the file cannot be written.
         """
         moment = self._moment(now)
         view = self._issuers.read()
         root, end = view.root, (view.intermediate or view.root).not_after
         signer = self._issuers.signer(root.key_id)
-        keep(signer)
+        ceremony.write_root(target, root.certificate, signer, self._settings, password)
         self.revocations.sign_for_long(root.key_id, signer, lifetime=end - moment, now=moment)
         self._store.forget_key(root.key_id)
         self._issuers.forget(root.key_id)
@@ -421,6 +442,26 @@ class CertificateAuthority(Issuance):
                 "head of the ledger is not signed", got="no open key", expected="the password of `a2a-pki init`"
             )
         return head.jws
+
+    def prove(self, serial: int) -> Inclusion:
+        """Show that the ledger has the issuance of a certificate, under its head as it is now.
+
+        `pki.proofs` says how somebody who has neither the ledger nor this CA verifies it.
+
+        Raises:
+            UnknownSerial: this CA has made no such certificate.
+            LedgerDamaged: the ledger does not show it.
+            WrongPassword: as `ledger_head`.
+        """
+        entry = entry_for_record(self.find(serial)).encode()
+        signed = self.ledger_head()
+        with self._store.snapshot() as books:
+            return proofs.prove(entry, [row.leaf for row in books.ledger_rows()], signed)
+
+    def last_write(self) -> datetime | None:
+        """When this CA has written something last; None: never."""
+        head = self._store.head()
+        return None if head is None else head.time
 
     def audit_ledger(self, head: str | None = None) -> LedgerReport:
         """Compare the ledger with everything else in the database, and with a head that was kept elsewhere."""

@@ -2,48 +2,52 @@
 
 The CA makes the key of the next intermediate and a request; the machine with the file makes a certificate, and the
 root's next revocation list; the CA takes both. Nothing secret travels between the two. The CA compares what it gets,
-byte for byte, with what it would have made.
+byte for byte, with what it would have made. People compare the fingerprint of the key, which both sides show: the root's
+machine cannot tell by itself whose request it is given.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from pki import keys, profiles, requests
+from pki import keys, policy, profiles, requests
 from pki.errors import (
     AuthorityDamaged,
     AuthorityExists,
-    AuthorityNotValid,
     KeyStoreError,
     PKIError,
     RequestKeyRefused,
     RequestMalformed,
+    RequestRefused,
     StateChanged,
 )
 from pki.keys import Signer
 from pki.profiles import BACKDATE, Issuer, RevokedSerial, Urls
 from pki.records import PendingKey, Settings
+from trust.clock import utc
 from trust.credentials import read_bounded, sync_folder, write_new
-from trust.identity import utc
-
-if TYPE_CHECKING:
-    from pki.authority import CertificateAuthority
+from trust.identity import fingerprint
 
 MAX_FILE_BYTES = 64 << 10
+MAX_REVOKED = 500  # intermediates of one root; in 20 years of regular rotation there are a hundred
 _HEADING = "Root of an agent CA. Keep it offline, and two copies of it."
 _BEGIN_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _BEGIN_KEY = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _BEGIN_REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----"
 _BEGIN_LIST = b"-----BEGIN X509 CRL-----"
+_WANTED = re.compile(r"root: ([0-9a-f]{40})\nrevocation-list: (0|[1-9][0-9]{0,18})\n((?:revoked: [^\n]*\n)*)", re.ASCII)
+_REVOKED = re.compile(r"revoked: ([1-9a-f][0-9a-f]{0,39}) (0|[1-9][0-9]{0,11}) ([A-Za-z]+)", re.ASCII)
+_REASONS = {reason.value: reason for reason in policy.REASONS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,63 +102,57 @@ class RootFile:
         return cls(certificate=certificate, key=key, settings=settings)
 
 
-def export_root(ca: CertificateAuthority, target: Path, password: str) -> None:
-    """Move the root key of a CA into a file of its own, encrypted. The database has it no more; backups may still.
-
-    The file is on the disk, and has been read again, before the key is removed. An interrupted export is done again.
-
-    Args:
-        password: of the file; it may be another one than the CA's.
+def write_root(target: Path, certificate: x509.Certificate, key: Signer, settings: Settings, password: str) -> None:
+    """Write the file of an exported root; when this returns, it is on the disk and has been read again.
 
     Raises:
         AuthorityExists: there is a file already.
-        KeyStoreError: the root key is on a token, which it never leaves, or it is offline already.
-        WrongPassword: the CA was opened without its password, or the new one is empty.
+        KeyStoreError: the key is on a token, which it never leaves.
+        WrongPassword: the password is empty.
+        AuthorityDamaged: what is read is not what was written.
         PKIError: the file cannot be written.
     """
-
-    def keep(key: Signer) -> None:
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise KeyStoreError("root key is on a token", expected="a key in the database", do="leave it where it is")
-        pem = RootFile(certificate=ca.root, key=key, settings=ca.settings).to_pem(password)
-        try:
-            write_new(target, pem, mode=0o600)
-            sync_folder(target.absolute().parent)
-        except FileExistsError:
-            raise AuthorityExists(f"{target} exists already", expected="a new file", do="choose another name") from None
-        except OSError as error:
-            raise PKIError(f"cannot write {target}", got=error.strerror, expected="a place for the root key") from None
-        if RootFile.read(target, password).key.public_key() != key.public_key():
-            raise AuthorityDamaged(f"{target} is not what was written", expected="the root", do="try another disk")
-
-    ca.hand_over_root_key(keep)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise KeyStoreError("root key is on a token", expected="a key in the database", do="leave it where it is")
+    pem = RootFile(certificate=certificate, key=key, settings=settings).to_pem(password)
+    try:
+        write_new(target, pem, mode=0o600)
+        sync_folder(target.absolute().parent)
+    except FileExistsError:
+        raise AuthorityExists(f"{target} exists already", expected="a new file", do="choose another name") from None
+    except OSError as error:
+        raise PKIError(f"cannot write {target}", got=error.strerror, expected="a place for the root key") from None
+    if RootFile.read(target, password).key.public_key() != key.public_key():
+        raise AuthorityDamaged(f"{target} is not what was written", expected="the root", do="try another disk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRequest:
     """The revocation list that the root is to sign: its number, and what it names."""
 
+    root: str  # key identifier of the root that is meant
     number: int
     revoked: tuple[RevokedSerial, ...]
 
     def to_text(self) -> bytes:
-        lines = [f"revocation-list: {self.number}"]
+        lines = [f"root: {self.root}", f"revocation-list: {self.number}"]
         lines += [f"revoked: {r.serial:x} {int(r.revoked_at.timestamp())} {r.reason.value}" for r in self.revoked]
         return "".join(line + "\n" for line in lines).encode()
 
     @classmethod
     def parse(cls, text: bytes) -> ListRequest:
-        """Read what `to_text` wrote.
+        """Read what `to_text` wrote, and nothing that merely looks like it.
 
         Raises:
             RequestMalformed: it is something else.
         """
         try:
-            first, *lines = text.decode("ascii").splitlines()
-            if not first.startswith("revocation-list: "):
+            match = _WANTED.fullmatch(text.decode("ascii"))
+            lines = match[3].splitlines() if match else []
+            if match is None or int(match[2]) >= 1 << 63 or len(lines) > MAX_REVOKED:
                 raise ValueError
-            return cls(number=int(first.removeprefix("revocation-list: ")), revoked=tuple(map(_revoked, lines)))
-        except (ValueError, OverflowError):
+            return cls(root=match[1], number=int(match[2]), revoked=tuple(map(_revoked, lines)))
+        except (ValueError, KeyError, OverflowError, OSError):  # the last two: times beyond all calendars
             raise RequestMalformed("request for the root", expected="what `a2a-pki ceremony request` wrote") from None
 
     def builder(self, root: Issuer, settings: Settings, now: datetime) -> x509.CertificateRevocationListBuilder:
@@ -173,6 +171,23 @@ class ListRequest:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """What the root has signed: to be shown to people, and carried back."""
+
+    trust_domain: str
+    certificate: x509.Certificate
+    crl: x509.CertificateRevocationList
+
+    @property
+    def key_fingerprint(self) -> str:
+        return _fingerprint(self.certificate.public_key())
+
+    def to_pem(self) -> bytes:
+        """For `accept_intermediate`."""
+        return self.certificate.public_bytes(Encoding.PEM) + self.crl.public_bytes(Encoding.PEM)
+
+
 def sign_intermediate(
     root_file: Path,
     password: str,
@@ -180,7 +195,7 @@ def sign_intermediate(
     *,
     now: datetime,
     serials: Callable[[], int] = x509.random_serial_number,
-) -> bytes:
+) -> Signed:
     """Certify the intermediate that a CA asks for, and sign the root's list. Runs where the exported root is.
 
     Of the request only the key survives: the certificate is for the trust domain of the root, as the CA was made.
@@ -188,11 +203,8 @@ def sign_intermediate(
     Args:
         csr: what `request_intermediate` gave.
 
-    Returns:
-        the certificate and the revocation list, PEM, for `accept_intermediate`.
-
     Raises:
-        RequestRefused: the request is malformed, or its key is none for a CA.
+        RequestRefused: the request is malformed, its key is none for a CA, or it is for another root.
         WrongPassword, AuthorityDamaged, CredentialsError: the file, as `RootFile.read`.
         AuthorityNotValid: the root is not valid at that time.
     """
@@ -203,10 +215,26 @@ def sign_intermediate(
         raise RequestKeyRefused("key of the intermediate", got="Ed25519", expected="P-256 or P-384")
     root = RootFile.read(root_file, password)
     issuer, moment = Issuer.of(root.certificate), utc(now).replace(microsecond=0)
-    valid_now(issuer, "root CA", moment)
+    if listed.root != issuer.key_id:
+        raise RequestRefused(
+            "request for the root",
+            got=f"one for {listed.root}",
+            expected=f"one for {issuer.key_id}, which this file is",
+        )
+    issuer.check_valid("root CA", moment)
     certificate = keys.sign(_builder(public_key, issuer, root.settings, serials(), moment), root.key)
     crl = keys.sign_crl(listed.builder(issuer, root.settings, moment), root.key)
-    return certificate.public_bytes(Encoding.PEM) + crl.public_bytes(Encoding.PEM)
+    return Signed(trust_domain=root.settings.trust_domain, certificate=certificate, crl=crl)
+
+
+def key_fingerprint(request: bytes) -> str:
+    """The fingerprint of the key in a request for the root, for people to compare: of its SubjectPublicKeyInfo.
+
+    Raises:
+        RequestRefused: it is no request, or its sender does not have the key.
+    """
+    begin, rest = request.partition(_BEGIN_REQUEST)[1:]
+    return _fingerprint(requests.parse(begin + rest).public_key)
 
 
 def accepted(pem: bytes, pending: PendingKey, root: Issuer, settings: Settings, now: datetime) -> x509.Certificate:
@@ -246,7 +274,7 @@ def accepted(pem: bytes, pending: PendingKey, root: Issuer, settings: Settings, 
 
     # 4.
     issuer = Issuer.of(certificate)
-    valid_now(issuer, "new intermediate CA", now)
+    issuer.check_valid("new intermediate CA", now)
 
     # 5. Signed once more by a key that is thrown away: the signed part shows what the builder would have made.
     made_at = issuer.not_before + BACKDATE
@@ -285,21 +313,6 @@ def accepted_list(pem: bytes, wanted: ListRequest, root: Issuer, settings: Setti
     return crl
 
 
-def valid_now(issuer: Issuer, name: str, now: datetime) -> None:
-    """Return if a CA is valid at that time.
-
-    Raises:
-        AuthorityNotValid: it is not; both the CA's times and this clock are shown.
-    """
-    if not issuer.not_before <= now < issuer.not_after:
-        raise AuthorityNotValid(
-            f"{name} is not valid now",
-            got=now.isoformat(),
-            expected=f"a time from {issuer.not_before.isoformat()} to {issuer.not_after.isoformat()}",
-            do="check the clock",
-        )
-
-
 def _builder(
     public_key: ec.EllipticCurvePublicKey, root: Issuer, settings: Settings, serial: int, now: datetime
 ) -> x509.CertificateBuilder:
@@ -315,12 +328,16 @@ def _builder(
 
 
 def _revoked(line: str) -> RevokedSerial:
-    name, serial, at, reason = line.split(" ")
-    if name != "revoked:":
+    match = _REVOKED.fullmatch(line)
+    if match is None:
         raise ValueError
     return RevokedSerial(
-        serial=int(serial, 16), revoked_at=datetime.fromtimestamp(int(at), UTC), reason=x509.ReasonFlags(reason)
+        serial=int(match[1], 16), revoked_at=datetime.fromtimestamp(int(match[2]), UTC), reason=_REASONS[match[3]]
     )
+
+
+def _fingerprint(key: CertificatePublicKeyTypes) -> str:
+    return fingerprint(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def _throw_away(root: Issuer) -> ec.EllipticCurvePrivateKey:

@@ -26,9 +26,10 @@ from pki.errors import (
     LifetimeRefused,
     PolicyRefused,
 )
-from pki.policy import Rules
 from pki.records import TokenRecord
 from pki.requests import PublicKey, Request
+from pki.rules import Rules, spelled
+from trust.clock import shown
 from trust.identity import AgentID
 
 DEFAULT_VALIDITY = timedelta(minutes=30)
@@ -112,8 +113,8 @@ def check(presented: PresentedToken, record: TokenRecord | None, *, now: datetim
     if not record.created_at - CLOCK_SKEW <= now < record.expires_at:
         raise EnrolmentTokenExpired(
             f"enrolment token {record.id}",
-            got=f"{_clock(now)} on the CA's clock",
-            expected=f"a time from {_clock(record.created_at)} to {_clock(record.expires_at)}",
+            got=f"{shown(now)} on the CA's clock",
+            expected=f"a time from {shown(record.created_at)} to {shown(record.expires_at)}",
             do="ask for another token; compare the clocks where it should be good",
         )
     return record
@@ -136,7 +137,7 @@ def used(record: TokenRecord) -> EnrolmentTokenUsed:
     """The refusal of a token that was used."""
     return EnrolmentTokenUsed(
         f"enrolment token {record.id}",
-        got="one that was used" + (f" on {_clock(record.used_at)}" if record.used_at else ""),
+        got="one that was used" + (f" on {shown(record.used_at)}" if record.used_at else ""),
         expected="a new one",
         do="ask for another; if nobody of yours has used it, revoke what it was used for",
     )
@@ -149,7 +150,7 @@ def validity(valid_for: timedelta) -> timedelta:
         LifetimeRefused: not between a second and a day.
     """
     if not MIN_VALIDITY <= valid_for <= MAX_VALIDITY:
-        raise LifetimeRefused("life of the enrolment token", got=valid_for, expected="from 1 second to 24 hours")
+        raise LifetimeRefused("life of the enrolment token", got=spelled(valid_for), expected="from 1 second to 24 hours")
     return valid_for
 
 
@@ -189,7 +190,3 @@ _SAMPLES: tuple[PublicKey, ...] = (
     ec.derive_private_key(1, ec.SECP384R1()).public_key(),
     ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key(),
 )
-
-
-def _clock(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -4,6 +4,8 @@ PKIError
 |- AuthorityExists, AuthorityMissing, AuthorityDamaged, AuthorityNotValid    the CA as a whole
 |- WrongPassword            missing or wrong: a password or the PIN of a token
 |- KeyStoreError            a PKCS#11 token that cannot be used
+|- ClockJumped              rotation waits until the clock goes on evenly
+|- DecisionNotRecorded      the audit trail cannot be written
 |- StoreError               the database
 |  `- DatabaseLocked, DuplicateCertificate, SchemaOutdated
 |- LedgerDamaged            a row of the ledger, a proof or a tree head is not what was written
@@ -19,7 +21,7 @@ PKIError
 |  |- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed
 |  `- TooManyAttempts       nobody looked at the token
 |- RenewalRefused           the certificate that was presented for renewal
-|  `- CertificateNotPresented, NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired
+|  `- CertificateNotPresented, NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired, TooManyRenewals
 `- AuthorityUnreachable     the agent's side: the CA service
    `- PinMismatch, AnswerRefused, EnrolmentFailed, ClockSkewed
 """
@@ -56,6 +58,17 @@ class AuthorityNotValid(PKIError):
 
 class WrongPassword(PKIError):
     check = "pki.password"
+
+
+class ClockJumped(PKIError):
+    check = "pki.clock"
+
+
+class DecisionNotRecorded(PKIError):
+    check = "pki.audit"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
 
 
 class StoreError(PKIError):
@@ -227,6 +240,12 @@ class CertificateAlreadyRevoked(RenewalRefused):
 
 class CertificateAlreadyExpired(RenewalRefused):
     check = "pki.renewal.expired"
+
+
+class TooManyRenewals(RenewalRefused):
+    check = "pki.renewal.attempts"
+    status = 429
+    code = "temporarily_unavailable"
 
 
 # The agent's side.

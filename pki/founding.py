@@ -6,30 +6,19 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 
 from pki import keys, profiles
-from pki.ceremony import export_root as export_root
-from pki.ceremony import sign_intermediate as sign_intermediate
 from pki.errors import AuthorityExists, AuthorityMissing, PKIError
-from pki.keys import Signer
+from pki.keys import KeyPair, Signer
+from pki.ledger import sign_head
 from pki.profiles import Issuer, Urls
 from pki.records import IssuerRecord, Record, Settings, State
 from pki.store import DATABASE_FILE, Store
 from trust.credentials import sync_folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyPair:
-    """A new CA key: what signs with it, and how the store keeps it."""
-
-    signer: Signer
-    pem: bytes | None = field(default=None, repr=False)  # encrypted PKCS#8
-    uri: str | None = None  # on a token
 
 
 def found(
@@ -61,10 +50,16 @@ def found(
         now=now,
     )
     issuers, records = [root[0], below[0]], [root[1], below[1]]
+
+    def make(at: str | os.PathLike[str]) -> None:
+        # From the first head on: what stands under none that is signed could be anybody's.
+        Store.create(at, settings, issuers, records, now=now, seal=lambda head: sign_head(head, key.signer, key_id))
+
+    key_id = below[0].key_id
     if is_folder(where):
-        _in_folder(vacant(where), lambda folder: Store.create(folder, settings, issuers, records, now=now))
+        _in_folder(vacant(where), make)
     else:
-        Store.create(where, settings, issuers, records, now=now)
+        make(where)
     return {root[0].key_id: root_key.signer, below[0].key_id: key.signer}
 
 

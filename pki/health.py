@@ -10,13 +10,14 @@ from typing import NoReturn
 
 from cryptography import x509
 
-from pki import profiles
-from pki.errors import PKIError, UnknownName
+from pki.errors import PKIError, UnknownName, WrongPassword
+from pki.list_names import crl_name
 from pki.profiles import BACKDATE, RevokedSerial
 from pki.records import IssuerRecord, State
 from pki.revocation import Revocations
 from pki.rotation import Action, Step, newest
 from pki.store import Store
+from trust.clock import shown
 
 # What is due is done by a service within minutes; a person, who holds a ceremony, has more time.
 STEP_GRACE = timedelta(hours=1)
@@ -46,7 +47,7 @@ class PublishedList:
     def of(cls, crl: x509.CertificateRevocationList) -> PublishedList:
         key = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
         return cls(
-            file_name=profiles.crl_name(crl),
+            file_name=crl_name(crl),
             issuer=(key or b"").hex(),
             this_update=crl.last_update_utc,
             next_update=crl.next_update_utc or crl.last_update_utc,
@@ -98,9 +99,9 @@ def _clock(store: Store, now: datetime) -> HealthCheck:
         return HealthCheck(
             name="clock",
             ok=False,
-            says=f"it is {_time(now)}, but this CA has written something at {_time(latest)}; set the clock",
+            says=f"it is {shown(now)}, but this CA has written something at {shown(latest)}; set the clock",
         )
-    return HealthCheck(name="clock", ok=True, says=f"it is {_time(now)}")
+    return HealthCheck(name="clock", ok=True, says=f"it is {shown(now)}")
 
 
 def _store(store: Store) -> HealthCheck:
@@ -113,18 +114,30 @@ def _ca(kind: str, plan: Sequence[Step], issuers: Sequence[IssuerRecord], now: d
     if active is None:
         return HealthCheck(name=kind, ok=False, says=f"no {kind} is active; run `a2a-pki rotate`")
     if not active.not_before <= now < active.not_after:
-        says = f"valid from {_time(active.not_before)} to {_time(active.not_after)}, and it is {_time(now)}"
+        says = f"valid from {shown(active.not_before)} to {shown(active.not_after)}, and it is {shown(now)}"
         return HealthCheck(name=kind, ok=False, says=says)
     for step in plan:
         grace = CEREMONY_GRACE if step.action is Action.CEREMONY else STEP_GRACE
         if step.kind == kind and step.action is not Action.PRUNE and step.at + grace < now:
-            return HealthCheck(name=kind, ok=False, says=f"overdue since {_time(step.at)}: {step.says}")
-    return HealthCheck(name=kind, ok=True, says=f"active until {_time(active.not_after)}")
+            return HealthCheck(name=kind, ok=False, says=f"overdue since {shown(step.at)}: {step.says}")
+    return HealthCheck(name=kind, ok=True, says=f"active until {shown(active.not_after)}")
 
 
 def _lists(revocations: Revocations, now: datetime) -> HealthCheck:
-    count = len(revocations.lists(now).crls)
-    return HealthCheck(name="revocation lists", ok=True, says=f"{count} current")
+    """Whether every certificate has a list that its verifiers accept now. With open keys, what is due is made first.
+
+    It costs a look at the store for each list; the content of one is read and verified once after each change.
+    """
+    missing: Sequence[str] = ()
+    try:
+        revocations.lists(now)
+    except WrongPassword:  # nothing can be made here; what was made may still be good
+        missing = revocations.missing(now)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        says = f"no current revocation list {missing[0]}{more}: `a2a-pki crl` or `a2a-pki serve` makes one"
+        return HealthCheck(name="revocation lists", ok=False, says=says)
+    return HealthCheck(name="revocation lists", ok=True, says=f"{len(revocations.names(now))} current")
 
 
 def _ledger(store: Store) -> HealthCheck:
@@ -132,8 +145,4 @@ def _ledger(store: Store) -> HealthCheck:
     if head is None or head.jws is None:
         size = 0 if head is None else head.size
         return HealthCheck(name="ledger", ok=False, says=f"the head of its {size} entries is not signed")
-    return HealthCheck(name="ledger", ok=True, says=f"{head.size} entries, signed at {_time(head.time)}")
-
-
-def _time(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return HealthCheck(name="ledger", ok=True, says=f"{head.size} entries, signed at {shown(head.time)}")

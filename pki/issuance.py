@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from pki import ceremony, enrolment, keys, policy, profiles, renewal, requests
+from pki import enrolment, keys, policy, profiles, renewal, requests
 from pki.enrolment import EnrolmentToken
-from pki.errors import AgentBanned, AuthorityNotValid, EnrolmentTokenUsed
+from pki.errors import AgentBanned, AuthorityNotValid, EnrolmentRefused, EnrolmentTokenUsed
 from pki.issuers import Issuers, View
-from pki.policy import Approved, Rules
+from pki.policy import Approved
 from pki.profiles import Urls
-from pki.records import Issue, Record, Settings, TokenRecord, TokenUse
+from pki.records import Issue, Record, Settings, State, TokenRecord, TokenUse
 from pki.renewal import RenewalInfo
 from pki.requests import PublicKey
+from pki.rules import Rules
+from pki.steps import Find, Steps, alone, together
 from pki.store import Store
 from trust import identity
+from trust.clock import Clock, utc
 from trust.credentials import Credentials
-from trust.identity import AgentID, utc
+from trust.identity import AgentID
 from trust.private_keys import PrivateKey
-
-Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +109,11 @@ class Issuance:
         """
         agent_id = parsed(agent_id)
         request = requests.parse(csr)
-        return self._issue(
+        steps = self._issuing(
             lambda rules: self._approve(request, agent_id, dns_names, ip_addresses, lifetime, rules),
             now=self._moment(now),
         )
+        return alone(steps, self._store)
 
     def issue_credentials(
         self,
@@ -126,14 +127,8 @@ class Issuance:
         """As `issue`, for a new key made in this process. An agent elsewhere makes its own and sends a request."""
         agent_id = parsed(agent_id)
         key = keys.generate()
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(agent_id))])
-        csr = (
-            x509.CertificateSigningRequestBuilder(x509.Name([]))
-            .add_extension(names, critical=True)
-            .sign(key, hashes.SHA256())
-        )
         issued = self.issue(
-            csr.public_bytes(Encoding.DER),
+            requests.make(key, agent_id),
             agent_id,
             dns_names=dns_names,
             ip_addresses=ip_addresses,
@@ -168,7 +163,7 @@ class Issuance:
                 lifetime=lifetime,
             )
 
-        return self._issue(approve, now=self._moment(now)).credentials(key)
+        return alone(self._issuing(approve, now=self._moment(now)), self._store).credentials(key)
 
     # Enrolment.
 
@@ -228,6 +223,15 @@ class Issuance:
         """Make an unused token useless; False: there is none with that ID."""
         return self._store.cancel_token(token_id)
 
+    def is_good_token(self, token: str, *, now: datetime | None = None) -> bool:
+        """Whether a token is one that `enrol` would take now. One look in an index, and nothing is changed."""
+        try:
+            presented = enrolment.parse(token)
+            grant = enrolment.check(presented, self._store.token(presented.id), now=self._moment(now))
+        except EnrolmentRefused:
+            return False
+        return grant.used_by is None
+
     def enrol(self, csr: bytes, token: str, *, now: datetime | None = None) -> Issued:
         """Make the certificate that a token was made for, and burn the token, both at once or neither.
 
@@ -240,6 +244,10 @@ class Issuance:
             PolicyRefused: the request asks for another ID than the token's, or the policy refuses it now.
             AuthorityNotValid, WrongPassword, StoreError: as `issue`.
         """
+        return alone(self.enrolling(csr, token, now=now), self._store)
+
+    def enrolling(self, csr: bytes, token: str, *, now: datetime | None = None) -> Steps[Issued]:
+        """The steps of `enrol`, for `together`."""
         moment = self._moment(now)
         # The token before the request: who has none learns nothing, and costs no signature check.
         presented = enrolment.parse(token)
@@ -253,7 +261,7 @@ class Issuance:
 
         if grant.used_by is None:
             try:
-                return self._issue(approve, now=moment, burns=TokenUse(id=grant.id, key_digest=digest))
+                return (yield from self._issuing(approve, now=moment, burns=TokenUse(id=grant.id, key_digest=digest)))
             except EnrolmentTokenUsed:
                 # Somebody was faster, perhaps the same agent, which had given up waiting and asked again.
                 grant = enrolment.check(presented, self._store.token(presented.id), now=moment)
@@ -279,18 +287,21 @@ class Issuance:
             NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired: what was presented.
             RequestRefused, PolicyRefused, AuthorityNotValid, WrongPassword, StoreError: as `issue`.
         """
+        return alone(self.renewing(csr, presented, now=now), self._store)
+
+    def renewing(self, csr: bytes, presented: bytes, *, now: datetime | None = None) -> Steps[Issued]:
+        """The steps of `renew`, for `together`."""
         moment = self._moment(now)
-        record = renewal.check(self._presented(presented), now=moment)
+        record = renewal.check((yield Find(thumbprint=identity.thumbprint(presented))), now=moment)
         request = requests.parse(csr)
         names = renewal.names(record.certificate)
-        lifetime = renewal.lifetime(record, self._issuers.record(record.issuer))
-        return self._issue(
-            lambda rules: self._approve(
-                request, AgentID.parse(record.spiffe_id), names.dns_names, names.ip_addresses, lifetime, rules
-            ),
-            now=moment,
-            renews=record.serial,
-        )
+        lifetime = renewal.lifetime(record)
+        agent_id = AgentID.parse(record.spiffe_id)
+
+        def approve(rules: Rules | None) -> Approved:
+            return self._approve(request, agent_id, names.dns_names, names.ip_addresses, lifetime, rules)
+
+        return (yield from self._issuing(approve, now=moment, renews=record.serial))
 
     def renewal_info(self, presented: bytes, now: datetime | None = None) -> RenewalInfo:
         """When the holder of a certificate should renew it: at two thirds of its life, or at once.
@@ -303,35 +314,43 @@ class Issuance:
 
     # How a certificate is made.
 
-    def _issue(
+    def together(self, many: Sequence[Steps[Issued]]) -> list[Issued | Exception]:
+        """Take the steps of many callers, and store what they make in one transaction: one wait for the disk.
+
+        Returns:
+            for each the certificate, or what `enrol` or `renew` would have raised.
+        """
+        return together(many, self._store)
+
+    def _issuing(
         self,
         approve: Callable[[Rules | None], Approved],
         *,
         now: datetime,
         burns: TokenUse | None = None,
         renews: int | None = None,
-    ) -> Issued:
+    ) -> Steps[Issued]:
         view = self._issuers.view()
         try:
-            return self._sign(view, approve(view.rules), now, burns, renews)
+            return (yield from self._signing(view, approve(view.rules), now, burns, renews))
         except AuthorityNotValid:
             # Another process may have rotated since we looked.
             newer = self._issuers.read()
             if newer.intermediate is None or newer.intermediate == view.intermediate:
                 raise
-            return self._sign(newer, approve(newer.rules), now, burns, renews)
+            return (yield from self._signing(newer, approve(newer.rules), now, burns, renews))
 
-    def _sign(
+    def _signing(
         self, view: View, approved: Approved, now: datetime, burns: TokenUse | None, renews: int | None
-    ) -> Issued:
+    ) -> Steps[Issued]:
         issuer = view.issuing
         signer = self._issuers.signer(issuer.key_id)
-        ceremony.valid_now(issuer, "intermediate CA", now)
+        issuer.check_valid("intermediate CA", now)
         shard = self._store.shard() if self._urls.crl_base else 0
         builder = profiles.agent(approved, issuer=issuer, serial=self._serials(), now=now, urls=self._urls, shard=shard)
         leaf = keys.sign(builder, signer)
         record = Record.of(leaf, kind="agent", issuer=issuer.key_id, spiffe_id=str(approved.agent_id), shard=shard)
-        self._store.issue(Issue(record=record, now=now, burns=burns, renews=renews))
+        yield Issue(record=record, now=now, burns=burns, renews=renews)
         return _issued(record, approved.agent_id, leaf, issuer.certificate)
 
     def _approve(
@@ -358,8 +377,10 @@ class Issuance:
         record = None if grant.serial is None else self._store.find(grant.serial)
         if record is None or record.status(now) != "valid" or self._store.is_banned(record.spiffe_id):
             raise enrolment.used(grant)
-        issuer = self._issuers.record(record.issuer).certificate
-        return _issued(record, AgentID.parse(record.spiffe_id), record.certificate, issuer)
+        issuer = self._issuers.record(record.issuer)
+        if issuer.state is State.REVOKED:  # nobody would accept it, and whoever has that CA's key could have made it
+            raise enrolment.used(grant)
+        return _issued(record, AgentID.parse(record.spiffe_id), record.certificate, issuer.certificate)
 
     def _presented(self, der: bytes) -> Record | None:
         return self._store.find_thumbprint(identity.thumbprint(der))

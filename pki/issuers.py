@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from pki import keys, pkcs11, rotation
-from pki.errors import AuthorityDamaged, AuthorityNotValid, UnknownName, WrongPassword
-from pki.founding import KeyPair
-from pki.keys import Signer
+from pki.errors import AuthorityDamaged, AuthorityNotValid, LedgerDamaged, UnknownName, WrongPassword
+from pki.keys import KeyPair, Signer, locked, make_key
 from pki.ledger import Head, sign_head
-from pki.policy import Rules
 from pki.profiles import Issuer
-from pki.records import IssuerRecord, State
+from pki.records import IssuerRecord, PendingKey, State
+from pki.rules import Rules
 from pki.store import Store
 
 READ_AGAIN_SECONDS = 1.0
+BELIEVED_SECONDS = 5.0  # nobody goes by a view that could not be read again for longer, however busy the CA is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +61,34 @@ class Issuers:
     """The CAs and their keys; safe for threads."""
 
     def __init__(
-        self, store: Store, trust_domain: str, *, password: str | None, pin: str | None, known: dict[str, Signer]
+        self,
+        store: Store,
+        trust_domain: str,
+        *,
+        password: str | None,
+        pin: str | None,
+        modules: Collection[str],
+        known: dict[str, Signer],
     ) -> None:
-        """`known`: keys that are open already, by key identifier."""
+        """
+        Args:
+            modules: PKCS#11 modules that the operator has named; the database names no other.
+            known: keys that are open already, by key identifier.
+        """
         self._store = store
         self._trust_domain = trust_domain
         self._password = password
         self._pin = pin
+        self._modules = modules
         self._signers = known
         self._opening = threading.Lock()
         self._reading = threading.Lock()
         self._read_at = 0.0
+        self._failure: Exception | None = None
+        self._failed_at = 0.0
         self._view = self._read(None)
         store.seal = self._seal if self.unlocked else None
+        store.guard.key_of = self._believed if self.unlocked else None
 
     @property
     def unlocked(self) -> bool:
@@ -86,9 +105,17 @@ class Issuers:
             self.signer(self._view.intermediate.key_id)
 
     def view(self) -> View:
-        """What the store said at most a second ago."""
-        if time.monotonic() - self._read_at < READ_AGAIN_SECONDS:
+        """What the store said at most a second ago, or a moment longer while another thread is reading.
+
+        Raises:
+            PolicyMalformed, AuthorityDamaged, StoreError: it cannot be read. From five seconds on everybody is told,
+                and not only the one who tried: a policy that this program does not understand might forbid it all.
+        """
+        age = time.monotonic() - self._read_at
+        if age < READ_AGAIN_SECONDS:
             return self._view
+        if age >= BELIEVED_SECONDS:
+            return self._read_by_anybody()
         # One thread reads; the others go on with what they know, as they would have a moment earlier.
         if self._reading.acquire(blocking=False):
             try:
@@ -96,6 +123,20 @@ class Issuers:
             finally:
                 self._reading.release()
         return self._view
+
+    def _read_by_anybody(self) -> View:
+        with self._reading:
+            if time.monotonic() - self._read_at < READ_AGAIN_SECONDS:
+                return self._view
+            if self._failure is not None and time.monotonic() - self._failed_at < READ_AGAIN_SECONDS:
+                raise self._failure  # once a second: a database that does not answer takes its time each time
+            try:
+                self._view = self._read(self._view)
+            except Exception as error:
+                self._failure, self._failed_at = error, time.monotonic()
+                raise
+            self._failure = None
+            return self._view
 
     def read(self) -> View:
         """What the store says now."""
@@ -136,8 +177,26 @@ class Issuers:
         """
         if beside.key_uri is None:
             return make_key(None, self._password, self._pin)
-        where = replace(pkcs11.TokenUri.parse(beside.key_uri), object=None, id=None)
+        where = replace(pkcs11.TokenUri.parse(pkcs11.named(beside.key_uri, self._modules)), object=None, id=None)
         return make_key(str(where), self._password, self._pin)
+
+    def open_pending(self, pending: PendingKey) -> None:
+        """See that the key which waits for its certificate is this CA's, and the one of its request.
+
+        Raises:
+            WrongPassword, KeyStoreError, AuthorityDamaged: as `keys.open_pending`.
+        """
+        if pending.key_pem is not None and self._password is None:
+            raise locked()
+        keys.open_pending(pending, password=self._password, pin=self._pin, modules=self._modules)
+
+    def keep(self, key_id: str, signer: Signer) -> None:
+        """Remember a key that is open already: of a CA that is being made."""
+        self._signers.setdefault(key_id, signer)
+
+    def open(self, record: IssuerRecord) -> None:
+        """Open the key of a CA that is about to be added."""
+        self.keep(record.key_id, self._open(record))
 
     def forget(self, key_id: str) -> None:
         """Drop a key that has left this CA."""
@@ -145,8 +204,8 @@ class Issuers:
 
     def _open(self, record: IssuerRecord) -> Signer:
         if record.key_pem is not None and self._password is None:
-            raise _locked()
-        return keys.open_signer(record, password=self._password, pin=self._pin)
+            raise locked()
+        return keys.open_signer(record, password=self._password, pin=self._pin, modules=self._modules)
 
     def _read(self, last: View | None) -> View:
         # Before the reading and not after it: what changes meanwhile is seen a second from now.
@@ -162,7 +221,7 @@ class Issuers:
         if root is None:
             raise AuthorityDamaged("CA", got="no root certificate", expected="one", do="restore a backup")
         for record in records:
-            if record.key_pem is None and record.key_uri is None:
+            if not record.online:
                 self.forget(record.key_id)  # another process has exported it: it is offline for this one, too
         active = rotation.newest(records, "intermediate", State.ACTIVE)
         if last is not None and text == last.policy:
@@ -178,27 +237,55 @@ class Issuers:
         )
 
     def _seal(self, head: Head) -> str:
-        """Sign a tree head with the key that issues. Called inside a transaction, so it reads and opens nothing.
+        """Sign a tree head. Called inside a transaction, so it reads and opens nothing.
 
-        What it raises leaves the head unsigned; the next signed one covers the same entries.
+        With the key that issues. Where there is none, because it was revoked, with that of any other CA that is open: a
+        new one has to come into the ledger under a signed head.
         """
-        key_id = self._view.issuing.key_id
-        signer = self._signers.get(key_id)
-        if signer is None:
-            raise _locked()
-        return sign_head(head, signer, key_id)
+        view = self._view
+        issuing = view.intermediate.key_id if view.intermediate is not None else None
+        known = {record.key_id: record for record in view.records}
+        others = [key_id for key_id in list(self._signers) if key_id != issuing]
+        for key_id in others if issuing is None else [issuing]:
+            signer = self._signers.get(key_id)
+            if signer is not None and (key_id not in known or known[key_id].state is not State.REVOKED):
+                return sign_head(head, signer, key_id)
+        raise locked()
+
+    def _believed(self, key_id: str) -> ec.EllipticCurvePublicKey:
+        """The key of a CA that is ours: its private key opens, or it has signed the certificate of one whose does.
+
+        That its row says so is not enough: whoever can write the database can write rows.
+        """
+        try:
+            record = self.record(key_id)
+        except UnknownName as error:
+            raise _stranger(key_id) from error
+        certificate = record.certificate
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise _stranger(key_id)
+        if record.online:
+            try:
+                self.signer(key_id)
+            except WrongPassword as error:
+                raise _stranger(key_id) from error
+            return key
+        for below in self._view.records:
+            if below.parent == key_id and below.online:
+                try:
+                    below.certificate.verify_directly_issued_by(certificate)
+                    self.signer(below.key_id)
+                except (InvalidSignature, ValueError, TypeError, WrongPassword):
+                    continue
+                return key
+        raise _stranger(key_id)
 
 
-def make_key(key_store: str | None, password: str | None, pin: str | None) -> KeyPair:
-    """A new CA key: on a token, where `key_store` names one, or here, and then encrypted with the password."""
-    if key_store is not None:
-        on_token = pkcs11.generate_on_token(key_store, pin)
-        return KeyPair(signer=on_token, uri=on_token.uri)
-    if password is None:
-        raise _locked()
-    key = keys.generate()
-    return KeyPair(signer=key, pem=keys.write(key, password))
-
-
-def _locked() -> WrongPassword:
-    return WrongPassword("CA is locked", got="no password", expected="the password of `a2a-pki init`")
+def _stranger(key_id: str) -> LedgerDamaged:
+    return LedgerDamaged(
+        "the ledger is not signed over",
+        got=f"a last head by CA {key_id}",
+        expected="one by a CA whose key is ours",
+        do="run `a2a-pki ledger verify`, and restore a backup",
+    )

@@ -5,21 +5,19 @@ What signs is a `Signer`. A private key of `cryptography` is one; a key on a tok
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509 import ocsp
 
+from pki import pkcs11
 from pki.errors import AuthorityDamaged, KeyStoreError, WrongPassword
-from pki.records import IssuerRecord
+from pki.records import IssuerRecord, PendingKey
 from trust import errors, private_keys
-from trust.credentials import read_bounded, write_atomically
-
-MAX_KEY_BYTES = 16 << 10
 
 
 class Signer(Protocol):
@@ -30,6 +28,35 @@ class Signer(Protocol):
     def sign(self, data: bytes, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
         """The DER signature over `data`."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """A new CA key: what signs with it, and how the store keeps it."""
+
+    signer: Signer
+    pem: bytes | None = field(default=None, repr=False)  # encrypted PKCS#8
+    uri: str | None = None  # on a token
+
+
+def make_key(key_store: str | None, password: str | None, pin: str | None) -> KeyPair:
+    """A new CA key: on a token, where `key_store` names one, or here, and then encrypted with the password.
+
+    Raises:
+        WrongPassword: there is nothing to protect it with.
+        KeyStoreError: the token cannot be used.
+    """
+    if key_store is not None:
+        on_token = pkcs11.generate_on_token(key_store, pin)
+        return KeyPair(signer=on_token, uri=on_token.uri)
+    if password is None:
+        raise locked()
+    key = generate()
+    return KeyPair(signer=key, pem=write(key, password))
+
+
+def locked() -> WrongPassword:
+    return WrongPassword("CA is locked", got="no password", expected="the password of `a2a-pki init`")
 
 
 def generate() -> ec.EllipticCurvePrivateKey:
@@ -77,40 +104,26 @@ def read(pem: bytes, password: str, name: str = "key of the CA") -> ec.EllipticC
     return key
 
 
-def save(key: ec.EllipticCurvePrivateKey, path: Path, password: str) -> None:
-    """Write a key to a file as `write` does, 0600, in one step: a root key that leaves for a safe."""
-    write_atomically(path, write(key, password), mode=0o600)
-
-
-def load(path: Path, password: str) -> ec.EllipticCurvePrivateKey:
-    """Read a file that `save` wrote.
-
-    Raises:
-        WrongPassword, AuthorityDamaged: as `read`.
-        CredentialsError: the file cannot be read.
-    """
-    return read(read_bounded(path, MAX_KEY_BYTES), password, path.name)
-
-
-def open_signer(issuer: IssuerRecord, *, password: str | None, pin: str | None) -> Signer:
+def open_signer(
+    issuer: IssuerRecord, *, password: str | None, pin: str | None, modules: Collection[str] = ()
+) -> Signer:
     """The key of a CA, from its encrypted PEM or from the token that its URI names.
+
+    Args:
+        modules: PKCS#11 modules that may be loaded, by their paths.
 
     Raises:
         WrongPassword: the password, or the PIN, is missing or wrong.
         KeyStoreError: the key is kept elsewhere, or the token cannot be used.
         AuthorityDamaged: what opened is not the key of the CA's certificate.
     """
-    signer: Signer
-    if issuer.key_pem is not None:
-        signer = read(issuer.key_pem, password or "", f"key of the {issuer.kind} CA")
-    elif issuer.key_uri is not None:
-        from pki import pkcs11  # only who has keys on a token needs it
-
-        signer = pkcs11.open_on_token(issuer.key_uri, pin)
-    else:
+    if not issuer.online:
         raise KeyStoreError(
-            f"key of the {issuer.kind} CA is not here", expected="a key in the database or on a token", do="fetch it"
+            f"key of the {issuer.kind} CA is not here",
+            expected="a key in the database or on a token",
+            do="have it sign where it is: `a2a-pki ceremony request`" if issuer.kind == "root" else "restore a backup",
         )
+    signer = _opened(issuer, f"key of the {issuer.kind} CA", password, pin, modules)
     if signer.public_key() != issuer.certificate.public_key():
         raise AuthorityDamaged(
             f"key of the {issuer.kind} CA is not the one in its certificate",
@@ -118,6 +131,41 @@ def open_signer(issuer: IssuerRecord, *, password: str | None, pin: str | None) 
             do="restore a backup",
         )
     return signer
+
+
+def open_pending(
+    pending: PendingKey, *, password: str | None, pin: str | None, modules: Collection[str] = ()
+) -> Signer:
+    """The key that waits for its certificate, if it is the one of its request.
+
+    Whoever can write into the database could put a request of his own there, and have a root certify it.
+
+    Raises:
+        WrongPassword, KeyStoreError: as `open_signer`.
+        AuthorityDamaged: what opened is not the key of the request, or not the one of its identifier.
+    """
+    signer = _opened(pending, "key that waits for its certificate", password, pin, modules)
+    try:
+        requested = x509.load_der_x509_csr(pending.csr).public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        requested = None
+    own = signer.public_key()
+    if requested != own or x509.SubjectKeyIdentifier.from_public_key(own).digest.hex() != pending.key_id:
+        raise AuthorityDamaged(
+            "request for the next intermediate",
+            got="one for another key",
+            expected="the request that this CA made",
+            do="restore a backup, and find out who has written into the database",
+        )
+    return signer
+
+
+def _opened(
+    kept: IssuerRecord | PendingKey, name: str, password: str | None, pin: str | None, modules: Collection[str]
+) -> Signer:
+    if kept.key_pem is not None:
+        return read(kept.key_pem, password or "", name)
+    return pkcs11.open_on_token(pkcs11.named(kept.key_uri or "", modules), pin)
 
 
 def sign(builder: x509.CertificateBuilder, signer: Signer) -> x509.Certificate:
@@ -140,12 +188,6 @@ def sign_csr(builder: x509.CertificateSigningRequestBuilder, signer: Signer) -> 
     """Sign a certificate request, likewise: for a CA whose certificate somebody else signs."""
     key = private_key(signer)
     return builder.sign(key, _hash(key), ecdsa_deterministic=True)
-
-
-def sign_ocsp(builder: ocsp.OCSPResponseBuilder, signer: Signer) -> ocsp.OCSPResponse:
-    """Sign an OCSP response; its builder knows no deterministic signatures."""
-    key = private_key(signer)
-    return builder.sign(key, _hash(key))
 
 
 def private_key(signer: Signer) -> ec.EllipticCurvePrivateKey:

@@ -70,6 +70,13 @@ class Entry:
         members.update(self.facts)
         return _ENCODER.encode(members).encode()
 
+    def describe(self) -> str:
+        """In a few words, for people."""
+        about = self.facts.get("key_id") or self.facts.get("issuer") or ""
+        if self.spiffe_id is not None:
+            about = self.spiffe_id if self.serial is None else f"certificate {self.serial:x} of {self.spiffe_id}"
+        return f"{self.kind} {about}".strip()
+
     @classmethod
     def decode(cls, data: bytes) -> Entry:
         """Read what `encode` wrote.
@@ -173,6 +180,17 @@ def entry_for_retirement(issuer: IssuerRecord, now: datetime) -> Entry:
 def entry_for_policy(text: str, now: datetime) -> Entry:
     """The policy file was replaced."""
     return Entry(kind="policy", time=now, facts={"sha256": policy_digest(text)})
+
+
+def needs_key(entry: Entry) -> bool:
+    """Whether only a CA with its key open writes such an entry, and so under a signed head.
+
+    A CA without its password revokes, bans, prunes and takes a policy. An entry of another kind under an unsigned head
+    is by somebody who can write the database, and has no key.
+    """
+    if entry.kind == "issuer":
+        return entry.facts["state"] != "revoked"
+    return entry.kind == "issued"
 
 
 def policy_digest(text: str) -> str:

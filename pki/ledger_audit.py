@@ -11,6 +11,11 @@ What is found, and named:
     (5) a certificate whose row is not the one its entry was made of, has no entry, or is gone and was not pruned
     (6) a certificate that its CA did not sign, or whose row says something else than the certificate
     (7) a revocation, a ban, a CA or a policy that differs from the last entry about it
+    (8) an entry that only a CA with its key writes, and that no signed head covers; a ledger without any signed head
+    (9) a head by a CA that was revoked before it, or that no head of another CA of ours has introduced
+    (10) a pruning of what lists still have to name, of a CA that may issue, or of another number of certificates;
+         the removal of a CA that has not ended
+    (11) a CA that was revoked and is not any more, or whose certificate is revoked and which goes on
 
 What is written while the audit runs is not mistaken for damage: the ledger is read before the tables and its new end
 after them, and the tables may be as any entry of that end says. Memory stays small at any size: what has to be compared
@@ -42,15 +47,19 @@ from pki.ledger import (
     entry_for_record,
     head_signer,
     leaf_hash,
+    needs_key,
     policy_digest,
     verify_head,
 )
+from pki.profiles import CRL_RETENTION
 from pki.records import IssuerRecord, LedgerRow, Record, SealedHead, Settings
+from trust.clock import shown
 from trust.errors import SignatureError
 from trust.identity import thumbprint
 from trust.signing import jws
 
 _KEPT = "tree head kept elsewhere"
+_HOLDER = "who holds a key of the CA writes that, and signs it"
 MAX_PROBLEMS = 1000  # of a database that is altogether another one, the rest says nothing new
 NAMED = 3  # of the entries of a rewritten part, so that the line stays readable
 
@@ -97,11 +106,13 @@ def audit(books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: 
 _SCRATCH = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-CREATE TABLE issued (serial TEXT PRIMARY KEY, position INTEGER, facts BLOB, issuer TEXT, not_after INTEGER);
+CREATE TABLE issued (serial TEXT PRIMARY KEY, position INTEGER, facts BLOB, issuer TEXT, not_after INTEGER,
+                     role TEXT, pruned INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX ending ON issued (pruned, issuer, not_after);
 CREATE TABLE revoked (serial TEXT PRIMARY KEY, position INTEGER, says TEXT);
 CREATE TABLE row (serial TEXT PRIMARY KEY, facts BLOB, says TEXT, spiffe_id TEXT);
-CREATE TABLE pruned (issuer TEXT, position INTEGER, before INTEGER);
-CREATE TABLE retired (serial TEXT PRIMARY KEY, position INTEGER);
+CREATE TABLE pruned (position INTEGER, issuer TEXT, before INTEGER, removed INTEGER);
+CREATE TABLE retired (serial TEXT PRIMARY KEY, position INTEGER, before INTEGER);
 BEGIN;
 """
 
@@ -132,6 +143,14 @@ class _Audit:
         self._issuers: dict[str, list[object]] = {}
         self._policy: dict[str, list[object]] = {}
         self._declared: dict[str, ec.EllipticCurvePublicKey] = {}
+        # Who may sign heads: CAs that a signed head covers, and those that their parent, one of these, has certified.
+        self._introduced: set[str] = set()
+        self._announced: set[str] = set()
+        self._states: dict[str, str] = {}
+        self._revoked: dict[str, int] = {}  # CA to the position of the entry that revoked it
+        self._ca_serials: dict[str, str] = {}
+        self._signed = False  # whether there is any good signed head
+        self._loose: list[tuple[int, str]] = []  # entries that need a key, and that no signed head covers yet
         self._kept, self._kept_text = self._claimed(head), head
 
     def run(self) -> LedgerReport:
@@ -142,12 +161,14 @@ class _Audit:
             bans = {spiffe_id: int(since.timestamp()) for spiffe_id, since in self._books.bans()}
             issuers, policy = self._books.issuers(), self._books.policy_text()
             self._read_ledger()
+            self._compare_prunings()
             self._compare_certificates(self._known)
             self._compare_revocations(self._known)
             self._compare_state("ban of", self._bans, bans)
             self._compare_state("CA", self._issuers, {issuer.key_id: self._issuer(issuer) for issuer in issuers})
             self._compare_state("policy", self._policy, {} if policy is None else {"": policy_digest(policy)})
             self._check_end()
+            self._check_signed()
             if self._kept_text is not None:  # not before: the ledger knows the keys of CAs that are no more
                 self._verified(self._kept_text, _KEPT)
         except AuthorityDamaged as error:
@@ -165,7 +186,7 @@ class _Audit:
         """A problem that is named by an entry, which is read again for it, unless nobody will see it."""
         if len(self._problems) < MAX_PROBLEMS:
             row = next(self._books.ledger_rows(position))
-            text = f"entry {position} of the ledger ({_says(Entry.decode(row.entry))}): {text}"
+            text = f"entry {position} of the ledger ({Entry.decode(row.entry).describe()}): {text}"
         self._problem(text)
 
     # The ledger against itself: (1) to (4).
@@ -173,6 +194,9 @@ class _Audit:
     def _read_ledger(self) -> None:
         self._pass_heads()
         for row in self._books.ledger_rows(self._size):
+            if row.position < self._size:
+                self._problem(f"there is an entry of the ledger at position {row.position}, where none can be")
+                continue
             if row.position != self._size:
                 self._problem(f"entries {self._size} to {row.position - 1} of the ledger are missing")
                 self._size = row.position
@@ -190,19 +214,23 @@ class _Audit:
             self._problem(f"entry {row.position} of the ledger: {error}")
             return
         if leaf_hash(row.entry) != row.leaf:
-            self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {_says(entry)}")
+            self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {entry.describe()}")
         serial, facts = _key(entry.serial), entry.facts
+        if needs_key(entry):
+            self._loose.append((row.position, entry.describe()))
         match entry.kind:
             case "issued":
-                values = (serial, row.position, leaf_hash(row.entry), facts["issuer"], facts["not_after"])
+                values = (serial, row.position, leaf_hash(row.entry), facts["issuer"], facts["not_after"], facts["role"], 0)
                 if not self._insert("issued", values):
-                    self._problem(f"entry {row.position} of the ledger: {_says(entry)}, for the second time")
+                    self._problem(f"entry {row.position} of the ledger: {entry.describe()}, for the second time")
             case "revoked":
                 self._insert("revoked", (serial, row.position, f"{int(entry.time.timestamp())} {facts['reason']}"))
             case "pruned":
-                self._insert("pruned", (facts["issuer"], row.position, facts["before"]))
+                self._check_pruned(row.position, entry)
             case "retired":
-                self._insert("retired", (serial, row.position))
+                before = int((entry.time - CRL_RETENTION).timestamp())
+                self._insert("retired", (serial, row.position, before))
+                self._states.pop(str(facts["key_id"]), None)
                 self._note(self._issuers, facts["key_id"], None)
             case "banned":
                 self._note(self._bans, entry.spiffe_id, int(entry.time.timestamp()))
@@ -212,7 +240,29 @@ class _Audit:
                 self._note(self._policy, "", facts["sha256"])
             case "issuer":
                 self._note(self._issuers, facts["key_id"], row.entry)
+                self._follow(row.position, entry)
                 self._declare(facts)
+
+    def _check_pruned(self, position: int, entry: Entry) -> None:
+        issuer, before = str(entry.facts["issuer"]), int(entry.facts["before"])
+        if self._states.get(issuer) not in ("retiring", "revoked"):
+            self._problem(f"entry {position} of the ledger ({entry.describe()}): that CA could still issue")
+        elif before > int((entry.time - CRL_RETENTION).timestamp()):
+            self._problem(f"entry {position} of the ledger ({entry.describe()}): lists still had to name some of it")
+        else:
+            self._insert("pruned", (position, issuer, before, entry.facts["removed"]))
+
+    def _follow(self, position: int, entry: Entry) -> None:
+        """The states of a CA, in their order."""
+        key_id, state = str(entry.facts["key_id"]), str(entry.facts["state"])
+        if self._states.get(key_id) == "revoked" and state != "revoked":
+            self._problem(f"entry {position} of the ledger ({entry.describe()}): that CA was revoked, and is {state}")
+        if state == "revoked":
+            self._revoked.setdefault(key_id, position)
+        self._states[key_id] = state
+        self._ca_serials[key_id] = _key(entry.serial) or ""
+        if key_id not in self._introduced:
+            self._announced.add(key_id)
 
     def _note(self, states: dict[str, list[object]], name: object, state: object) -> None:
         if self._known is None:
@@ -240,11 +290,14 @@ class _Audit:
             if self._kept.root != self._tree.root():
                 self._problem(
                     f"the first {self._size} entries of the ledger are not those that the tree head kept elsewhere "
-                    f"commits to: history was rewritten after {self._kept.time:%Y-%m-%d %H:%M:%S} UTC"
+                    f"commits to: history was rewritten after {shown(self._kept.time)}"
                 )
             self._kept = None
 
     def _check_head(self, head: SealedHead) -> None:
+        if head.size < 1:
+            self._problem(f"there is a tree head at {head.size}, where none can be")
+            return
         signed = None if head.jws is None else self._verified(head.jws, f"tree head at {head.size}")
         if signed is not None and (signed.size, signed.root, signed.time) != (head.size, head.root, head.time):
             self._problem(f"tree head at {head.size}: the row differs from what was signed")
@@ -253,9 +306,18 @@ class _Audit:
         root = head.root if signed is None else signed.root
         if self._tree.size == self._size == head.size and self._tree.root() == root:
             self._agreed, self._lost = head.size, False
-            if signed is not None and head_signer(head.jws or "") in self._keys:
-                self._sealed = head.size
+            if head.jws is None:
+                self._report_loose()
+            elif signed is None:
+                self._loose = []  # the head is a problem by itself
+            elif self._is_introduced(head_signer(head.jws), head.size):
+                self._signed, self._loose = True, []
+                self._introduced |= self._announced
+                self._announced = set()
+                if head_signer(head.jws) in self._keys:
+                    self._sealed = head.size
             return
+        self._loose = []
         if not self._lost:
             self._problem(
                 f"entries {self._agreed} to {head.size - 1} of the ledger are not those that the tree head at "
@@ -269,6 +331,42 @@ class _Audit:
         self._lost = not (tree.size == head.size == self._size and tree.root() == root)
         if not self._lost:
             self._tree, self._agreed = tree, head.size
+
+    def _is_introduced(self, kid: str, size: int) -> bool:
+        """Whether that CA may sign a head. The CAs of the first head introduce themselves."""
+        if kid in self._introduced or (not self._introduced and kid in self._announced):
+            return True
+        record = next((one for one in self._books.issuers() if one.key_id == kid), None)
+        if record is None:
+            return False  # pruned since: the next head of a CA that was known must cover it
+        parent = self._keys.get(record.parent)
+        if kid in self._announced and record.parent in self._introduced and parent is not None:
+            with suppress(InvalidSignature, UnsupportedAlgorithm, AuthorityDamaged):
+                _verify_certificate(record.certificate, parent)
+                return True
+        self._problem(f"tree head at {size}: by CA {kid}, about which there is nothing under a head of another CA")
+        self._loose = []
+        return False
+
+    def _report_loose(self) -> None:
+        if self._loose:
+            position, says = self._loose[0]
+            more = f" (and {len(self._loose) - 1} more such entries)" if len(self._loose) > 1 else ""
+            self._problem(f"entry {position} of the ledger ({says}) is under no signed head: nobody but {_HOLDER}{more}")
+            self._loose = []
+
+    def _check_signed(self) -> None:
+        """(8) and (11), at the end."""
+        newer = [head for head in self._books.heads() if head.size == self._size] if self._loose else []
+        for head in newer:  # written while the audit ran
+            self._check_head(head)
+        self._report_loose()
+        if self._size and not self._signed and not self._problems:
+            self._problem(f"no signed head commits to any of the {self._size} entries of the ledger")
+        for key_id, serial in self._ca_serials.items():
+            revoked = self._scratch.execute("SELECT 1 FROM revoked WHERE serial = ?", (serial,)).fetchone()
+            if revoked and self._states.get(key_id, "revoked") != "revoked":
+                self._problem(f"CA {key_id} goes on, and its certificate is revoked")
 
     def _claimed(self, text: str | None) -> Head | None:
         try:
@@ -285,6 +383,12 @@ class _Audit:
             head = verify_head(text, key)
             if head.trust_domain != self._domain:
                 raise LedgerDamaged("another trust domain", got=head.trust_domain, expected=self._domain)
+            if kid in self._revoked and self._revoked[kid] < head.size:
+                raise LedgerDamaged(
+                    "signed by a CA that was revoked before",
+                    got=f"CA {kid}, revoked by entry {self._revoked[kid]}",
+                    expected=f"a CA of the time of entry {head.size - 1}",
+                )
         except LedgerDamaged as error:
             self._problem(f"{what}: {error}")
             return None
@@ -313,7 +417,7 @@ class _Audit:
         for row in islice(self._books.ledger_rows(start), NAMED):
             if row.position < end:
                 with suppress(LedgerDamaged):
-                    names.append(_says(Entry.decode(row.entry)))
+                    names.append(Entry.decode(row.entry).describe())
         return "; ".join(names) + ("; and others" if end - start > NAMED else "")
 
     # The tables against the ledger: (5) to (7).
@@ -354,13 +458,20 @@ class _Audit:
         if key is None:
             return f"is by a CA that is not known, {record.issuer}"
         try:
-            algorithm = certificate.signature_hash_algorithm
-            if algorithm is None:
-                raise InvalidSignature
-            key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
+            _verify_certificate(certificate, key)
         except (InvalidSignature, UnsupportedAlgorithm):
             return f"was not signed by its CA, {record.issuer}"
         return None
+
+    def _compare_prunings(self) -> None:
+        """(10) Each pruning removed all that had ended, and says how many certificates that were."""
+        mark = """UPDATE issued SET pruned = 1 WHERE pruned = 0 AND issuer = ? AND not_after < ? AND position < ?
+                  AND role NOT IN ('root', 'intermediate')"""
+        found = self._scratch.execute("SELECT position, issuer, before, removed FROM pruned ORDER BY position").fetchall()
+        for position, issuer, before, removed in found:
+            count = self._scratch.execute(mark, (issuer, before, position)).rowcount
+            if count != removed:
+                self._problem_at(position, f"{removed} certificates removed, and {count} could be")
 
     def _compare_certificates(self, known: int) -> None:
         unlogged = "SELECT serial, spiffe_id FROM row WHERE serial NOT IN (SELECT serial FROM issued)"
@@ -405,10 +516,9 @@ class _Audit:
 
 # An entry whose certificate is gone and was not pruned: not with the others of its CA, and not with its CA.
 _REMOVED = """
-SELECT position FROM issued WHERE position < ? AND serial NOT IN (SELECT serial FROM row)
-AND NOT EXISTS (SELECT 1 FROM pruned WHERE pruned.issuer = issued.issuer AND pruned.position > issued.position
-                AND issued.not_after < pruned.before)
-AND NOT EXISTS (SELECT 1 FROM retired WHERE retired.serial = issued.serial AND retired.position > issued.position)
+SELECT position FROM issued WHERE position < ? AND pruned = 0 AND serial NOT IN (SELECT serial FROM row)
+AND NOT EXISTS (SELECT 1 FROM retired WHERE retired.serial = issued.serial AND retired.position > issued.position
+                AND issued.role IN ('root', 'intermediate') AND issued.not_after < retired.before)
 ORDER BY position
 """
 
@@ -421,8 +531,8 @@ def _who(serial: int, spiffe_id: str) -> str:
     return f"certificate {serial:x} of {spiffe_id}"
 
 
-def _says(entry: Entry) -> str:
-    about = entry.facts.get("key_id") or entry.facts.get("issuer") or ""
-    if entry.spiffe_id is not None:
-        about = entry.spiffe_id if entry.serial is None else _who(entry.serial, entry.spiffe_id)
-    return f"{entry.kind} {about}".strip()
+def _verify_certificate(certificate: x509.Certificate, key: ec.EllipticCurvePublicKey) -> None:
+    algorithm = certificate.signature_hash_algorithm
+    if algorithm is None:
+        raise InvalidSignature
+    key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))

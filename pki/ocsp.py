@@ -20,7 +20,7 @@ from pki.errors import RequestMalformed, RequestTooLarge
 from pki.profiles import BACKDATE
 from pki.records import CertificateStatus
 from trust.certificates import MAX_SERIAL_BITS, UNREADABLE
-from trust.identity import utc
+from trust.clock import utc
 
 MAX_REQUEST_BYTES = 8 << 10  # one certificate is asked for in about 100 bytes; a signed request holds a chain
 MAX_NONCE_BYTES = 128  # RFC 9654 section 2.1

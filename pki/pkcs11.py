@@ -1,8 +1,9 @@
 """CA keys on a PKCS#11 token (an HSM, a smart card, SoftHSM): made there, used there, never seen here.
 
 A key is named by a URI (RFC 7512), `pkcs11:token=ca;object=intermediate?module-path=/usr/lib/softhsm/libsofthsm2.so`,
-which is kept in the database; the PIN is not part of it and not kept anywhere. The one file that knows python-pkcs11,
-which the extra `pkcs11` installs.
+which is kept in the database; the PIN is not part of it and not kept anywhere. A module is code that runs in this
+process and is given the PIN, and whoever can write into the database is not to choose it: `named` refuses what the operator
+has not named. The one file that knows python-pkcs11, which the extra `pkcs11` installs.
 
 Sessions of one process share their login, and the module is told that one thread calls it at a time: each token is
 opened once, stays open until the process ends, and every call takes one lock. Nothing else in the process may use the
@@ -15,7 +16,7 @@ import hmac
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pki.errors import KeyStoreError, WrongPassword
 
 MAX_URI_CHARACTERS = 2048
+MODULES_VARIABLE = "A2A_PKI_PKCS11_MODULE"  # paths, as in PATH; read by the command line
 
 Result = TypeVar("Result")
 
@@ -145,6 +147,23 @@ def open_on_token(uri: str, pin: str | None) -> TokenKey:
     if where.object is None and where.id is None:
         raise _bad_uri("neither object nor id")
     return TokenKey(where, _token(where, pin))
+
+
+def named(uri: str, modules: Collection[str]) -> str:
+    """Return a URI that comes from the database, if its module is one that the operator has named.
+
+    Raises:
+        KeyStoreError: it is another one, or the URI is malformed.
+    """
+    path = TokenUri.parse(uri).module_path
+    if path not in modules:
+        raise KeyStoreError(
+            "module of the token",
+            got=f"{path}, from the database",
+            expected="one that you have named",
+            do=f"if it is the right one, set {MODULES_VARIABLE} to its path",
+        )
+    return uri
 
 
 def generate_on_token(uri: str, pin: str | None) -> TokenKey:
@@ -354,7 +373,7 @@ def _library() -> Any:
         import pkcs11  # an extra, which only who has keys on a token needs
     except ImportError:
         raise KeyStoreError(
-            "keys on a token need python-pkcs11", got="no such package", do="pip install 'a2a-trust[pkcs11]'"
+            "keys on a token need python-pkcs11", got="no such package", do="install the extra `pkcs11` of a2a-trust"
         ) from None
     return pkcs11
 

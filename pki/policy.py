@@ -17,9 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki.errors import IDRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
 from pki.requests import PublicKey, Request
-from pki.rules import RESERVED, reserved
-from pki.rules import Decision as Decision
-from pki.rules import Rules as Rules
+from pki.rules import RESERVED, Rules, reserved, spelled
 from trust.identity import AgentID
 
 DEFAULT_LIFETIME = timedelta(hours=24)
@@ -154,7 +152,7 @@ def _content(
     if len(names) + len(addresses) > MAX_NAMES:
         raise NameRefused("names", got=f"{len(names) + len(addresses)}", expected=f"at most {MAX_NAMES}")
     if not MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
-        raise LifetimeRefused("lifetime", got=lifetime, expected="from 1 second to 7 days")
+        raise LifetimeRefused("lifetime", got=spelled(lifetime), expected="from 1 second to 7 days")
     return Approved(
         agent_id=agent_id,
         public_key=public_key,

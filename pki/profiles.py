@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
 from pki import constraints
-from pki.errors import NameRefused, PolicyRefused
+from pki.errors import AuthorityNotValid, NameRefused, PolicyRefused
+from pki.list_names import crl_file_name
 from pki.policy import Approved, dns_name
-from trust.identity import utc
+from pki.records import Settings
+from trust.clock import utc
 
 BACKDATE = timedelta(minutes=1)  # a verifier whose clock is a little behind must not refuse a new certificate
 ROOT_LIFETIME = timedelta(days=3650)
@@ -60,15 +62,19 @@ class Issuer:
             not_after=certificate.not_valid_after_utc,
         )
 
+    def check_valid(self, name: str, now: datetime) -> None:
+        """Return if this CA is valid at that time.
 
-class Addresses(Protocol):
-    """The settings of a CA that say where it is reached."""
-
-    @property
-    def crl_base_url(self) -> str | None: ...
-
-    @property
-    def public_url(self) -> str | None: ...
+        Raises:
+            AuthorityNotValid: it is not; both its times and this clock are shown.
+        """
+        if not self.not_before <= now < self.not_after:
+            raise AuthorityNotValid(
+                f"{name} is not valid now",
+                got=now.isoformat(),
+                expected=f"a time from {self.not_before.isoformat()} to {self.not_after.isoformat()}",
+                do="check the clock",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +86,7 @@ class Urls:
     issuers: str | None = None  # CA certificates are served below it
 
     @classmethod
-    def of(cls, settings: Addresses) -> Urls:
+    def of(cls, settings: Settings) -> Urls:
         """The paths of the CA service below its public URL; lists may be served elsewhere."""
         public = settings.public_url
         if public is None:
@@ -148,7 +154,9 @@ def intermediate(
     if name_constraint:
         host = x509.UniformResourceIdentifier(_constrainable(trust_domain))
         builder = builder.add_extension(x509.NameConstraints([host], None), critical=True)
-    return _pointers(builder, urls or Urls(), issuer, shard=0, ocsp=False)
+    for extension in _pointers(urls or Urls(), issuer.key_id, shard=0, ocsp=False):
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder
 
 
 def agent(
@@ -174,22 +182,28 @@ def agent(
     names += [x509.DNSName(name) for name in approved.dns_names]
     names += [x509.IPAddress(address) for address in approved.ip_addresses]
     constraints.check(names, issuer.constraints)
-    builder = (
-        x509.CertificateBuilder(
-            issuer.certificate.subject, x509.Name([]), approved.public_key, serial, start, end.replace(microsecond=0)
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(_AGENT_USAGES, critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(approved.public_key), critical=False)
-        .add_extension(issuer.authority_key, critical=False)
-    )
+    extensions = [
+        *_AGENT_EXTENSIONS,
+        _extension(x509.SubjectAlternativeName(names), critical=True),
+        _extension(x509.SubjectKeyIdentifier.from_public_key(approved.public_key)),
+        _extension(issuer.authority_key),
+    ]
     if approved.lifetime <= NO_REVOCATION_UP_TO:
         # RFC 9608 section 4: it then names neither a revocation list nor a responder.
-        builder = builder.add_extension(NO_REV_AVAIL, critical=False)
-        return _pointers(builder, Urls(issuers=urls.issuers if urls else None), issuer, shard=0, ocsp=False)
-    return _pointers(builder, urls or Urls(), issuer, shard=shard, ocsp=True)
+        extensions.append(_extension(NO_REV_AVAIL))
+        extensions += _pointers(Urls(issuers=urls.issuers if urls else None), issuer.key_id, shard=0, ocsp=False)
+    else:
+        extensions += _pointers(urls or Urls(), issuer.key_id, shard=shard, ocsp=True)
+    # All at once: `add_extension` copies the builder for each.
+    return x509.CertificateBuilder(
+        issuer.certificate.subject,
+        _NO_NAME,
+        approved.public_key,
+        serial,
+        start,
+        end.replace(microsecond=0),
+        extensions,
+    )
 
 
 def ocsp_signer(
@@ -242,7 +256,7 @@ def revocation_list(
     """
     builder = _list(revoked, issuer=issuer, number=number, now=now, urls=urls or Urls(), shard=shard, lifetime=lifetime)
     if with_delta and urls and urls.crl_base:
-        point = _point(_delta_url(urls.crl_base, issuer, shard))
+        point = _point(_delta_url(urls.crl_base, issuer.key_id, shard))
         builder = builder.add_extension(x509.FreshestCRL([point]), critical=False)
     return builder
 
@@ -264,24 +278,6 @@ def delta_list(
     """
     builder = _list(revoked_since, issuer=issuer, number=number, now=now, urls=urls, shard=shard, lifetime=CRL_LIFETIME)
     return builder.add_extension(x509.DeltaCRLIndicator(base_number), critical=True)
-
-
-def crl_file_name(key_id: str, shard: int = 0, *, delta: bool = False) -> str:
-    """The last part of the URL of a revocation list: `KEYID.crl`, `KEYID-7.crl`, `KEYID-7.delta.crl`."""
-    return f"{key_id}{f'-{shard}' if shard else ''}{'.delta' if delta else ''}.crl"
-
-
-def crl_name(crl: x509.CertificateRevocationList) -> str:
-    """The file name of a list that was made here, by what stands in it."""
-    issuer = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    delta = any(extension.oid == x509.DeltaCRLIndicator.oid for extension in crl.extensions)
-    try:
-        scope = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
-    except x509.ExtensionNotFound:
-        return crl_file_name((issuer.key_identifier or b"").hex(), delta=delta)
-    (url,) = list(scope.full_name or ())
-    name = str(url.value).rsplit("/", 1)[1]
-    return f"{name.removesuffix('.crl')}.delta.crl" if delta else name
 
 
 def _list(
@@ -311,7 +307,7 @@ def _list(
             raise ValueError("a shard without a distribution point")  # nobody could tell its list from the others
         return builder
     scope = x509.IssuingDistributionPoint(
-        full_name=[_uri(_crl_url(urls.crl_base, issuer, shard))],
+        full_name=[_uri(_crl_url(urls.crl_base, issuer.key_id, shard))],
         relative_name=None,
         only_contains_user_certs=False,
         only_contains_ca_certs=False,
@@ -366,30 +362,33 @@ def _ca_extensions(
     )
 
 
-def _pointers(
-    builder: x509.CertificateBuilder, urls: Urls, issuer: Issuer, *, shard: int, ocsp: bool
-) -> x509.CertificateBuilder:
+@lru_cache(maxsize=64)  # a CA has few issuers, and issues in one shard for long
+def _pointers(urls: Urls, key_id: str, *, shard: int, ocsp: bool) -> tuple[x509.Extension[x509.ExtensionType], ...]:
     """Where revocation is asked for, and where the issuer's certificate is (RFC 5280 sections 4.2.1.13, 4.2.2.1)."""
+    found = []
     if urls.crl_base:
-        points = x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, issuer, shard))])
-        builder = builder.add_extension(points, critical=False)
+        found.append(_extension(x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, key_id, shard))])))
     access = []
     if urls.ocsp and ocsp:
         access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _uri(urls.ocsp)))
     if urls.issuers:
-        url = _uri(f"{urls.issuers}/{issuer.key_id}.cer")
+        url = _uri(f"{urls.issuers}/{key_id}.cer")
         access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url))
     if access:
-        builder = builder.add_extension(x509.AuthorityInformationAccess(access), critical=False)
-    return builder
+        found.append(_extension(x509.AuthorityInformationAccess(access)))
+    return tuple(found)
 
 
-def _crl_url(base: str, issuer: Issuer, shard: int) -> str:
-    return f"{base}/{crl_file_name(issuer.key_id, shard)}"
+def _extension(value: x509.ExtensionType, *, critical: bool = False) -> x509.Extension[x509.ExtensionType]:
+    return x509.Extension(value.oid, critical, value)
 
 
-def _delta_url(base: str, issuer: Issuer, shard: int) -> str:
-    return f"{base}/{crl_file_name(issuer.key_id, shard, delta=True)}"
+def _crl_url(base: str, key_id: str, shard: int) -> str:
+    return f"{base}/{crl_file_name(key_id, shard)}"
+
+
+def _delta_url(base: str, key_id: str, shard: int) -> str:
+    return f"{base}/{crl_file_name(key_id, shard, delta=True)}"
 
 
 def _point(url: str) -> x509.DistributionPoint:
@@ -423,4 +422,9 @@ def _key_usage(
     )
 
 
-_AGENT_USAGES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+_NO_NAME = x509.Name([])
+_AGENT_EXTENSIONS = (
+    _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+    _extension(_key_usage(digital_signature=True), critical=True),
+    _extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])),
+)

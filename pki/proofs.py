@@ -1,14 +1,57 @@
 """Proofs about the ledger for those who have a tree head and not the ledger. RFC 9162 section 2.1, pure.
 
-A root hash is good for as much as the signed head (`pki.ledger.verify_head`) that it came from.
+A root hash is good for as much as the signed head (`pki.ledger.verify_head`) that it came from. So whoever got what
+`a2a-pki ledger prove` printed, and knows the CA's certificates, verifies it in two steps:
+
+    shown = json.loads(printed)
+    head = verify_head(shown["signed_head"], key)  # the CA's, named by `pki.ledger.head_signer`
+    path = [bytes.fromhex(node) for node in shown["audit_path"]]
+    leaf = leaf_hash(shown["entry"].encode())
+    verify_inclusion(leaf, shown["index"], size=head.size, root=head.root, proof=path)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pki.errors import LedgerDamaged
-from pki.ledger import HASH_BYTES, Frontier, node_hash
+from pki.ledger import HASH_BYTES, Frontier, claimed_head, leaf_hash, node_hash
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inclusion:
+    """An entry of the ledger, and what shows that a signed head commits to it."""
+
+    entry: bytes  # the text that was hashed (`pki.ledger.Entry`)
+    index: int
+    size: int  # of the tree
+    root: bytes
+    path: tuple[bytes, ...]
+    signed_head: str  # JWS
+
+
+def prove(entry: bytes, leaves: Sequence[bytes], signed_head: str) -> Inclusion:
+    """Show that an entry is under a head.
+
+    Not checked: the head's signature; it is of the one who asks.
+
+    Args:
+        leaves: the hashes of all leaves, as they are stored; what came after the head is left out.
+
+    Raises:
+        LedgerDamaged: the entry is not among them, or they are not what the head commits to.
+    """
+    head, leaf = claimed_head(signed_head), leaf_hash(entry)
+    under = leaves[: head.size]
+    if leaf not in under:
+        raise LedgerDamaged("ledger lacks an entry", expected=entry.decode(), do="run `a2a-pki ledger verify`")
+    index = under.index(leaf)
+    path = inclusion_proof(under, index)
+    verify_inclusion(leaf, index, size=head.size, root=head.root, proof=path)
+    return Inclusion(
+        entry=entry, index=index, size=head.size, root=head.root, path=tuple(path), signed_head=signed_head
+    )
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:

@@ -117,6 +117,11 @@ class IssuerRecord:
         return certificate
 
     @property
+    def online(self) -> bool:
+        """Whether its private key is at hand: in the database, or on a token."""
+        return self.key_pem is not None or self.key_uri is not None
+
+    @property
     def not_before(self) -> datetime:
         return self.certificate.not_valid_before_utc
 

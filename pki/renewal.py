@@ -10,9 +10,10 @@ from cryptography import x509
 
 from pki import rotation
 from pki.errors import CertificateAlreadyExpired, CertificateAlreadyRevoked, NotIssuedHere
-from pki.policy import DEFAULT_LIFETIME, MAX_LIFETIME, IPAddress
+from pki.policy import MAX_LIFETIME, MIN_LIFETIME, IPAddress
 from pki.profiles import BACKDATE, MAX_LEAF_VALIDITY
 from pki.records import IssuerRecord, Record, State
+from trust.clock import shown
 
 RENEW_AT = 2 / 3  # of the life: two more chances of the same length are left when one fails
 
@@ -60,7 +61,7 @@ def check(record: Record | None, *, now: datetime) -> Record:
     if record.revoked_at is not None:
         raise CertificateAlreadyRevoked(
             f"certificate {record.serial:x} of {record.spiffe_id}",
-            got=f"revoked on {_clock(record.revoked_at)}",
+            got=f"revoked on {shown(record.revoked_at)}",
             expected="one that is not revoked",
             do="enrol again with a token, if the agent may go on",
         )
@@ -69,8 +70,8 @@ def check(record: Record | None, *, now: datetime) -> Record:
     if not record.not_before <= now <= record.not_after:
         raise CertificateAlreadyExpired(
             f"certificate {record.serial:x} is not valid now",
-            got=f"{_clock(now)} on the CA's clock",
-            expected=f"a time from {_clock(record.not_before)} to {_clock(record.not_after)}",
+            got=f"{shown(now)} on the CA's clock",
+            expected=f"a time from {shown(record.not_before)} to {shown(record.not_after)}",
             do="enrol again with a token; compare the clocks where it should be valid",
         )
     return record
@@ -87,16 +88,14 @@ def names(certificate: x509.Certificate) -> Names:
     )
 
 
-def lifetime(record: Record, issuer: IssuerRecord) -> timedelta:
-    """The lifetime that the certificate was granted, to grant it again.
+def lifetime(record: Record) -> timedelta:
+    """The lifetime that the certificate has, to grant it again: never more than somebody has granted.
 
-    One that was cut short by the end of its issuer does not pass that on for ever: what it was granted is not written
-    anywhere, so it gets the usual.
+    One that was cut short by the end of its issuer passes that on. That is rare: an intermediate hands over a leaf's
+    longest life before its end.
     """
-    if record.not_after == issuer.not_after:
-        return DEFAULT_LIFETIME
     span = record.not_after - record.not_before
-    return MAX_LIFETIME if span == MAX_LEAF_VALIDITY else span - BACKDATE
+    return MAX_LIFETIME if span == MAX_LEAF_VALIDITY else max(span - BACKDATE, MIN_LIFETIME)
 
 
 def info(record: Record, issuers: Sequence[IssuerRecord]) -> RenewalInfo:
@@ -112,7 +111,3 @@ def info(record: Record, issuers: Sequence[IssuerRecord]) -> RenewalInfo:
     if issuing is not None and issuing.parent != issuer.parent:
         return RenewalInfo(renew_at=renew_at, urgent=True, reason="its root is being replaced")
     return RenewalInfo(renew_at=renew_at, urgent=False, reason="two thirds of its life")
-
-
-def _clock(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -5,18 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from pki.errors import PossessionNotProven, RequestKeyRefused, RequestMalformed, RequestTooLarge
+from trust.identity import AgentID
 
 MAX_REQUEST_BYTES = 16 << 10  # a P-384 key, a dozen names and a signature are about 1 KiB
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 _CURVES = ("secp256r1", "secp384r1")
-_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_ECDSA = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +73,7 @@ def parse(data: bytes) -> Request:
         raise _key_refused(type(key).__name__)
 
     # 4. Possession.
-    try:
-        proven = (isinstance(key, ed25519.Ed25519PublicKey) or _strong_hash(csr)) and csr.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm):
-        proven = False
-    if not proven:
+    if not _signed_by(key, csr):
         raise PossessionNotProven(
             "certificate request is not signed by its own key",
             expected="a SHA-2 signature by the key in the request",
@@ -88,8 +91,30 @@ def parse(data: bytes) -> Request:
     return Request(public_key=key, uris=tuple(uris))
 
 
-def _strong_hash(csr: x509.CertificateSigningRequest) -> bool:
-    return isinstance(csr.signature_hash_algorithm, _HASHES)
+def make(key: ec.EllipticCurvePrivateKey, agent_id: AgentID | None) -> bytes:
+    """A certificate request (PKCS#10, DER) that names the ID, where it is known."""
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    if agent_id is not None:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(agent_id))])
+        builder = builder.add_extension(names, critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def _signed_by(key: PublicKey, csr: x509.CertificateSigningRequest) -> bool:
+    """As `csr.is_signature_valid`, with the key that was read already, and with these algorithms only."""
+    try:
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            if csr.signature_algorithm_oid != SignatureAlgorithmOID.ED25519:
+                return False
+            key.verify(csr.signature, csr.tbs_certrequest_bytes)
+        else:
+            algorithm = _ECDSA.get(csr.signature_algorithm_oid)
+            if algorithm is None:
+                return False
+            key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm)
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _malformed(got: str) -> RequestMalformed:

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -29,11 +30,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pki import keys, ocsp, profiles
 from pki.errors import AuthorityDamaged, KeyStoreError, PKIError, RequestRefused, StoreError, UnknownName
 from pki.keys import Signer
-from pki.profiles import Issuer, RevokedSerial, Urls, crl_file_name
+from pki.list_names import crl_file_name, crl_name
+from pki.profiles import Issuer, RevokedSerial, Urls
 from pki.records import CertificateStatus, Issue, IssuerRecord, Record, State
 from pki.store import Store
 from trust.bundles import RevocationLists
-from trust.identity import utc
+from trust.clock import utc
 
 DELTA_FROM = 1_000  # entries: see above
 _ISSUERS_AGE = timedelta(seconds=1)  # how long another process's rotation or pruning may go unnoticed by OCSP
@@ -70,6 +72,9 @@ class Revocations:
     def lists(self, now: datetime) -> RevocationLists:
         """The complete lists of every CA that is not pruned, the revoked ones included, and of all their shards.
 
+        Also those that the next certificates will name: whoever goes by lists refuses a certificate without one, and
+        asks for new ones every few minutes only.
+
         What has not changed is the same object as before, so that whoever has indexed it need not do so again. A CA
         whose key is offline, and about which something new would have to be signed, has no list until it is.
 
@@ -79,11 +84,11 @@ class Revocations:
         """
         found = []
         for record in self._store.issuers():
-            for shard in self._store.shards(record.key_id, now):
+            for shard in self._shards(record, now):
                 try:
                     found.append(self._complete(record, shard, now).crl)
                 except KeyStoreError:
-                    if not _offline(record):
+                    if record.online:
                         raise
         previous = self._lists.crls
         if len(found) != len(previous) or any(new is not old for new, old in zip(found, previous, strict=True)):
@@ -98,14 +103,27 @@ class Revocations:
         return tuple(
             crl_file_name(record.key_id, shard)
             for record in self._store.issuers()
-            for shard in self._store.shards(record.key_id, now)
+            for shard in self._shards(record, now)
         )
+
+    def missing(self, now: datetime) -> tuple[str, ...]:
+        """The names without a list that verifiers would accept at `now`: never made, ended, or older than a revocation.
+
+        Nothing is signed for it. A list that this process has not seen yet is read, once.
+        """
+        missing = []
+        for record in self._store.issuers():
+            for shard in self._shards(record, now):
+                kept = self._stored(record, shard, now)
+                if kept is None or not kept.begins <= now < kept.ends:
+                    missing.append(crl_file_name(record.key_id, shard))
+        return tuple(missing)
 
     def published(self, now: datetime) -> dict[str, bytes]:
         """Every file below the CRL base URL, deltas included, DER by name."""
         files = {}
         for crl in self.lists(now).crls:
-            name = profiles.crl_name(crl)
+            name = crl_name(crl)
             files[name] = self.named(name, now)
             if _has_delta(crl):
                 delta = f"{name.removesuffix('.crl')}.delta.crl"
@@ -126,7 +144,7 @@ class Revocations:
         key_id, shard, is_delta = parts[1], int(parts[2] or 0), parts[3] is not None
         record = next((one for one in self._store.issuers() if one.key_id == key_id), None)
         # Asked for first: a list that is made is also stored, and strangers choose the names.
-        if record is None or shard not in self._store.shards(key_id, now):
+        if record is None or shard not in self._shards(record, now):
             raise unknown
         complete = self._complete(record, shard, now)
         if not is_delta:
@@ -194,14 +212,29 @@ class Revocations:
             status = CertificateStatus(known=False)
         return ocsp.answer(question, status, signer=signer, now=now)
 
+    def _shards(self, record: IssuerRecord, now: datetime) -> list[int]:
+        """The shards whose lists are published: at most two more than have certificates, however strangers guess."""
+        found = set(self._store.shards(record.key_id, now))
+        if record.kind == "intermediate" and record.state in (State.PREPARED, State.ACTIVE) and self._urls.crl_base:
+            current = self._store.newest_shard()
+            found |= {current, current + 1}
+        return sorted(found)
+
     def _complete(self, record: IssuerRecord, shard: int, now: datetime) -> _Kept:
-        issuer = Issuer.of(record.certificate)
         place = (record.key_id, shard, False)
 
-        def fresh(crl: x509.CertificateRevocationList) -> bool:
-            kept = self._keep(place, crl, issuer)
+        def due(kept: _Kept) -> bool:
             # Nobody can renew the list of an offline CA before its end.
-            return kept.begins <= now < (kept.ends if _offline(record) else kept.begins + (kept.ends - kept.begins) / 2)
+            return not kept.begins <= now < (kept.middle if record.online else kept.ends)
+
+        # Asked every few seconds, for lists of megabytes that change twice a day.
+        kept = self._kept.get(place)
+        if kept is not None and not due(kept) and self._store.crl_number(record.key_id, shard) == kept.number:
+            return kept
+        issuer = Issuer.of(record.certificate)
+
+        def fresh(crl: x509.CertificateRevocationList) -> bool:
+            return not due(self._keep(place, crl, issuer))
 
         def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
             builder = profiles.revocation_list(
@@ -216,6 +249,22 @@ class Revocations:
             return keys.sign_crl(builder, self._signer_of(record.key_id))
 
         return self._keep(place, self._store.crl(record.key_id, shard, now=now, fresh=fresh, make=make), issuer)
+
+    def _stored(self, record: IssuerRecord, shard: int, now: datetime) -> _Kept | None:
+        """The list in the store, current or not; None where there is none, or one that lacks a revocation."""
+        number, place = self._store.crl_number(record.key_id, shard), (record.key_id, shard, False)
+        kept = self._kept.get(place)
+        if number is None or (kept is not None and kept.number == number):
+            return kept if number is not None else None
+
+        def make(_number: int, _revoked: list[RevokedSerial]) -> NoReturn:
+            raise UnknownName("revocation list", got="none that is up to date", expected="one")
+
+        try:
+            crl = self._store.crl(record.key_id, shard, now=now, fresh=lambda _: True, make=make)
+        except UnknownName:  # something was revoked a moment ago
+            return None
+        return self._keep(place, crl, Issuer.of(record.certificate))
 
     def _delta(self, record: IssuerRecord, shard: int, now: datetime) -> _Kept | None:
         issuer = Issuer.of(record.certificate)
@@ -246,10 +295,11 @@ class Revocations:
             own = crl.is_signature_valid(issuer.certificate.public_key())  # type: ignore[arg-type]
             key_id, shard, is_delta = place
             # The list of another shard, in the wrong row, is signed as well.
-            if end is None or not own or profiles.crl_name(crl) != crl_file_name(key_id, shard, delta=is_delta):
+            if end is None or not own or crl_name(crl) != crl_file_name(key_id, shard, delta=is_delta):
                 raise AuthorityDamaged("CA database is damaged", got="another revocation list", do="restore a backup")
             der = crl.public_bytes(Encoding.DER)
-            kept = self._kept[place] = _Kept(crl=crl, der=der, begins=crl.last_update_utc, ends=end)
+            number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+            kept = self._kept[place] = _Kept(crl=crl, der=der, number=number, begins=crl.last_update_utc, ends=end)
         return kept
 
     def _asked_about(self, issuer: ocsp.IssuerHash, now: datetime) -> IssuerRecord | None:
@@ -296,8 +346,13 @@ class _Kept:
 
     crl: x509.CertificateRevocationList
     der: bytes
+    number: int
     begins: datetime
     ends: datetime
+
+    @property
+    def middle(self) -> datetime:
+        return self.begins + (self.ends - self.begins) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,10 +361,6 @@ class _Known:
 
     at: datetime
     by_hash: dict[ocsp.IssuerHash, IssuerRecord]
-
-
-def _offline(record: IssuerRecord) -> bool:
-    return record.key_pem is None and record.key_uri is None
 
 
 def _has_delta(crl: x509.CertificateRevocationList) -> bool:

@@ -7,14 +7,27 @@ over one intermediate's life earlier than that, because what it signs lives for 
 The four states:
 
 - PREPARED: a root is in the bundle already and signs nothing, so that every verifier knows it before the first chain
-  ends in it; at least five refresh hints long. An intermediate needs no such time: its certificate travels in chains.
+  ends in it; at least five refresh hints long. An intermediate's certificate travels in chains, but its revocation
+  lists do not, and whoever goes by lists refuses a certificate without one: they are published from the moment it is
+  prepared, and it signs agents one refresh hint later, when every agent has asked again.
 - ACTIVE: it signs, one of each kind.
 - RETIRING: it signs revocation lists only, until nothing of it is valid any more. A root is in the bundle until then.
 - REVOKED: an intermediate is in its root's revocation list, and whatever it signed is renewed at the next poll; a root
   is out of the bundle, be it that nothing needs it any more or that its key is in other hands.
 
 A CA that is prepared before its time is wanted now: it takes over as soon as it may, and not on the day of the
-schedule. That is how a forced rotation, and one after a compromise, goes on through restarts, on any instance.
+schedule. That is how a forced rotation, and one after a compromise, goes on through restarts, on any instance. Where no
+CA can sign now, because the active one is revoked, has ended or is not valid yet, the next one does not wait for lists.
+
+Everything here goes by the wall clock, and clocks are wrong now and then. Three rules keep one wrong look from breaking
+a CA, and none of them needs to know which look was the wrong one:
+
+- A service that sees the clock jump does nothing here until the clock has gone on evenly for ten minutes
+  (`pki.service.upkeep`).
+- A CA that is not valid yet was made under a clock that was ahead. It counts as if it were not there: it does not take
+  over, and where it has, it is replaced below a root that is valid, a retiring one if need be.
+- A root leaves the bundle no sooner than a leaf's longest life, and a day, after it has retired. Both times are read
+  from the clock, so whatever is retired under a clock that is years ahead stays for years.
 """
 
 from __future__ import annotations
@@ -30,8 +43,12 @@ from trust.bundles import REFRESH_HINT_SECONDS
 
 PREPARE_LEFT = timedelta(days=30)
 ACTIVATE_LEFT = timedelta(days=7)
-# SPIFFE Trust Domain and Bundle, section 4.1: consumers ask again after the hint; five chances to hear of it.
-OVERLAP = 5 * timedelta(seconds=REFRESH_HINT_SECONDS)
+# SPIFFE Trust Domain and Bundle, section 4.1: consumers of the bundle ask again after the hint that stands in it; with
+# five of them, they have five chances to hear of a new root.
+REFRESH_HINT = timedelta(seconds=REFRESH_HINT_SECONDS)
+OVERLAP = 5 * REFRESH_HINT
+# One poll of every agent, and a minute for polls that are late and answers that are cached.
+LISTED = REFRESH_HINT + timedelta(minutes=1)
 MARGIN = timedelta(days=1)  # beyond the last end: for clocks that are behind, and one more revocation list
 
 
@@ -63,8 +80,15 @@ def plan(issuers: Sequence[IssuerRecord], now: datetime, *, online_root: bool) -
         issuers: all CAs of one trust domain, oldest first.
         online_root: the key of the root that signs is at hand; where it is not, a person has to act.
     """
+    issuers = begun(issuers, now)
     steps = [*_roots(issuers, now, online_root), *_intermediates(issuers, now, online_root), *_ends(issuers)]
     return tuple(sorted(steps, key=lambda step: step.at))
+
+
+def begun(issuers: Iterable[IssuerRecord], now: datetime) -> list[IssuerRecord]:
+    """The CAs without those that would sign but are not valid yet: they were made under a clock that was ahead."""
+    over = (State.RETIRING, State.REVOKED)
+    return [issuer for issuer in issuers if issuer.state in over or issuer.not_before <= now]
 
 
 def newest(issuers: Iterable[IssuerRecord], kind: str, state: State) -> IssuerRecord | None:
@@ -93,8 +117,13 @@ def activate_at(issuer: IssuerRecord) -> datetime:
 
 
 def may_activate_at(prepared: IssuerRecord) -> datetime:
-    """From when on every verifier can be expected to know a prepared CA."""
-    return prepared.since + (OVERLAP if prepared.kind == "root" else timedelta(0))
+    """From when on every verifier can be expected to know a prepared root, or the lists of a prepared intermediate."""
+    return prepared.since + (OVERLAP if prepared.kind == "root" else LISTED)
+
+
+def can_sign(active: IssuerRecord | None, now: datetime) -> bool:
+    """Whether anybody accepts what an active CA signs now."""
+    return active is not None and active.not_before <= now < active.not_after
 
 
 def _roots(issuers: Sequence[IssuerRecord], now: datetime, online: bool) -> list[Step]:
@@ -122,7 +151,8 @@ def _intermediates(issuers: Sequence[IssuerRecord], now: datetime, online: bool)
         at = following = now
         why = "there is none"
     elif root is not None and root.state is State.ACTIVE and active.parent != root.key_id:
-        at = following = max(root.since, active.since)
+        at = max(root.since, active.since)
+        following = at + LISTED
         why = "the active one is below another root"
     else:
         at, following = prepare_at(active), activate_at(active)
@@ -153,7 +183,10 @@ def _intermediates(issuers: Sequence[IssuerRecord], now: datetime, online: bool)
 
 def _activation(active: IssuerRecord | None, prepared: IssuerRecord) -> Step:
     at = may_activate_at(prepared)
-    if active is not None:
+    if active is None:
+        # Nothing is accepted now, so there is nothing to break; but a root that nobody knows would not help.
+        at = prepared.since if prepared.kind == "intermediate" else at
+    else:
         below_old_root = prepared.kind == "intermediate" and prepared.parent != active.parent
         if prepared.since >= prepare_at(active) and not below_old_root:
             at = max(at, activate_at(active))
@@ -184,9 +217,10 @@ def _withdraw_at(root: IssuerRecord, issuers: Sequence[IssuerRecord]) -> datetim
     below = _below(root, issuers)
     if newest(issuers, "root", State.ACTIVE) is None or any(i.state in (State.PREPARED, State.ACTIVE) for i in below):
         return None
-    # What an intermediate signed before it retired has ended a week later.
+    # What an intermediate signed before it retired has ended a week later. Not sooner than that after its own
+    # retirement either, whatever else the clock says now: it may be ahead, and this cannot be undone.
     ends = [min(issuer.not_after, issuer.since + MAX_LEAF_VALIDITY) for issuer in below]
-    return min(max(ends, default=root.since), root.not_after) + MARGIN
+    return max(min(max(ends, default=root.since), root.not_after), root.since + MAX_LEAF_VALIDITY) + MARGIN
 
 
 def _below(root: IssuerRecord, issuers: Sequence[IssuerRecord]) -> list[IssuerRecord]:

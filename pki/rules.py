@@ -40,7 +40,7 @@ _DENY = ("ids", "dns", "ip", "keys")
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_LIFETIME = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_DURATION = re.compile(r"(0|[1-9][0-9]{0,5})([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
@@ -171,6 +171,21 @@ class Rules:
         return closest
 
 
+def duration(text: str) -> timedelta | None:
+    """A time as people write it: a number and s, m, h or d, such as "24h"; None for anything else."""
+    match = _DURATION.fullmatch(text)
+    return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def spelled(time: timedelta) -> str:
+    """A time for people, in the largest unit of which there are two or more whole ones: "30 days", "90 minutes"."""
+    seconds = time.total_seconds()
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 2 * size and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}s"
+    return f"{seconds:g} second{'' if seconds == 1 else 's'}"
+
+
 def reserved(agent_id: AgentID) -> bool:
     """Whether an ID is one of the CA's own, which no agent gets."""
     return agent_id.path.split("/")[1] == RESERVED
@@ -220,7 +235,7 @@ def _allows(rule: Rule, asked: _Asked) -> tuple[int, Decision | None]:
     if rule.keys and asked.key_type not in rule.keys:
         return 2, no(f"{rule.name} wants keys of kind {' or '.join(rule.keys)}, not {asked.key_type}", KeyTypeRefused)
     if rule.max_lifetime is not None and asked.lifetime > rule.max_lifetime:
-        return 3, no(f"{rule.name} allows at most {rule.max_lifetime}, not {asked.lifetime}", LifetimeRefused)
+        return 3, no(f"{rule.name} allows at most {spelled(rule.max_lifetime)}, not {spelled(asked.lifetime)}", LifetimeRefused)
     return 4, None
 
 
@@ -323,9 +338,9 @@ def _key_type(text: str) -> str | None:
 
 
 def _lifetime(rule: str, value: object) -> timedelta:
-    match = _LIFETIME.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    lifetime = duration(value) if isinstance(value, str) else None
+    if not lifetime:
         raise PolicyMalformed(
             f"policy: {rule}, max_lifetime", got=repr(value), expected='a number and s, m, h or d, such as "24h"'
         )
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return lifetime

@@ -23,6 +23,7 @@ from pki.profiles import Issuer, RevokedSerial
 from pki.records import IssuerRecord, PendingKey, Record, Settings, State
 from pki.rotation import Action, Step
 from pki.store import Store
+from trust.clock import shown
 
 MAX_STEPS = 16  # of one call; a whole rotation of a root has four
 
@@ -55,17 +56,18 @@ class Succession:
     def taint(self, key_id: str, now: datetime) -> tuple[Step, ...]:
         record = self._issuers.read().record(key_id)
         if record.kind == "intermediate":
-            self.revoke_intermediate(record, x509.ReasonFlags.ca_compromise, now)
+            self.revoke(record.serial, x509.ReasonFlags.ca_compromise, now)
             return self.rotate(now, kind="intermediate", force=False)
         return (
             *self._attempt(lambda view: self._taint_root(view, record, now)),
             *self.rotate(now, kind=None, force=False),
         )
 
-    def revoke_intermediate(self, record: IssuerRecord, reason: x509.ReasonFlags, now: datetime) -> None:
-        """In one transaction: it issues nothing from now on, and its root's next list has it."""
-        self._store.revoke([record.serial], reason=reason, now=now)
+    def revoke(self, serial: int, reason: x509.ReasonFlags, now: datetime) -> Record:
+        """Revoke a CA. In one transaction: it issues nothing from now on, and its root's next list has it."""
+        (revoked,) = self._store.revoke([serial], reason=reason, now=now)
         self._issuers.read()
+        return revoked
 
     def request_intermediate(self, now: datetime) -> bytes:
         view = self._issuers.read()
@@ -73,6 +75,8 @@ class Succession:
         if pending is None:
             pending = self._new_request(view, now)
             self._store.add_pending_key(pending)
+        else:
+            self._issuers.open_pending(pending)  # the root would certify whatever stands there
         # Asked again, it is the same key, or the certificate that is on its way would fit none.
         csr = x509.load_der_x509_csr(pending.csr).public_bytes(Encoding.PEM)
         return self._wanted_list(view.root, now).to_text() + csr
@@ -83,6 +87,7 @@ class Succession:
             raise AuthorityNotValid(
                 "no key waits for a certificate", expected="one", do="make a request first; or it was accepted already"
             )
+        self._issuers.open_pending(pending)  # before anything is kept: it is to issue when this returns
         certificate = ceremony.accepted(pem, pending, view.root, self._settings, now)
         root = view.record(view.root.key_id)
         record = IssuerRecord(
@@ -96,10 +101,11 @@ class Succession:
             key_pem=pending.key_pem,
             key_uri=pending.key_uri,
         )
-        if not online(root):
+        if not root.online:
             # First: where it is not the right one, nothing has changed.
             self._keep_list(pem, view.root, now)
         listed = founding.ca_record(self._settings, certificate, record)
+        self._issuers.open(record)  # where the last intermediate was revoked, only this one can sign the ledger's head
         self._change(now, add=[(record, listed)], expect={root.key_id: root.state})
         done = _step(now, Action.PREPARE, record, "is prepared")
         return (done, *self.rotate(now, kind="intermediate", force=False))
@@ -117,7 +123,7 @@ class Succession:
         found: list[ListRequest] = []
 
         def make(number: int, revoked: list[RevokedSerial]) -> NoReturn:
-            found.append(ListRequest(number=number, revoked=tuple(revoked)))
+            found.append(ListRequest(root=root.key_id, number=number, revoked=tuple(revoked)))
             raise _OnlyLooked
 
         with suppress(_OnlyLooked):
@@ -126,7 +132,7 @@ class Succession:
 
     def _keep_list(self, pem: bytes, root: Issuer, now: datetime) -> None:
         def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-            wanted = ListRequest(number=number, revoked=tuple(revoked))
+            wanted = ListRequest(root=root.key_id, number=number, revoked=tuple(revoked))
             return ceremony.accepted_list(pem, wanted, root, self._settings)
 
         self._store.crl(root.key_id, 0, now=now, fresh=lambda _: False, make=make)
@@ -142,23 +148,28 @@ class Succession:
 
     def _prepare_now(self, view: View, kind: str, now: datetime) -> list[Step]:
         """For a forced rotation: what is prepared out of turn becomes active as soon as it may."""
-        prepared = rotation.newest(view.records, kind, State.PREPARED)
+        begun = rotation.begun(view.records, now)
+        prepared = rotation.newest(begun, kind, State.PREPARED)
         if prepared is None:
             return self._prepare(view, kind, now)
-        if prepared.kind == "intermediate" and prepared.parent == view.root.key_id:
-            return self._activate(view, prepared.key_id, now)
-        if prepared.kind == "root" and rotation.may_activate_at(prepared) <= now:
+        if rotation.may_activate_at(prepared) > now:
+            return []
+        if prepared.kind == "root":
             return self._activate_root(view, prepared.key_id, now)
-        return []
+        root = rotation.signing_root(begun)
+        return self._activate(view, prepared.key_id, now) if root and prepared.parent == root.key_id else []
 
     def _prepare(self, view: View, kind: str, now: datetime) -> list[Step]:
-        record, listed = self._made(view, kind, view.record(view.root.key_id), State.PREPARED, now)
+        begun = rotation.begun(view.records, now)
+        # Where the root that signs is not valid yet, a retiring one does so once more.
+        beside = rotation.signing_root(begun) or view.record(view.root.key_id)
+        record, listed = self._made(view, kind, beside, State.PREPARED, now)
         self._change(now, add=[(record, listed)], expect=_states(view))
-        if kind == "intermediate":
+        if kind == "intermediate" and not rotation.can_sign(rotation.newest(begun, kind, State.ACTIVE), now):
             return [_step(now, Action.PREPARE, record, "is prepared")]
-        ready = rotation.may_activate_at(record).strftime("%Y-%m-%d %H:%M:%S UTC")
-        says = f"is prepared: in the bundle from now on, and active not before {ready}"
-        return [_step(now, Action.PREPARE, record, says)]
+        ready = shown(rotation.may_activate_at(record))
+        where = "in the bundle" if kind == "root" else "its revocation lists are published"
+        return [_step(now, Action.PREPARE, record, f"is prepared: {where} from now on, and active not before {ready}")]
 
     def _activate(self, view: View, key_id: str, now: datetime) -> list[Step]:
         record = view.record(key_id)
@@ -169,19 +180,20 @@ class Succession:
         return [_step(now, Action.ACTIVATE, record, "is active")]
 
     def _activate_root(self, view: View, key_id: str, now: datetime) -> list[Step]:
-        """The new root signs, and an intermediate of its own issues: in one transaction, or not at all.
+        """The new root signs, and an intermediate of its own is prepared: in one transaction, or not at all.
 
-        Where the key of the new root is offline already, the intermediate below the old root goes on, until the
-        ceremony has been held.
+        The intermediate below the old root goes on until the lists of the new one are known, or, where the key of the
+        new root is offline already, until the ceremony has been held.
         """
         new = view.record(key_id)
         retiring = [other for other in view.records if other.kind == "root" and other.state in _LIVE and other != new]
         steps = [_step(now, Action.ACTIVATE, new, "is active")]
         add = []
-        if online(new):
-            add = [self._made(view, "intermediate", new, State.ACTIVE, now)]
-            steps.append(_step(now, Action.ACTIVATE, add[0][0], "is active"))
-            retiring += [other for other in view.records if other.kind == "intermediate" and other.state in _LIVE]
+        if new.online:
+            add = [self._made(view, "intermediate", new, State.PREPARED, now)]
+            steps.append(_step(now, Action.PREPARE, add[0][0], "is prepared"))
+            former = [other for other in view.records if other.kind == "intermediate"]
+            retiring += [other for other in former if other.state is State.PREPARED]  # below the old root
         states = {other.key_id: State.RETIRING for other in retiring}
         self._change(now, add=add, states={**states, key_id: State.ACTIVE}, expect=_states(view))
         return steps
@@ -210,8 +222,7 @@ class Succession:
         return self._distrust(root, now)
 
     def _distrust(self, root: IssuerRecord, now: datetime) -> list[Step]:
-        self._store.revoke([root.serial], reason=x509.ReasonFlags.ca_compromise, now=now)
-        self._issuers.read()
+        self.revoke(root.serial, x509.ReasonFlags.ca_compromise, now)
         return [_step(now, Action.WITHDRAW, root, "left the bundle")]
 
     def _made(
@@ -252,14 +263,9 @@ class Succession:
             return []  # another instance was faster
 
 
-def online(record: IssuerRecord) -> bool:
-    """Whether the key of a CA is at hand."""
-    return record.key_pem is not None or record.key_uri is not None
-
-
 def _planned(view: View, now: datetime) -> tuple[Step, ...]:
     root = rotation.signing_root(view.records)
-    return rotation.plan(view.records, now, online_root=root is not None and online(root))
+    return rotation.plan(view.records, now, online_root=root is not None and root.online)
 
 
 def _is_due(step: Step, now: datetime) -> bool:

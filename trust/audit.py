@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Literal, Protocol, TextIO
+
+from trust.clock import Clock, wall_clock
 
 LOGGER = "a2a_trust.audit"
 MAX_FACT_CHARACTERS = 256  # a hostile method, path or name must not flood the trail
@@ -49,17 +49,18 @@ class AuditLog:
     `logging` shows no INFO until it is configured to; `AuditLog.to(sys.stdout)` needs no configuration.
     """
 
-    def __init__(
-        self, logger: logging.Logger | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, logger: logging.Logger | None = None, *, clock: Clock = wall_clock) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
         self._clock = clock
 
     @classmethod
     def to(cls, stream: TextIO) -> AuditLog:
-        """A trail on a stream of its own, such as an open file or `sys.stdout`, whatever `logging` is configured to."""
+        """A trail on a stream of its own, such as an open file or `sys.stdout`, whatever `logging` is configured to.
+
+        `record` raises what the stream raises: a decision that cannot be recorded is not to be carried out.
+        """
         logger = logging.Logger(LOGGER)
-        logger.addHandler(logging.StreamHandler(stream))
+        logger.addHandler(_Strict(stream))
         return cls(logger)
 
     def record(
@@ -88,6 +89,13 @@ class AuditLog:
         }
         # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
         self._logger.log(level, json.dumps({k: _bounded(v) for k, v in line.items() if v != ""}))
+
+
+class _Strict(logging.StreamHandler[TextIO]):
+    """`logging` prints what goes wrong to stderr, or nothing at all, and lets the caller go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
 
 
 def _bounded(value: str | int) -> str | int:

@@ -162,9 +162,14 @@ class RevocationLists:
     """The CRLs known now. Also a `Source` of itself.
 
     An empty one means that revocation is not checked: certificates then live out their (short) life.
+
+    Attributes:
+        required_in: the trust domains whose certificates are refused where no current CRL answers for them; None for
+            all. Elsewhere only what a CRL lists is refused: lists of one domain say nothing about a federated one.
     """
 
     crls: tuple[x509.CertificateRevocationList, ...] = ()
+    required_in: frozenset[str] | None = None
 
     @classmethod
     def load(cls, *paths: str | os.PathLike[str]) -> RevocationLists:

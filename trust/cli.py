@@ -68,7 +68,7 @@ def demo(
         raise ConfigurationError(
             "the demo needs a2a-sdk",
             got=f"no module {error.name}",
-            do="install the extra: pip install 'a2a-trust[a2a]'",
+            do="install the extra `a2a` of a2a-trust",
         ) from None
     console = Console(highlight=False, soft_wrap=True)
     wrong = 0

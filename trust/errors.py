@@ -566,3 +566,4 @@ class HandshakeFailed(TransportError):
 
 class HandshakeRefused(TransportError):
     check = "transport.refused"
+    by_verified_peer = False  # who refused had proved who it is; else anybody on the path may have

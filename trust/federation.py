@@ -16,23 +16,21 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import httpx
 
-from trust import json_text
 from trust.authorize import exactly
 from trust.bundles import (
     MAX_BUNDLE_BYTES,
-    MAX_BUNDLE_DEPTH,
     REFRESH_HINT_SECONDS,
     BundleSource,
     TrustBundle,
     TrustBundles,
 )
+from trust.clock import Clock, utc, wall_clock
 from trust.errors import (
     BundleError,
     ConfigurationError,
@@ -41,7 +39,6 @@ from trust.errors import (
     UnknownTrustDomain,
     UntrustedChain,
 )
-from trust.identity import utc
 from trust.partners import BundleCache, Partner, successor
 from trust.tls.client import AgentTransport
 
@@ -52,7 +49,6 @@ JITTER = 0.1  # up to this part sooner, so that a fleet that was started at once
 FETCH_SECONDS = 20.0  # from connecting to the last byte
 POLL_SECONDS = 1.0  # how often the thread compares the wall clock, which may have jumped: laptops sleep
 
-Clock = Callable[[], datetime]
 
 logger = logging.getLogger("a2a_trust.federation")
 
@@ -111,7 +107,7 @@ class FederatedBundles:
         self, own: BundleSource, partners: Sequence[Partner], *, cache: Path | None = None, clock: Clock | None = None
     ) -> None:
         self._own = own
-        self._clock = clock or _wall_clock
+        self._clock = clock or wall_clock
         self._cache = None if cache is None else BundleCache(cache)
         known = {*own.current().by_domain, *(partner.trust_domain for partner in partners)}
         for partner in partners:
@@ -143,11 +139,11 @@ class FederatedBundles:
             return _State(partner=partner, bundle=partner.bundle)
         return _State(partner=partner, bundle=cached[0], fetched_at=cached[1], kept=True)
 
-    def _keep(self, partner: Partner, bundle: TrustBundle, document: Any, now: datetime) -> str | None:
+    def _keep(self, partner: Partner, bundle: TrustBundle, now: datetime) -> str | None:
         """Write a bundle to the cache; what is wrong with that, for `health`."""
         try:
             if self._cache is not None:
-                self._cache.write(partner, bundle, document, now)
+                self._cache.write(partner, bundle, now)
         except (TrustError, OSError) as error:
             return f"fetched, but not kept for the next start: {error}"
         return None
@@ -192,9 +188,13 @@ class FederatedBundles:
         assert task is not None  # noqa: S101 - a coroutine runs in a task
         self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
         ready.set()
+        asked: dict[str, asyncio.Task[None]] = {}  # each by itself: a slow endpoint holds up no other
         while True:
             try:
-                await self.refresh(self._clock())
+                now = utc(self._clock())
+                for domain, state in self._states.items():
+                    if state.due(now) and (domain not in asked or asked[domain].done()):
+                        asked[domain] = asyncio.create_task(self._refresh(state, now))
             except Exception:  # a defect must not end what keeps the trust of this program up to date
                 logger.exception("trust bundles of partners were not refreshed")
             await asyncio.sleep(POLL_SECONDS)
@@ -211,8 +211,7 @@ class FederatedBundles:
     async def _refresh(self, state: _State, now: datetime) -> None:
         partner = state.partner
         try:
-            offered, document = await self._offered(partner)
-            self._accept(partner, offered, document, now)
+            self._accept(partner, await self._offered(partner), now)
         except TimeoutError:
             self._failed(partner, f"no answer within {FETCH_SECONDS:g} s", now)
         except PeerError as error:
@@ -223,11 +222,11 @@ class FederatedBundles:
             reason = BundleError("bundle endpoint cannot be asked", got=str(error) or type(error).__name__)
             self._failed(partner, str(reason), now)
 
-    async def _offered(self, partner: Partner) -> tuple[TrustBundle, Any]:
-        """What the endpoint has for the domain that it was configured for, and the document itself."""
+    async def _offered(self, partner: Partner) -> TrustBundle:
+        """What the endpoint has for the domain that it was configured for."""
         async with asyncio.timeout(FETCH_SECONDS):
-            document = _parsed(await self._fetch(partner), partner.trust_domain)
-        return TrustBundle.from_document(document, partner.trust_domain), document
+            text = await self._fetch(partner)
+        return TrustBundle.from_json(text, partner.trust_domain)
 
     async def _fetch(self, partner: Partner) -> bytes:
         """The document, from the endpoint that the profile authenticates."""
@@ -256,13 +255,13 @@ class FederatedBundles:
         bundles = TrustBundles.of(*([known] if known else []))
         return AgentTransport(None, bundles, exactly(partner.endpoint_id))
 
-    def _accept(self, partner: Partner, offered: TrustBundle, document: Any, now: datetime) -> None:
+    def _accept(self, partner: Partner, offered: TrustBundle, now: datetime) -> None:
         with self._changing:
             state = self._states[partner.trust_domain]
             bundle = successor(state.bundle, offered)
             problem = None
             if bundle is not state.bundle or not state.kept:
-                problem = self._keep(partner, bundle, document, now)
+                problem = self._keep(partner, bundle, now)
             if state.problem is not None and problem is None:
                 logger.warning("trust bundle of %s: refreshed again", partner.trust_domain)
             self._set(
@@ -309,13 +308,6 @@ class FederatedBundles:
         )
 
 
-def _parsed(text: bytes, domain: str) -> Any:
-    try:
-        return json_text.parse(text, max_bytes=MAX_BUNDLE_BYTES, max_depth=MAX_BUNDLE_DEPTH)
-    except json_text.NotStrictJson as error:
-        raise BundleError(f"trust bundle of {domain}", got=error, expected="strict JSON (RFC 7493)") from None
-
-
 def _interval(bundle: TrustBundle | None) -> timedelta:
     """How long a document is fresh, by its own hint, within our bounds."""
     hint = bundle.refresh_hint if bundle else REFRESH_HINT_SECONDS
@@ -358,7 +350,3 @@ def _health(state: _State) -> PartnerHealth:
         next_at=state.next_at,
         problem=problem,
     )
-
-
-def _wall_clock() -> datetime:
-    return datetime.now(UTC)

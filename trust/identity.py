@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cryptography import x509
@@ -113,6 +113,11 @@ def thumbprint(der: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(der).digest()).rstrip(b"=").decode()
 
 
+def fingerprint(der: bytes) -> str:
+    """A root certificate as people compare it, `sha256:` and its SHA-256 in hex: what `a2a-pki enrol` pins."""
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerIdentity:
     """The verified other end: made by `trust.peers` after every check of its chain has passed.
@@ -183,12 +188,3 @@ def peer_of(scope: Mapping[str, Any]) -> PeerIdentity | None:
     """The verified peer of an ASGI connection, or None where it presented no certificate."""
     peer = (scope.get("extensions") or {}).get(PEER_EXTENSION)
     return peer if isinstance(peer, PeerIdentity) else None
-
-
-def utc(now: datetime) -> datetime:
-    """Return `now` in UTC; a time without a zone is refused, for it would be read as the wrong instant."""
-    if now.tzinfo is None:
-        raise IdentityError(
-            "time without a zone", got=now.isoformat(), expected="an aware datetime, e.g. datetime.now(UTC)"
-        )
-    return now.astimezone(UTC)

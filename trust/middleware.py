@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import (
     ConfigurationError,
@@ -110,7 +111,7 @@ class Gate:
         calendars: Mapping[str, Calendar] | None = None,
         audit: AuditSink | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock = wall_clock,
     ) -> None:
         if isinstance(public_paths, str):
             raise ConfigurationError("public_paths", got="a str", expected="a collection of exact paths")

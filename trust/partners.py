@@ -13,16 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trust import json_text
 from trust.bundles import MAX_BUNDLE_BYTES, MAX_BUNDLE_DEPTH, TrustBundle
+from trust.clock import utc
 from trust.credentials import read_bounded, write_atomically
 from trust.errors import BundleError, ConfigurationError, TrustError
-from trust.identity import AgentID, trust_domain, utc
+from trust.identity import AgentID, trust_domain
 
 MAX_CACHE_BYTES = 2 * MAX_BUNDLE_BYTES  # a document may be longer when it is written anew
 
@@ -149,8 +150,8 @@ class BundleCache:
             logger.warning("%s cannot be read (%s), and is not used", path, type(error).__name__)
         return None
 
-    def write(self, partner: Partner, bundle: TrustBundle, document: Any, now: datetime) -> None:
-        """Keep a bundle and the document it came in, unless a later one is there: another process may be faster.
+    def write(self, partner: Partner, bundle: TrustBundle, now: datetime) -> None:
+        """Keep a bundle, unless a later one is there: another process may be faster.
 
         Raises:
             TrustError, OSError: it cannot be written.
@@ -160,7 +161,7 @@ class BundleCache:
             if self._read(path, partner)[0].sequence > bundle.sequence:
                 return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = {"configured": partner.fingerprint(), "fetched": now.isoformat(), "bundle": document}
+        kept = {"configured": partner.fingerprint(), "fetched": now.isoformat(), "bundle": bundle.to_document()}
         write_atomically(path, json_text.write(kept), mode=0o600)
 
     def _path(self, partner: Partner) -> Path:

@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.certificates import Certificate
+from trust.clock import utc
 from trust.errors import (
     ChainTooLong,
     ConfigurationError,
@@ -25,7 +26,7 @@ from trust.errors import (
     UntrustedChain,
     WrongKeyUsage,
 )
-from trust.identity import AgentID, PeerIdentity, thumbprint, utc
+from trust.identity import AgentID, PeerIdentity, thumbprint
 from trust.paths import PURPOSES, Root, build_path, check_end_entity
 from trust.paths import Usage as Usage
 from trust.revocation import RevocationAnswer, RevocationIndex
@@ -58,7 +59,8 @@ class PeerVerifier:
         bundles: the roots of each trusted domain. A domain that is missing or has no roots is not trusted. A root is
             a self-signed CA certificate: a chain never ends at an intermediate or at a leaf in a bundle.
         crls: without any CRL, revocation is not checked. With one or more, every certificate below the root needs a
-            current CRL of its issuer, but for a short-lived leaf with noRevAvail (RFC 9608).
+            current CRL of its issuer, but for a short-lived leaf with noRevAvail (RFC 9608), and but for domains in
+            which the lists do not require one (`RevocationLists.required_in`).
     """
 
     def __init__(self, bundles: BundleSource, crls: RevocationSource = RevocationLists()) -> None:  # noqa: B008
@@ -191,7 +193,7 @@ class _Snapshot:
             ),
             valid_from=max(certificate.not_before for certificate in path),
             valid_until=min(certificate.not_after for certificate in path),
-            answers=self.revocation.answers(path),
+            answers=self.revocation.answers(path, agent_id.trust_domain),
             uses_all=len(presented) == len({c.der for c in presented} & {c.der for c in path}),
         )
 

@@ -11,8 +11,8 @@ import threading
 from datetime import datetime
 from typing import Protocol
 
+from trust.clock import utc
 from trust.errors import Replayed, ReplayGuardFull
-from trust.identity import utc
 
 BUCKET_SECONDS = 30  # whole buckets are dropped, so that forgetting costs nothing per entry
 DEFAULT_CAPACITY = (

@@ -48,19 +48,23 @@ class RevocationIndex:
             if indexed.issuer is not None:
                 self._by_issuer.setdefault(indexed.issuer, []).append(indexed)
 
-    def answers(self, path: tuple[Certificate, ...]) -> tuple[RevocationAnswer, ...]:
+    def answers(self, path: tuple[Certificate, ...], domain: str) -> tuple[RevocationAnswer, ...]:
         """What is known about each certificate of a verified path (leaf first, root last) but the root.
 
         Where there are no CRLs at all, revocation is not checked, and there is nothing to ask.
         """
         if not self._indexed:
             return ()
+        required_in = self.lists.required_in
+        required = required_in is None or domain in required_in
         return tuple(
-            self._answer(certificate, issuer, is_leaf=depth == 0)
+            self._answer(certificate, issuer, is_leaf=depth == 0, required=required)
             for depth, (certificate, issuer) in enumerate(pairwise(path))
         )
 
-    def _answer(self, certificate: Certificate, issuer: Certificate, *, is_leaf: bool) -> RevocationAnswer:
+    def _answer(
+        self, certificate: Certificate, issuer: Certificate, *, is_leaf: bool, required: bool
+    ) -> RevocationAnswer:
         usable, problems, listed = [], [], False
         for indexed in self._by_issuer.get(certificate.issuer, ()):
             problem = indexed.problem or indexed.covers(certificate, is_leaf=is_leaf)
@@ -77,7 +81,7 @@ class RevocationIndex:
             revoked=listed,
             crls=tuple(usable),
             # RFC 9608 keeps noRevAvail out of CA certificates: a CA cannot exempt itself.
-            required=not (is_leaf and _exempt(certificate)),
+            required=required and not (is_leaf and _exempt(certificate)),
             problem="; ".join(problems) or f"no CRL of {issuer.name}",
         )
 

@@ -115,7 +115,10 @@ def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Written by `a2a-pki enrol`.")] = Path(),
     daemon: Annotated[bool, typer.Option("--daemon", help="Keep it renewed, until told to stop.")] = False,
     hook: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Run after each renewal, such as 'systemctl reload agent'.")
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="Run after each renewal, without a shell, such as 'systemctl reload agent'."
+        ),
     ] = None,
     ca: Annotated[
         str | None, typer.Option("--ca", metavar="URL", help="The CA service, where it has moved since the enrolment.")

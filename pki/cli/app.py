@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from pki import passwords
+from pki import pkcs11, rules
 from pki.authority import CertificateAuthority
-from pki.errors import LifetimeRefused, WrongPassword
+from pki.cli import passwords
+from pki.errors import LifetimeRefused, PKIError
 from trust.command_line import run
 from trust.credentials import read_bounded
 
@@ -33,11 +34,17 @@ PasswordFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=f"File with the CA's password. Else: ${passwords.VARIABLE}, then CA.password, then a prompt.",
+        help=f"File with the CA's password. Else: ${passwords.VARIABLE}, then the file CA.password beside the folder, "
+        "then a prompt.",
     ),
 ]
 PinFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with the PIN of the PKCS#11 token that holds the CA's keys.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with the PIN of the PKCS#11 token that holds the CA's keys; the path of its module is in "
+        f"${pkcs11.MODULES_VARIABLE}.",
+    ),
 ]
 
 
@@ -47,12 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def unlocked(where: str, password_file: Path | None, pin_file: Path | None = None) -> CertificateAuthority:
     """The CA with its signing keys."""
-    return CertificateAuthority.open(where, password=passwords.existing(where, password_file), pin=secret(pin_file))
+    return CertificateAuthority.open(
+        where, password=passwords.existing(where, password_file), pin=secret(pin_file), modules=token_modules()
+    )
 
 
 def opened(where: str) -> CertificateAuthority:
     """The CA without its password: it answers questions, revokes, and signs nothing."""
     return CertificateAuthority.open(where)
+
+
+def token_modules() -> tuple[str, ...]:
+    """The PKCS#11 modules that may be loaded: the database alone is not believed to name one."""
+    return tuple(filter(None, os.environ.get(pkcs11.MODULES_VARIABLE, "").split(os.pathsep)))
 
 
 def secret(file: Path | None) -> str | None:
@@ -64,13 +78,13 @@ def secret(file: Path | None) -> str | None:
     except UnicodeDecodeError:
         text = ""
     if not text:
-        raise WrongPassword(f"{file}", got="nothing readable", expected="a secret in UTF-8")
+        raise PKIError(f"{file}", got="nothing readable", expected="a secret in UTF-8")
     return text
 
 
-def duration(text: str) -> timedelta:
-    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip(), re.ASCII)
-    if match is None:
-        raise LifetimeRefused("lifetime", got=repr(text), expected="a number and s, m, h or d, such as 24h")
-    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
-    return timedelta(**{unit: int(match[1])})
+def duration(text: str, what: str = "lifetime") -> timedelta:
+    """A time on the command line, such as 24h."""
+    found = rules.duration(text.strip())
+    if found is None:
+        raise LifetimeRefused(what, got=repr(text), expected="a number and s, m, h or d, such as 24h")
+    return found

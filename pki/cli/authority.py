@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,13 +12,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rich.table import Table
 from rich.text import Text
 
-from pki import founding, passwords, store
+from pki import founding, store
 from pki.authority import CertificateAuthority
+from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret
-from pki.cli.output import coloured, iso, life_bar, now, say, show_table, words
-from pki.errors import AuthorityExists
+from pki.cli.output import coloured, hint, iso, life_bar, now, say, show_table, words
+from pki.errors import AuthorityExists, WrongPassword
 from pki.records import State
-from trust.identity import thumbprint
+from trust.identity import fingerprint, thumbprint
+
+SHORT_PASSWORD = 8  # characters; below it there is a warning
 
 
 @app.command()
@@ -60,6 +62,8 @@ def init(
     password, generated = passwords.new(where, password_file, generate_password)
     # Before the CA: a CA whose password is lost would be worse than a password without a CA.
     kept = passwords.keep(where, password) if generated else None
+    if len(password) < SHORT_PASSWORD:
+        hint(f"the password has {len(password)} characters: whoever gets the database can guess it")
     try:
         ca = CertificateAuthority.create(
             where,
@@ -78,7 +82,7 @@ def init(
         raise
     with ca:
         if offline_root is not None:
-            founding.export_root(ca, offline_root, password)
+            ca.export_root(offline_root, password)
         root = ca.root
     der = root.public_bytes(Encoding.DER)
     name = where if is_folder else "its database"
@@ -110,6 +114,7 @@ def status(where: Where, as_json: AsJson = False) -> None:
         lists = ca.published_lists()
         answer: dict[str, Any] = {
             "trust_domain": ca.trust_domain,
+            "root_fingerprint": fingerprint(ca.root.public_bytes(Encoding.DER)),
             "issuers": [
                 {
                     "key_id": issuer.key_id,
@@ -131,6 +136,7 @@ def status(where: Where, as_json: AsJson = False) -> None:
         say(answer, True)
     else:
         _show_issuers(issuers)
+        typer.echo(f"root fingerprint {answer['root_fingerprint']}")
         typer.echo(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
         for item in lists:
             typer.echo(f"{item.file_name}: {item.revoked:,} revoked, ends {words(item.next_update)}")
@@ -166,7 +172,15 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring a CA back from its backup, into a folder or a database; its ledger and its keys are verified before."""
-    report = store.restore(file, where, password=passwords.existing(where, password_file), replace=replace)
+    password = passwords.existing(where, password_file)
+    if password is None:
+        raise WrongPassword(
+            "keys of the backup",
+            got="no password",
+            expected="the CA's",
+            do="give --password-file: they are verified, too",
+        )
+    report = store.restore(file, where, password=password, replace=replace)
     say(
         {"certificates": report.certificates, "ledger_size": report.ledger_size},
         as_json,
@@ -180,11 +194,6 @@ def upgrade(where: Where, as_json: AsJson = False) -> None:
     old, new = store.upgrade(where)
     line = f"database is at {new} already" if old == new else f"database upgraded from {old} to {new}"
     say({"from": old, "to": new}, as_json, line)
-
-
-def fingerprint(der: bytes) -> str:
-    """A root's pin, as `a2a-pki enrol --root-fingerprint` takes it."""
-    return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
 def _show_issuers(issuers: list[Any]) -> None:

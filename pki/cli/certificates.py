@@ -21,9 +21,9 @@ from pki import policy
 from pki.authority import CertificateAuthority, Issued
 from pki.cli import files
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, duration, opened, unlocked
-from pki.cli.output import coloured, now, record_facts, say, show_table, words
-from pki.errors import PKIError, UnknownSerial
-from pki.profiles import NO_REV_AVAIL
+from pki.cli.output import coloured, iso, now, record_facts, say, show_table, words
+from pki.errors import PKIError, UnknownName, UnknownSerial
+from pki.profiles import NO_REV_AVAIL, Issuer
 from pki.records import Record
 from pki.requests import MAX_REQUEST_BYTES
 from trust.bundles import TrustBundles
@@ -140,22 +140,33 @@ def revoke(
         agent = AgentID.parse(what)
         with opened(where) as ca:
             records = ca.revoke_agent(agent, reason, ban=ban)
+            known = records or ca.certificates(agent_id=agent)
+        if not known and not ban:
+            raise UnknownName("agent", got=agent, expected="one with certificates of this CA", do="see `a2a-pki list`")
         notes = [f"{agent} is banned: no token, no renewal, no certificate until `a2a-pki unban`."] if ban else []
+        if ban and not known:
+            notes.append("Nothing was ever issued to it: is the ID right?")
     elif ban:
         raise typer.BadParameter("--ban bans an agent; give its SPIFFE-ID")
     else:
         with opened(where) as ca:
-            record = _find(ca, what)
+            record = find(ca, what)
             is_ca = record.kind in ("root", "intermediate")
             records = [] if is_ca else [ca.revoke(record.serial, reason)]
+            others = 0 if is_ca else len(ca.certificates(spiffe_id=record.spiffe_id, ends_after=now(), revoked=False))
         notes = []
+        if others:
+            notes.append(
+                f"{record.spiffe_id} has {others} more, perhaps made from it, and goes on with them: "
+                f"`a2a-pki revoke {where} {record.spiffe_id} --ban` ends that."
+            )
         if is_ca:
             with unlocked(where, password_file, pin_file) as ca:
-                notes = [step.says for step in ca.taint(files.key_id(record.certificate))]
+                notes = [step.says for step in ca.taint(Issuer.of(record.certificate).key_id)]
                 records = [record] if record.kind == "root" else [ca.find(record.serial)]
             notes.append("Every agent below it renews at its next poll.")
     if records:
-        notes.append("The next `a2a-pki crl` lists it." if len(records) == 1 else "The next `a2a-pki crl` lists them.")
+        notes.append("`a2a-pki serve` lists it at once; where lists are files, the next `a2a-pki crl` does.")
     for record in records:
         if any(e.oid == NO_REV_AVAIL.oid for e in record.certificate.extensions):
             notes.append(
@@ -166,7 +177,7 @@ def revoke(
     if not what.startswith("spiffe://"):
         answer = answer[0]
     lines = [f"{r.spiffe_id}: certificate {r.serial:x} is {_fate(r)}" for r in records]
-    say(answer, as_json, *(lines or ["no certificate of it is left to revoke"]), *notes)
+    say(answer, as_json, *lines, *notes)
 
 
 @app.command()
@@ -178,8 +189,23 @@ def unban(
     """Let a banned agent have certificates again; what was revoked stays revoked."""
     agent = AgentID.parse(spiffe_id)
     with opened(where) as ca:
-        ca.unban(agent)
+        if not ca.unban(agent):
+            raise UnknownName("agent", got=agent, expected="one that is banned", do="see `a2a-pki bans`")
     say({"agent_id": str(agent), "banned": False}, as_json, f"{agent} may have certificates again")
+
+
+@app.command()
+def bans(where: Where, as_json: AsJson = False) -> None:
+    """List the agents that are banned."""
+    with opened(where) as ca:
+        banned = ca.bans()
+    if as_json:
+        say([{"agent_id": agent, "since": iso(since)} for agent, since in banned], True)
+        return
+    table = Table(Column("SPIFFE ID", overflow="fold"), "Banned")
+    for agent, since in banned:
+        table.add_row(Text(agent), words(since))
+    show_table(table)
 
 
 @app.command("list")
@@ -187,7 +213,7 @@ def list_(
     where: Where,
     agent: Annotated[str | None, typer.Option(metavar="SPIFFE-ID", help="Only this agent's.")] = None,
     id_pattern: Annotated[
-        str | None, typer.Option("--id", metavar="PATTERN", help="Only IDs like it, such as 'spiffe://*/eu/*'.")
+        str | None, typer.Option("--id", metavar="PATTERN", help="Only IDs with this in them; '*' is anything.")
     ] = None,
     expires_within: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only what ends so soon, such as 12h or 7d.")
@@ -201,9 +227,9 @@ def list_(
     with opened(where) as ca:
         records = ca.certificates(
             agent_id=agent_id,
-            pattern=id_pattern,
+            pattern=None if id_pattern is None else f"*{id_pattern}*",
             ends_after=None if every else now(),
-            ends_before=None if expires_within is None else now() + duration(expires_within),
+            ends_before=None if expires_within is None else now() + duration(expires_within, "--expires-within"),
             revoked=True if revoked else None,
         )
     if as_json:
@@ -240,17 +266,23 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a certificate of this CA, with its PEM; or what is in a file, whoever made it."""
+    if serial is None and ("://" in where or Path(where).is_dir()):
+        raise typer.BadParameter("with a CA, give a SERIAL too; `a2a-pki status` shows the CA itself")
     if serial is None:
-        facts = files.describe(Path(where))
-        pem = ""
-    else:
-        with opened(where) as ca:
-            record = _find(ca, serial)
-        names = record.certificate.extensions
-        facts = {**record_facts(record), **files.names(names), "issuer": record.issuer}
-        pem = record.certificate.public_bytes(Encoding.PEM).decode()
+        parts = files.describe(Path(where))
+        if as_json:
+            typer.echo(json.dumps(parts[0] if len(parts) == 1 else parts, indent=2))
+            return
+        for part in parts:
+            show_table(files.table(part))
+        return
+    with opened(where) as ca:
+        record = find(ca, serial)
+    names = record.certificate.extensions
+    facts = {**record_facts(record), **files.names(names), "issuer": record.issuer}
+    pem = record.certificate.public_bytes(Encoding.PEM).decode()
     if as_json:
-        typer.echo(json.dumps({**facts, "pem": pem} if pem else facts, indent=2))
+        typer.echo(json.dumps({**facts, "pem": pem}, indent=2))
         return
     show_table(files.table(facts))
     typer.echo(pem, nl=False)
@@ -288,7 +320,7 @@ def _write(made: Credentials | Issued, target: Path, bundle: bytes) -> None:
     write_atomically(target / BUNDLE_FILE, bundle, mode=0o644)
 
 
-def _find(ca: CertificateAuthority, text: str) -> Record:
+def find(ca: CertificateAuthority, text: str) -> Record:
     """A certificate by its thumbprint (x5t#S256), or by its serial as openssl, a table or a log prints it."""
     if re.fullmatch("[A-Za-z0-9_-]{43}", text.strip()) and (found := ca.find_thumbprint(text.strip())):
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -18,17 +19,19 @@ from rich.text import Text
 from pki.cli.output import iso, words
 from pki.errors import PKIError
 from trust.bundles import MAX_CRL_BYTES, TrustBundle, TrustBundles
+from trust.certificates import UNREADABLE
 from trust.credentials import read_bounded
 from trust.errors import BundleError
 from trust.identity import thumbprint
 
 SHOWN_SERIALS = 50  # of a revocation list; the count is always told
 
-UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----.*?-----END \1-----\r?\n?", re.DOTALL)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What the file holds. Nothing of it is verified: no signature, no chain, no revocation.
+def describe(path: Path) -> list[dict[str, Any]]:
+    """What the file holds: its certificates together, and each thing besides. Nothing of it is verified: no signature,
+    no chain, no revocation. Of a private key it is only told that it is there.
 
     Raises:
         PKIError: it cannot be read, or is none of these things.
@@ -37,13 +40,11 @@ def describe(path: Path) -> dict[str, Any]:
     text = data.lstrip()
     try:
         if text.startswith(b"{"):
-            return _bundle(data)
-        if text.startswith(b"-----BEGIN"):
-            if b"CERTIFICATE REQUEST-----" in data:
-                return _request(x509.load_pem_x509_csr(data))
-            if b"BEGIN X509 CRL-----" in data:
-                return _crl(x509.load_pem_x509_crl(data))
-            return _certificates(x509.load_pem_x509_certificates(data))
+            return [_bundle(data)]
+        if b"-----BEGIN " in data:  # RFC 7468 section 5.2: explanatory lines may stand before it
+            if parts := _pem_parts(data):
+                return parts
+            raise ValueError
         readers: tuple[Callable[[], dict[str, Any]], ...] = (
             lambda: _certificates([x509.load_der_x509_certificate(data)]),
             lambda: _request(x509.load_der_x509_csr(data)),
@@ -51,7 +52,7 @@ def describe(path: Path) -> dict[str, Any]:
         )
         for read in readers:
             try:
-                return read()
+                return [read()]
             except UNREADABLE:
                 continue
     except (*UNREADABLE, BundleError):
@@ -59,6 +60,21 @@ def describe(path: Path) -> dict[str, Any]:
     raise PKIError(
         f"{path} is not readable", expected="a certificate, a request, a revocation list (PEM or DER) or a bundle"
     )
+
+
+def _pem_parts(data: bytes) -> list[dict[str, Any]]:
+    blocks = [(match[1], match[0]) for match in _PEM.finditer(data)]
+    certificates = [x509.load_pem_x509_certificate(pem) for label, pem in blocks if label == b"CERTIFICATE"]
+    parts = [_certificates(certificates)] if certificates else []
+    for label, pem in blocks:
+        if label.endswith(b"CERTIFICATE REQUEST"):
+            parts.append(_request(x509.load_pem_x509_csr(pem)))
+        elif label == b"X509 CRL":
+            parts.append(_crl(x509.load_pem_x509_crl(pem)))
+    if parts:
+        keys = [label for label, _ in blocks if label.endswith(b"PRIVATE KEY")]
+        parts += [{"what": f"{label.decode().lower()}, not shown"} for label in keys]
+    return parts
 
 
 def table(facts: dict[str, Any]) -> Table:
@@ -85,10 +101,6 @@ def names(extensions: x509.Extensions) -> dict[str, list[str]]:
         "dns_names": value.get_values_for_type(x509.DNSName),
         "ip_addresses": [str(address) for address in value.get_values_for_type(x509.IPAddress)],
     }
-
-
-def key_id(certificate: x509.Certificate) -> str:
-    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
 
 
 def _certificates(chain: list[x509.Certificate]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.certificates import find
 from pki.cli.output import say
-from pki.errors import PKIError
+from pki.errors import LedgerDamaged, PKIError
+from pki.ledger import claimed_head
 from trust.credentials import read_bounded
 
 MAX_HEAD_BYTES = 4096  # a tree head is about 400 bytes
@@ -25,6 +27,27 @@ def head(where: Where, password_file: PasswordFile = None, pin_file: PinFile = N
 
 
 @ledger.command()
+def prove(
+    where: Where,
+    serial: Annotated[str, typer.Argument(metavar="SERIAL", help="Or thumbprint of the certificate.")],
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
+) -> None:
+    """Print a proof (RFC 9162) that a certificate is in the log, as JSON: whoever knows the CA's key can verify it."""
+    with unlocked(where, password_file, pin_file) as ca:
+        shown = ca.prove(find(ca, serial).serial)
+    answer = {
+        "entry": shown.entry.decode(),
+        "index": shown.index,
+        "tree_size": shown.size,
+        "root_hash": shown.root.hex(),
+        "audit_path": [node.hex() for node in shown.path],
+        "signed_head": shown.signed_head,
+    }
+    say(answer, True)
+
+
+@ledger.command()
 def verify(
     where: Where,
     kept: Annotated[Path | None, typer.Option("--head", metavar="FILE", help="A head that was kept elsewhere.")] = None,
@@ -35,6 +58,11 @@ def verify(
         text = None if kept is None else read_bounded(kept, MAX_HEAD_BYTES).decode().strip()
     except UnicodeDecodeError:
         raise PKIError(f"{kept}", got="other bytes", expected="what `a2a-pki ledger head` printed") from None
+    if text is not None:
+        try:
+            claimed_head(text)
+        except LedgerDamaged:
+            raise PKIError(f"{kept} is no tree head", expected="what `a2a-pki ledger head` printed") from None
     with opened(where) as ca:
         report = ca.audit_ledger(text)
     say(

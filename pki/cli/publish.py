@@ -11,13 +11,14 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import passwords
+from pki import policy
 from pki.authority import CertificateAuthority
-from pki.cli import files
-from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret, unlocked
+from pki.cli import passwords
+from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret, token_modules, unlocked
 from pki.cli.output import iso, now, words
 from pki.errors import PKIError
-from pki.profiles import crl_name
+from pki.list_names import crl_name
+from pki.profiles import Issuer
 from trust.bundles import TrustBundles
 from trust.credentials import write_atomically
 
@@ -42,7 +43,7 @@ def crl(
             # What certificates and lists point to (RFC 5280 section 4.2.1.13: DER), deltas included.
             for file_name, der in ca.revocations.published(now()).items():
                 write_atomically(out / file_name, der, mode=0o644)
-        names = {files.key_id(ca.intermediate): "intermediate", files.key_id(ca.root): "root"}
+        names = {Issuer.of(ca.intermediate).key_id: "intermediate", Issuer.of(ca.root).key_id: "root"}
         lists = sorted(ca.crl().crls, key=lambda item: names.get(crl_name(item).removesuffix(".crl"), "other"))
     answers: list[dict[str, Any]] = []
     for item in lists:
@@ -89,17 +90,22 @@ def bundle(
 def serve(
     where: Where,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="For enrolment and renewal, over TLS.")] = 8443,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="For enrolment and renewal, over TLS.")] = 8443,
     http_port: Annotated[
         int | None,
-        typer.Option(help="For revocation lists, OCSP, CA certificates, health and metrics, over plain HTTP."),
+        typer.Option(
+            min=0,
+            max=65535,
+            help="For revocation lists, OCSP, CA certificates, health and metrics (extra `metrics`), over plain HTTP.",
+        ),
     ] = None,
     dns: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Host name of this service, for clients that check it; repeatable."),
     ] = None,
     web_port: Annotated[
-        int | None, typer.Option(help="For the trust bundle (SPIFFE profile https_web), with --web-certificate.")
+        int | None,
+        typer.Option(min=0, max=65535, help="For the trust bundle (SPIFFE profile https_web), with --web-certificate."),
     ] = None,
     web_certificate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="WebPKI certificate chain of this host, PEM.")
@@ -112,13 +118,18 @@ def serve(
     """Run the CA as a service: EST enrolment and renewal, OCSP, lists, trust bundle; it rotates by itself."""
     from pki import service  # brings the web server, which no other command needs
 
+    names = tuple(policy.dns_name(name) for name in dns or ())
     web = None
     if (web_certificate is None) != (web_key is None) or (web_port is None) != (web_certificate is None):
         raise PKIError("https_web endpoint", expected="--web-port, --web-certificate and --web-key together")
     if web_certificate is not None and web_key is not None:
         web = (web_certificate, web_key)
     opener = partial(
-        CertificateAuthority.open, where, password=passwords.existing(where, password_file), pin=secret(pin_file)
+        CertificateAuthority.open,
+        where,
+        password=passwords.existing(where, password_file),
+        pin=secret(pin_file),
+        modules=token_modules(),
     )
     with opener() as ca:
         service.serve(
@@ -128,7 +139,7 @@ def serve(
             host=host,
             port=port,
             http_port=http_port,
-            dns_names=tuple(dns or ()),
+            dns_names=names,
             web_certificate=web,
             web_port=web_port,
         )

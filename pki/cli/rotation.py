@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pki import founding, passwords
+from pki.ceremony import MAX_FILE_BYTES, key_fingerprint, sign_intermediate
+from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
 from pki.cli.output import iso, now, say, words
-from pki.requests import MAX_REQUEST_BYTES
+from pki.errors import AuthorityExists
 from trust.credentials import read_bounded, write_atomically
 
 ceremony = typer.Typer(
@@ -64,7 +66,7 @@ def export(
     """Move the root key out of the CA, into a file to be kept offline; the CA's password opens it."""
     password = passwords.existing(where, password_file)
     with unlocked(where, password_file) as ca:
-        founding.export_root(ca, file, password or "")
+        ca.export_root(file, password or "")
     say({"file": str(file)}, as_json, f"The root key is in {file} only: take it off this machine")
 
 
@@ -77,10 +79,18 @@ def request(
     as_json: AsJson = False,
 ) -> None:
     """Make the key of the next intermediate, and the request that the root is to sign."""
+    if os.path.lexists(out):
+        raise AuthorityExists(f"{out} exists already", expected="a new file", do="choose another name")
     with unlocked(where, password_file, pin_file) as ca:
         pem = ca.request_intermediate(now())
+    key = key_fingerprint(pem)
     write_atomically(out, pem, mode=0o644)
-    say({"file": str(out)}, as_json, f"{out}: carry it to the root, `a2a-pki ceremony sign`")
+    say(
+        {"file": str(out), "key": key},
+        as_json,
+        f"{out}: carry it to the root, `a2a-pki ceremony sign`, which must show this key:",
+        f"  {key}",
+    )
 
 
 @ceremony.command()
@@ -93,9 +103,25 @@ def sign(
 ) -> None:
     """Sign the next intermediate, on the machine that holds the root and nothing else."""
     password = passwords.existing(str(root), password_file) or ""
-    pem = founding.sign_intermediate(root, password, read_bounded(csr, MAX_REQUEST_BYTES), now=now())
-    write_atomically(out, pem, mode=0o644)
-    say({"file": str(out)}, as_json, f"{out}: carry it back, `a2a-pki ceremony accept`")
+    signed = sign_intermediate(root, password, read_bounded(csr, MAX_FILE_BYTES), now=now())
+    certificate, crl = signed.certificate, signed.crl
+    start, end = iso(certificate.not_valid_before_utc), iso(certificate.not_valid_after_utc)
+    write_atomically(out, signed.to_pem(), mode=0o644)
+    say(
+        {
+            "file": str(out),
+            "trust_domain": signed.trust_domain,
+            "key": signed.key_fingerprint,
+            "not_before": start,
+            "not_after": end,
+            "revoked": len(crl),
+        },
+        as_json,
+        f"CA certificate for {signed.trust_domain}, valid from {start} to {end}, for the key",
+        f"  {signed.key_fingerprint}",
+        f"and a revocation list of the root that names {len(crl)}. Is that the key which `a2a-pki ceremony request` showed?",
+        f"Then carry {out} back, `a2a-pki ceremony accept`; else destroy it.",
+    )
 
 
 @ceremony.command()
@@ -106,7 +132,7 @@ def accept(
     pin_file: PinFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take in the intermediate that the root has signed; it becomes active by the plan, or with `rotate`."""
+    """Take in the intermediate and the revocation list that the root has signed; it goes on as `rotate` does."""
     with unlocked(where, password_file, pin_file) as ca:
         steps = ca.accept_intermediate(read_bounded(file), now())
     says = [step.says for step in steps]

@@ -1,7 +1,7 @@
 """The agent's side of the CA: enrol once with a token, and stay renewed."""
 
 from pki.client.daemon import renew_forever, renew_once
-from pki.client.enrol import enrol, fingerprint
+from pki.client.enrol import enrol
 from pki.client.health import Condition, Health
 from pki.client.renewal import Event, RenewingCredentials
 
@@ -11,7 +11,6 @@ __all__ = [
     "Health",
     "RenewingCredentials",
     "enrol",
-    "fingerprint",
     "renew_forever",
     "renew_once",
 ]

@@ -7,28 +7,20 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.errors import AnswerRefused, ClockSkewed
 from trust.bundles import TrustBundle, TrustBundles
+from trust.clock import shown
 from trust.credentials import Credentials
 from trust.errors import CertificateExpired, CertificateNotYetValid, HandshakeRefused, TrustError
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import MAX_CERTIFICATES, verify_peer
 
 MAX_LIFETIME = timedelta(days=7)  # of an agent's certificate, whatever the CA would give; SPIFFE's are short-lived
+BACKDATE = timedelta(minutes=1)  # so long before they are made do the CA's certificates begin
 SKEW_WORTH_SAYING = timedelta(seconds=30)  # a Date header counts whole seconds, and a network takes some
-
-
-def request(key: ec.EllipticCurvePrivateKey, agent_id: AgentID | None) -> bytes:
-    """A certificate request (PKCS#10, DER) that names the ID, where we know it."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    if agent_id is not None:
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(agent_id))])
-        builder = builder.add_extension(names, critical=True)
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def accept(
@@ -82,7 +74,9 @@ def newer_bundle(known: TrustBundle, offered: TrustBundle, sender: PeerIdentity 
     """The bundle to trust from now on: the offered one if it is newer, else the very one we have.
 
     A sequence never goes back (SPIFFE Trust Domain and Bundle section 4.1.1), so an old document, perhaps with a root
-    that was taken out since, changes nothing.
+    that was taken out since, changes nothing. How far it goes is the CA's to say. Whoever spoke for the CA once, with a
+    key of its that nobody had revoked yet, can have put a root of theirs under a sequence which the CA never reaches:
+    such an agent is enrolled again, and takes over what was pinned then.
 
     Raises:
         PeerError: the service that sent it is not to be trusted by it. Either it is not what that service meant to say,
@@ -95,12 +89,32 @@ def newer_bundle(known: TrustBundle, offered: TrustBundle, sender: PeerIdentity 
     return offered
 
 
+def check_clocks(ours: datetime, theirs: datetime | None) -> None:
+    """Return where a certificate that is issued now would be valid by our clock.
+
+    Else each attempt would make the CA issue one more that we cannot use, and burn a token.
+
+    Args:
+        theirs: the CA's clock, by an answer of the verified service.
+
+    Raises:
+        ClockSkewed: ours is too far behind.
+    """
+    if theirs is None or theirs - ours <= BACKDATE:
+        return
+    raise ClockSkewed(
+        "a new certificate would not be valid yet by this machine's clock",
+        got=clocks(ours, theirs),
+        do=f"the two are {_apart(theirs - ours)} apart: set the wrong one",
+    )
+
+
 def clocks(ours: datetime, theirs: datetime | None) -> str:
     """Both clocks, for people."""
-    here = f"this machine's clock says {ours:%Y-%m-%d %H:%M:%S} UTC"
+    here = f"this machine's clock says {shown(ours)}"
     if theirs is None:
         return f"{here}, the CA's is not known"
-    return f"{here}, the CA's {theirs:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{here}, the CA's {shown(theirs)}"
 
 
 def explained(error: TrustError, ours: datetime, theirs: datetime | None) -> TrustError:
@@ -121,7 +135,7 @@ def concerns_time(error: TrustError) -> bool:
     The alert that a server sends for a certificate that is not valid yet is also that for any other bad one.
     """
     if isinstance(error, HandshakeRefused):
-        return any(alert in str(error) for alert in ("certificate_expired", "bad_certificate"))
+        return error.by_verified_peer and any(alert in str(error) for alert in ("certificate_expired", "bad_certificate"))
     return isinstance(error, CertificateExpired | CertificateNotYetValid)
 
 

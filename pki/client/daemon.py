@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from pki.client.est import Clock, wall_clock
 from pki.client.folder import AgentFolder
 from pki.client.hook import Hook, HookCommand
 from pki.client.renewal import Event, RenewingCredentials, TokenSource
 from pki.errors import PKIError
+from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials
 from trust.errors import ConfigurationError
 
@@ -67,8 +67,8 @@ def renew_forever(
 ) -> None:
     """Keep the credentials in a folder renewed until SIGTERM or SIGINT, which end it at once.
 
-    One line on stderr for each event. The hook runs after each change of the files: a renewal, an enrolment by
-    somebody else, a new bundle. Where it fails, that is said, and renewal goes on.
+    One line on stderr for each event. The hook runs after the files have changed: a renewal, an enrolment by somebody
+    else, a new bundle. Once for all changes that came while it ran. Where it fails, that is said, and renewal goes on.
 
     Args:
         log: gets the lines instead of stderr.
@@ -85,13 +85,23 @@ def renew_forever(
     with _alone(folder), _told_to_stop(events, command) as stopped:
         say(str(renewing.health))
         with renewing:
-            while (event := events.get()) is not None and not stopped.is_set():
-                say(event.says)
-                if command is None or event.kind not in _WORTH_A_HOOK:
+            while (batch := _next(events)) and not stopped.is_set():
+                for event in batch:
+                    say(event.says)
+                changed = [event for event in batch if event.kind in _WORTH_A_HOOK]
+                if command is None or not changed:
                     continue
-                if problem := command.run(Path(folder), event.credentials.agent_id):
+                if problem := command.run(Path(folder), changed[-1].credentials.agent_id):
                     say(f"hook failed: {problem}")
     say(f"{renewing.current().agent_id}: no longer renewed")
+
+
+def _next(events: queue.SimpleQueue[Event | None]) -> list[Event]:
+    """Wait for an event, and take all that came meanwhile; none at the end."""
+    batch = [events.get()]
+    while not events.empty():
+        batch.append(events.get())
+    return [] if None in batch else [event for event in batch if event is not None]
 
 
 @contextmanager

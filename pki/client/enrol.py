@@ -6,7 +6,6 @@ to the one root whose fingerprint came with the token.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -16,17 +15,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pki import requests
 from pki.client import answers
-from pki.client.est import Clock, Wire, service_url, wall_clock
+from pki.client.est import Wire, service_url
 from pki.client.folder import AgentFolder, Enrolment, token_digest
 from pki.client.talk import talk
 from pki.errors import AnswerRefused, EnrolmentFailed, EnrolmentTokenMalformed, PinMismatch
 from trust import identity
 from trust.bundles import TrustBundle, TrustBundles
 from trust.certificates import Certificate
+from trust.clock import Clock, utc, wall_clock
 from trust.credentials import Credentials
 from trust.errors import CredentialsError, IdentityError, PeerError, TrustError, WrongPassword
-from trust.identity import AgentID, utc
+from trust.identity import AgentID, fingerprint
 from trust.peers import verify_peer
 
 MAX_TOKEN_BYTES = 512  # ours have 94
@@ -124,7 +125,6 @@ class _Service:
 
     root: x509.Certificate = field(repr=False)
     trust_domain: str
-    others: tuple[x509.Certificate, ...] = field(repr=False)  # claims
     date: datetime | None
 
     @property
@@ -132,29 +132,24 @@ class _Service:
         return TrustBundle(trust_domain=self.trust_domain, roots=(self.root,))
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
-    """As `enrol` takes it: "sha256:" and 64 hex digits."""
-    return "sha256:" + hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-
-
 async def _find(enrolment: Enrolment) -> _Service:
     """Step 1: the root with the pinned fingerprint, among what anybody may have sent."""
     async with Wire.unverified(enrolment.url) as wire:
         certificates = await wire.cacerts()
         date = wire.date
-    pinned = [c for c in certificates if fingerprint(c) == enrolment.root_fingerprint]
-    if not pinned:
-        roots = [fingerprint(c) for c in certificates if c.subject == c.issuer]
+    sent = {fingerprint(c.public_bytes(Encoding.DER)): c for c in certificates}
+    root = sent.get(enrolment.root_fingerprint)
+    if root is None:
+        roots = [pin for pin, c in sent.items() if c.subject == c.issuer]
         raise PinMismatch(
             "CA service has another root than the pinned one",
             got=" ".join(roots) or "no root",
             expected=enrolment.root_fingerprint,
-            do="compare the fingerprint with that of `a2a-pki show` at the CA; if it is right, this is not your CA",
+            do="compare the fingerprint with that of `a2a-pki status` at the CA; if it is right, this is not your CA",
         )
-    root = pinned[0]
     if root.subject != root.issuer:
         raise PinMismatch("the pinned certificate is not a root", got=root.subject.rfc4514_string())
-    return _Service(root=root, trust_domain=_trust_domain(root), others=certificates, date=date)
+    return _Service(root=root, trust_domain=_trust_domain(root), date=date)
 
 
 async def _ask(
@@ -176,9 +171,13 @@ async def _ask(
                 raise AnswerRefused(
                     "trust bundle of the CA service", got="the pinned root is not in it", do="pin the CA's current root"
                 )
-            certificates = await wire.simpleenroll(answers.request(key, wanted), token)
+            # Those of step 1 were anybody's, and the CA may have changed its intermediate since. A token is burnt only
+            # where its answer can be used.
+            issuers = await wire.cacerts()
+            answers.check_clocks(utc(clock()), wire.date)
+            certificates = await wire.simpleenroll(requests.make(key, wanted), token)
         credentials = answers.accept(
-            (*certificates, *service.others), key=key, bundle=offered, agent_id=wanted, now=utc(clock())
+            (*certificates, *issuers), key=key, bundle=offered, agent_id=wanted, now=utc(clock())
         )
     except TrustError as error:
         raise answers.explained(error, utc(clock()), wire.date or service.date) from None
@@ -201,7 +200,8 @@ def _already(files: AgentFolder, enrolment: Enrolment, wanted: AgentID | None, n
     except TrustError:  # none there, or none that is good now: there is something to enrol for
         return None
     roots = bundles.by_domain[credentials.agent_id.trust_domain].roots
-    if wanted not in (None, credentials.agent_id) or enrolment.root_fingerprint not in map(fingerprint, roots):
+    found = [fingerprint(root.public_bytes(Encoding.DER)) for root in roots]
+    if wanted not in (None, credentials.agent_id) or enrolment.root_fingerprint not in found:
         return None
     return credentials
 

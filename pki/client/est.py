@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import re
 import ssl
 from collections.abc import Mapping
@@ -25,25 +24,35 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.hazmat.primitives.serialization.pkcs7 import load_der_pkcs7_certificates
 
 from pki.errors import AnswerRefused, AuthorityUnreachable, EnrolmentFailed
+from pki.list_names import LIST_FILE
+from trust import json_text
 from trust.authorize import exactly
-from trust.bundles import MAX_BUNDLE_BYTES, MAX_CRL_BYTES, BundleSource, TrustBundle
+from trust.bundles import (
+    MAX_BUNDLE_BYTES,
+    MAX_CRL_BYTES,
+    BundleSource,
+    RevocationLists,
+    RevocationSource,
+    TrustBundle,
+)
 from trust.certificates import UNREADABLE, Certificate
+from trust.clock import Clock
 from trust.credentials import CredentialSource
-from trust.errors import BundleError, ConfigurationError, PeerError
+from trust.errors import BundleError, ConfigurationError, HandshakeFailed, PeerError
 from trust.identity import PeerIdentity
+from trust.json_text import NotStrictJson
 from trust.tls.client import AgentTransport, peer_of_response
-from trust.tls.engine import Clock, wall_clock
-
-__all__ = ["Answer", "Clock", "RenewalInfo", "Wire", "service_url", "wall_clock"]
 
 EXCHANGE_SECONDS = 30.0  # one request and its whole answer; issuing takes milliseconds, a slow service is a down one
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 256 << 10  # a dozen certificates in base64 have 16 KiB
 MAX_CERTIFICATES = 64
+MAX_LISTS = 1024  # of 65,536 certificates each, none of which lives for more than a week; the index has 60 KiB then
 SERVER_PATH = "/a2a-pki/server"  # of the service's own SPIFFE ID, in the trust domain that it serves
 
 EST = "/.well-known/est"
 MAX_REFUSAL_BYTES = 4096  # of a refusal's body that is looked at
+MAX_JSON_DEPTH = 8  # the service's answers have 2
 
 _NEW_TOKEN = "make another with `a2a-pki token`"  # noqa: S105 - advice
 # What the service's checks (`pki.errors`) mean to the agent, and what to do about them.
@@ -75,7 +84,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenewalInfo:
+class Advice:
     """When the service would like us to renew; modelled on RFC 9773."""
 
     renew_at: datetime
@@ -111,11 +120,22 @@ class Wire:
 
     @classmethod
     def verified(
-        cls, url: str, trust_domain: str, bundles: BundleSource, source: CredentialSource | None, clock: Clock
+        cls,
+        url: str,
+        trust_domain: str,
+        bundles: BundleSource,
+        source: CredentialSource | None,
+        clock: Clock,
+        listed: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
     ) -> Wire:
-        """To the CA service of a trust domain and nobody else; with `source`, as the agent that it names."""
+        """To the CA service of a trust domain and nobody else; with `source`, as the agent that it names.
+
+        Args:
+            listed: revocation lists that are required of nobody (`RevocationLists.required_in`): an agent that
+                refused the service because its lists have ended would get no others.
+        """
         server = exactly(f"spiffe://{trust_domain}{SERVER_PATH}")
-        return cls(url, AgentTransport(source, bundles, server, clock=clock))
+        return cls(url, AgentTransport(source, bundles, server, crls=listed, clock=clock))
 
     async def __aenter__(self) -> Wire:
         return self
@@ -152,27 +172,42 @@ class Wire:
         except BundleError as error:
             raise AnswerRefused(str(error)) from None
 
-    async def renewal_info(self) -> RenewalInfo:
+    async def renewal_info(self) -> Advice:
         """What the service advises the certificate that this connection presents."""
         answer = await self._expect("GET", "/renewal-info")
         try:
-            members = json.loads(answer.body)
+            members = json_text.parse(answer.body, max_bytes=MAX_ANSWER_BYTES, max_depth=MAX_JSON_DEPTH)
             renew_at = datetime.fromisoformat(members["renewAt"])
             urgent, explanation = members["urgent"], members.get("explanation", "")
             if renew_at.tzinfo is None or type(urgent) is not bool or not isinstance(explanation, str):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise AnswerRefused(
                 "renewal information", got="another form", expected='{"renewAt": time, "urgent": bool}'
             ) from None
-        return RenewalInfo(renew_at=renew_at.astimezone(UTC), urgent=urgent, explanation=explanation)
+        return Advice(renew_at=renew_at.astimezone(UTC), urgent=urgent, explanation=explanation)
 
-    async def crl(self, name: str) -> x509.CertificateRevocationList | None:
-        """A revocation list by its file name; None where the service has none of that name."""
-        answer = await self._exchange("GET", f"/crl/{name}", limit=MAX_CRL_BYTES)
-        if answer.status == HTTPStatus.NOT_FOUND:
-            return None
-        _check_status(answer, self.url, "")
+    async def crl_names(self) -> tuple[str, ...]:
+        """The file names of all revocation lists that the service publishes; at least one, and none of them twice."""
+        answer = await self._expect("GET", "/crl")
+        try:
+            names = json_text.parse(answer.body, max_bytes=MAX_ANSWER_BYTES, max_depth=MAX_JSON_DEPTH)["lists"]
+            if not isinstance(names, list) or not all(isinstance(n, str) and LIST_FILE.fullmatch(n) for n in names):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise AnswerRefused(
+                "index of the revocation lists", got="another form", expected='{"lists": ["KEYID.crl", ...]}'
+            ) from None
+        # No lists at all would mean that nobody asks for any.
+        if not 0 < len(set(names)) == len(names) <= MAX_LISTS:
+            raise AnswerRefused(
+                "index of the revocation lists", got=f"{len(names)} names", expected=f"1 to {MAX_LISTS}, each once"
+            )
+        return tuple(names)
+
+    async def crl(self, name: str) -> x509.CertificateRevocationList:
+        """A revocation list by its file name."""
+        answer = await self._expect("GET", f"/crl/{name}", limit=MAX_CRL_BYTES)
         try:
             return x509.load_der_x509_crl(answer.body)
         except (ValueError, x509.InvalidVersion):
@@ -220,12 +255,17 @@ class Wire:
                     if len(body) > limit:
                         raise AnswerRefused(f"answer to {path} is too large", expected=f"at most {limit} bytes")
                 peer = peer_of_response(response) if self._is_verified() else None
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, TimeoutError, HandshakeFailed) as error:
+            plain = "wrong_version_number" in str(error).lower().replace(" ", "_")  # OpenSSL's words for no TLS at all
+            if isinstance(error, HandshakeFailed) and not plain:
+                raise
             raise AuthorityUnreachable(
                 "CA service cannot be reached",
                 got=str(error) or type(error).__name__,
                 expected=f"an answer from {self.url}",
-                do="look at the URL, and at `a2a-pki serve` there",
+                do="this port speaks plain HTTP: is it the --http-port?"
+                if plain
+                else "look at the URL, and at `a2a-pki serve` there",
             ) from None
         return Answer(
             status=response.status_code,
@@ -273,6 +313,8 @@ def _refusal(answer: Answer, secret: str) -> EnrolmentFailed:
     failed, do = (
         REFUSALS.get(check, ("CA service refuses", "")) if isinstance(check, str) else ("CA service refuses", "")
     )
+    if check == "pki.policy.id" and not secret:  # a renewal: there is no token that could be another agent's
+        failed, do = "the CA's policy refuses this agent", "ask whoever runs the CA"
     return EnrolmentFailed(failed, got=_said(answer, secret), do=do)
 
 
@@ -293,8 +335,8 @@ def _said(answer: Answer, secret: str) -> str:
 
 def _members(body: bytes) -> dict[str, object]:
     try:
-        members = json.loads(body) if len(body) <= MAX_REFUSAL_BYTES else None
-    except (ValueError, RecursionError):
+        members = json_text.parse(body, max_bytes=MAX_REFUSAL_BYTES, max_depth=MAX_JSON_DEPTH)
+    except NotStrictJson:
         members = None
     return members if isinstance(members, dict) else {}
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +26,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from trust import private_keys
+from trust import json_text, private_keys
 from trust.bundles import MAX_CRL_BYTES, RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import (
     BUNDLE_FILE,
     CHAIN_FILE,
+    KEY_FILE,
     Credentials,
     read_bounded,
     sync_folder,
     write_atomically,
 )
-from trust.errors import BundleError, CredentialsError
+from trust.errors import BundleError, CredentialsError, WrongPassword
 
 try:
     import fcntl
@@ -42,14 +45,20 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
     import msvcrt
 
+logger = logging.getLogger("a2a_pki.client")
+
 CA_FILE = "ca.json"
 CRLS_FILE = "crls.pem"
 ENROLLING_KEY_FILE = "key.pem.enrolling-"
 LOCK_FILE = ".writer.lock"
 RENEWER_LOCK_FILE = ".renewer.lock"
 DAEMON_LOCK_FILE = ".daemon.lock"
+# Never through a link that somebody else put there, in a folder that others may write: it would be made, with our
+# rights, wherever that link leads. Nor a pipe, which would be waited for.
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 LOCK_SECONDS = 10.0  # whoever writes is done in a fraction of one
 MAX_RECORD_BYTES = 16 << 10
+MAX_RECORD_DEPTH = 8  # ours has 1
 
 _CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
@@ -76,6 +85,9 @@ class AgentFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise CredentialsError(f"cannot create {self.path}", got=error.strerror, expected="a folder") from None
+        # Volumes of containers are, so it is not refused.
+        if os.name != "nt" and self.path.stat().st_mode & stat.S_IWOTH:
+            logger.warning("%s can be written by everybody, who can then replace key and trust", self.path)
 
     def unmake(self) -> None:
         """Remove the folder where there is nothing in it but our lock."""
@@ -87,14 +99,31 @@ class AgentFolder:
     # Credentials.
 
     def credentials(self) -> Credentials:
-        return Credentials.load(self.path, self._password)
+        """The credentials as they are now.
+
+        Raises:
+            CredentialsError: there are none, or a file is damaged; it is named.
+            WrongPassword: as `Credentials.load`.
+        """
+        try:
+            return Credentials.load(self.path, self._password)
+        except WrongPassword:
+            raise
+        except CredentialsError as error:
+            chain, key = self.path / CHAIN_FILE, self.path / KEY_FILE
+            if not chain.exists():
+                raise CredentialsError(
+                    f"{self.path} is not enrolled", got=f"no {CHAIN_FILE}", do="run `a2a-pki enrol`"
+                ) from None
+            damaged = chain if "chain" in error.failed else key
+            raise CredentialsError(f"{damaged}", got=error, do="enrol again, with a new token") from None
 
     def save(self, credentials: Credentials) -> None:
         credentials.save(self.path, self._password)
 
     def state(self) -> object:
-        """Something that changes whenever chain or bundle are replaced by anybody; None where there is no chain."""
-        found = [_state(self.path / name) for name in (CHAIN_FILE, BUNDLE_FILE)]
+        """Something that changes whenever anybody replaces chain or bundle, or enrols; None where there is no chain."""
+        found = [_state(self.path / name) for name in (CHAIN_FILE, BUNDLE_FILE, CA_FILE)]
         return found if found[0] else None
 
     def enrolling_key(self, digest: str) -> ec.EllipticCurvePrivateKey | None:
@@ -169,7 +198,8 @@ class AgentFolder:
         if not file.exists():
             return None
         try:
-            members = json.loads(read_bounded(file, MAX_RECORD_BYTES))
+            text = read_bounded(file, MAX_RECORD_BYTES)
+            members = json_text.parse(text, max_bytes=MAX_RECORD_BYTES, max_depth=MAX_RECORD_DEPTH)
             found = Enrolment(
                 url=members["url"],
                 root_fingerprint=members.get("root_fingerprint", ""),
@@ -177,7 +207,7 @@ class AgentFolder:
             )
             if not all(isinstance(v, str) for v in (found.url, found.root_fingerprint, found.token_digest)):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise CredentialsError(
                 f"{file} is not readable", expected='{"url": "https://..."}', do="enrol again, or mend it"
             ) from None
@@ -240,9 +270,12 @@ class FolderLock:
                 return True
             self.release()
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._file = os.open(self._path, _LOCK_FLAGS, 0o600)
         except OSError as error:
-            raise CredentialsError(f"cannot write {self._path}", got=error.strerror) from None
+            raise CredentialsError(f"cannot write {self._path}", got=error.strerror, expected="a file of ours") from None
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            self.release()
+            raise CredentialsError(f"cannot write {self._path}", expected="a file of ours")
         try:
             _lock(self._file)
         except OSError:
@@ -260,7 +293,7 @@ class FolderLock:
 
     def _is_there(self) -> bool:
         try:
-            return self._file is not None and os.path.samestat(os.fstat(self._file), self._path.stat())
+            return self._file is not None and os.path.samestat(os.fstat(self._file), self._path.lstat())
         except OSError:
             return False
 

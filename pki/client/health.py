@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from pki.client.answers import clocks
+from trust.clock import shown
 from trust.identity import AgentID
 
 
@@ -38,9 +39,9 @@ class Health:
 
     def __str__(self) -> str:
         """One line for people."""
-        line = f"{self.agent_id}: {self.condition}, expires {self.not_after:%Y-%m-%d %H:%M:%S} UTC"
+        line = f"{self.agent_id}: {self.condition}, expires {shown(self.not_after)}"
         if self.condition is Condition.HEALTHY:
-            line += f", renews {self.next_attempt:%Y-%m-%d %H:%M:%S} UTC"
+            line += f", renews {shown(self.next_attempt)}"
         elif self.problem is None:
             line += ", renewal is due"
         else:

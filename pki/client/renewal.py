@@ -24,13 +24,14 @@ from pathlib import Path
 from types import TracebackType
 
 from pki.client import answers
-from pki.client.est import Clock, service_url, wall_clock
+from pki.client.est import service_url
 from pki.client.folder import AgentFolder, token_digest
 from pki.client.health import Condition, Health
 from pki.client.renewer import Renewer, is_refusal
 from pki.client.schedule import Schedule
-from pki.errors import PKIError
+from pki.errors import AuthorityUnreachable, PKIError
 from trust.bundles import BundleSource, RevocationSource, TrustBundles
+from trust.clock import Clock, shown, wall_clock
 from trust.credentials import Credentials, read_bounded
 from trust.errors import ConfigurationError, CredentialsError, TrustError
 
@@ -78,7 +79,9 @@ class RenewingCredentials:
 
     Attributes:
         bundles: `Source` of the trust bundles; that of our own domain is refreshed, and its sequence never goes back.
-        crls: `Source` of the CA's revocation lists, where our certificates name some; else of none.
+        crls: `Source` of the CA's revocation lists: all of them, fetched from the CA service. They are required in our
+            own trust domain only. Until the first have come, nobody passes where our certificates name lists, and
+            nothing is checked where they name none.
 
     Raises:
         CredentialsError, BundleError: the folder or the values cannot be used.
@@ -142,7 +145,7 @@ class RenewingCredentials:
             return
         self._thread = threading.Thread(target=self._run, name="a2a-pki renewal", daemon=True)
         self._thread.start()
-        if self._renewer.crls.value is None:
+        if self._renewer.crls.awaited:
             self._polled.wait(FIRST_TRUST_SECONDS)
 
     def close(self) -> None:
@@ -267,12 +270,12 @@ class RenewingCredentials:
             self._failed(error)
             raise self._problem or error from None
         self._succeeded(received=self._renewer.now())
-        self._tell("renewed", f"{self.current().agent_id}: renewed until {self._schedule.end:%Y-%m-%d %H:%M:%S} UTC")
+        self._tell("renewed", f"{self.current().agent_id}: renewed until {shown(self._schedule.end)}")
 
     def _succeeded(self, *, received: datetime | None) -> None:
         self._schedule = self._scheduled(received=received)
         self._problem, self._refused = None, False
-        if self._renewer.crls.value is None:
+        if self._renewer.crls.awaited:
             self._next_poll = None
 
     def _failed(self, error: TrustError) -> None:
@@ -283,25 +286,36 @@ class RenewingCredentials:
         self._tell("failed", str(self.health))
 
     def _poll(self, now: datetime) -> None:
-        """Bundle, revocation lists, advice. What fails is kept as it was, and said."""
+        """Bundle, advice, revocation lists: each for itself. What fails is kept as it was, and said."""
         wait = self._poll_seconds()
+        problems: list[str] = []
         try:
-            if self._renewer.refresh_trust():
-                self._tell("trust", "a new trust bundle")
-            self._trust_problem = None
-            if not self._refused and now <= self._schedule.end:
-                advice = self._renewer.advice()
-                if advice.urgent:
-                    self._schedule = self._schedule.sooner(now)
-        except TrustError as error:
-            if str(error) != self._trust_problem:
-                logger.warning("trust of %s is not fresh: %s", self.current().agent_id, error)
-            self._trust_problem = str(error)
-            wait = max(SHORTEST_POLL, wait / 10)
+            for step in (self._refresh_bundle, self._ask_advice, self._renewer.refresh_lists):
+                try:
+                    step()
+                except TrustError as error:
+                    problems.append(str(error))
+                    if type(error) is AuthorityUnreachable:  # no answer, and each attempt may take half a minute
+                        break
         finally:
             self._polled.set()
+        problem = problems[0] if problems else None
+        if problem is not None and problem != self._trust_problem:
+            logger.warning("trust of %s is not fresh: %s", self.current().agent_id, problem)
+        self._trust_problem = problem
+        if problem is not None:
+            wait = max(SHORTEST_POLL, wait / 10)
         spread = 1 - POLL_SPREAD * random.random()  # noqa: S311
         self._last_poll, self._next_poll = now, now + timedelta(seconds=wait * spread)
+
+    def _refresh_bundle(self) -> None:
+        if self._renewer.refresh_bundle():
+            self._tell("trust", "a new trust bundle")
+
+    def _ask_advice(self) -> None:
+        now = self._renewer.now()
+        if not self._refused and now <= self._schedule.end and self._renewer.advice().urgent:
+            self._schedule = self._schedule.sooner(now)
 
     def _poll_seconds(self) -> float:
         bundle = self._renewer.bundle

@@ -8,43 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki.client import answers
-from pki.client.est import Clock, RenewalInfo, Wire
-from pki.client.folder import AgentFolder, token_digest
+from pki import requests
+from pki.client import answers, lists
+from pki.client.est import Advice, Wire
+from pki.client.folder import AgentFolder, Enrolment, token_digest
+from pki.client.lists import KnownLists
 from pki.client.talk import Talk
-from pki.errors import AnswerRefused, AuthorityUnreachable, EnrolmentFailed
-from trust.bundles import RevocationLists, TrustBundle, TrustBundles
+from pki.errors import AuthorityUnreachable, EnrolmentFailed
+from trust.bundles import TrustBundle, TrustBundles
+from trust.clock import Clock, utc
 from trust.credentials import Credentials
-from trust.errors import BundleError, CredentialsError, HandshakeRefused, RevocationUnknown, TrustError
-from trust.identity import utc
+from trust.errors import BundleError, CredentialsError, HandshakeRefused, TrustError, UntrustedChain
 from trust.sources import Live
 
-MAX_SHARDS = 4096  # of one CA; a shard has 65,536 certificates
-
 logger = logging.getLogger("a2a_pki.client")
-
-_LIST_FILE = re.compile(r"/([0-9a-f]{40})(?:-([1-9][0-9]{0,8}))?\.crl$", re.ASCII)
-
-
-class Lists:
-    """The revocation lists known now, as a `Source`. Fails closed: not knowing them yet is no reason to let pass."""
-
-    def __init__(self) -> None:
-        self.value: RevocationLists | None = RevocationLists()
-
-    def current(self) -> RevocationLists:
-        """Raises: RevocationUnknown: our certificates name revocation lists, and none has been fetched so far."""
-        if (value := self.value) is None:
-            raise RevocationUnknown("revocation lists are not known yet", do="wait for the CA service to be reached")
-        return value
 
 
 class Renewer:
@@ -61,19 +44,20 @@ class Renewer:
         self.url = url
         self.credentials = Live(credentials)
         self.bundles = Live(bundles)
-        self.crls = Lists()
+        self.crls = KnownLists(
+            credentials.agent_id.trust_domain, files.crls() if files else None, required=lists.wanted(credentials)
+        )
         self.skew: timedelta | None = None
         self.talk = Talk()
         self._files = files
         self._clock = clock
         self._state: object = None  # of the folder, at our last look
+        self._enrolment = _enrolment(files)
         self._enrolling: tuple[str, ec.EllipticCurvePrivateKey] | None = None
         if self.bundle is None:
             raise BundleError(
                 "trust bundles of the agent", got="none of its own domain", expected=credentials.agent_id.trust_domain
             )
-        if _names_lists(credentials):
-            self.crls.value = files.crls() if files else None
 
     def now(self) -> datetime:
         return utc(self._clock())
@@ -92,24 +76,26 @@ class Renewer:
             TrustError: by what went wrong; everything is as it was.
         """
         present, key = self.credentials.current(), ec.generate_private_key(ec.SECP256R1())
-        csr = answers.request(key, present.agent_id)
+        csr = requests.make(key, present.agent_id)
 
         async def ask() -> tuple[x509.Certificate, ...]:
             async with self._wire(present) as wire:
                 with self._noted(wire):
-                    return await self._with_issuers(wire, await wire.simplereenroll(csr))
+                    issuers = await self._prepared(wire)
+                    return (*await wire.simplereenroll(csr), *issuers)
 
         self._replace(self.talk.run(ask), key)
 
     def enrol_again(self, token: str) -> None:
         """As `renew`, for a one-time token instead of a certificate that the service no longer accepts."""
         key = self._enrolling_key(token)
-        csr = answers.request(key, self.credentials.current().agent_id)
+        csr = requests.make(key, self.credentials.current().agent_id)
 
         async def ask() -> tuple[x509.Certificate, ...]:
             async with self._wire(None) as wire:
                 with self._noted(wire):
-                    return await self._with_issuers(wire, await wire.simpleenroll(csr, token))
+                    issuers = await self._prepared(wire)
+                    return (*await wire.simpleenroll(csr, token), *issuers)
 
         try:
             self._replace(self.talk.run(ask), key)
@@ -141,7 +127,13 @@ class Renewer:
                 expected=str(present.agent_id),
                 do="restart this program if it should be that agent",
             )
-        self._take_bundles(bundles)
+        # An operator who enrolled again, with a token and a pin, decides what is trusted: whatever we were told before.
+        enrolment = _enrolment(self._files)
+        if enrolment != self._enrolment:
+            self._enrolment = enrolment
+            self.bundles.replace(bundles)
+        else:
+            self._take_bundles(bundles)
         self._state = state
         if credentials.thumbprint == present.thumbprint:
             return False
@@ -150,42 +142,57 @@ class Renewer:
 
     # Trust.
 
-    def refresh_trust(self) -> bool:
-        """Fetch bundle and revocation lists; True where the bundle is a new one.
+    def refresh_bundle(self) -> bool:
+        """Fetch the trust bundle; True where it is a new one.
 
         Asked without our certificate, so that an agent whose own has ended still learns of a new root.
-        """
-        credentials, known = self.credentials.current(), self.bundle
-        domain = credentials.agent_id.trust_domain
-        if known is None:  # a folder was replaced by one without our domain
-            raise BundleError("trust bundle of our own domain is gone", expected=domain)
-        wanted = _names_lists(credentials)
 
-        async def ask() -> tuple[TrustBundle, RevocationLists | None]:
+        Raises:
+            UntrustedChain: the service proves itself by a root that our bundle does not have.
+            TrustError: by what else went wrong; everything is as it was.
+        """
+        known = self._own_bundle()
+
+        async def ask() -> TrustBundle:
             async with self._wire(None) as wire:
                 with self._noted(wire):
-                    offered, sender = await wire.bundle(domain)
-                    newest = answers.newer_bundle(known, offered, sender, self.now())
-                    return newest, await self._lists(wire, credentials) if wanted else None
+                    offered, sender = await wire.bundle(known.trust_domain)
+            return answers.newer_bundle(known, offered, sender, self.now())
 
-        bundle, lists = self.talk.run(ask)
-        if lists is not None and lists is not self.crls.value:
-            if self._files:
-                self._files.save_crls(lists)
-            self.crls.value = lists
+        bundle = self.talk.run(ask)
         if bundle is known:
             return False
         if self._files:
             with self._files.writing():
                 self._files.save_bundle(bundle)
-        self._take_bundles(TrustBundles({**self.bundles.current().by_domain, domain: bundle}))
+        self._take_bundles(TrustBundles({**self.bundles.current().by_domain, known.trust_domain: bundle}))
         return True
 
-    def advice(self) -> RenewalInfo:
+    def refresh_lists(self) -> None:
+        """Fetch the revocation lists, from the CA service itself: it has them all, whether certificates name any.
+
+        Raises:
+            TrustError: some of them could not be had; those are as they were.
+        """
+        credentials, bundle = self.credentials.current(), self._own_bundle()
+        self.crls.take(lists.settled(self.crls, bundle, self.now()))
+
+        async def ask() -> lists.Fetched:
+            async with self._wire(None) as wire:
+                with self._noted(wire):
+                    return await lists.fetch(wire, self.crls, credentials=credentials, bundle=bundle, now=self.now())
+
+        fetched = self.talk.run(ask)
+        if self.crls.take(fetched.lists) and self._files:
+            self._files.save_crls(fetched.lists.all())
+        if fetched.problem is not None:
+            raise fetched.problem
+
+    def advice(self) -> Advice:
         """When the service would have us renew."""
         present = self.credentials.current()
 
-        async def ask() -> RenewalInfo:
+        async def ask() -> Advice:
             async with self._wire(present) as wire:
                 with self._noted(wire):
                     return await wire.renewal_info()
@@ -205,34 +212,46 @@ class Renewer:
 
     # Helpers.
 
+    def _own_bundle(self) -> TrustBundle:
+        if (bundle := self.bundle) is None:  # a folder was replaced by one without our domain
+            raise BundleError(
+                "trust bundle of our own domain is gone", expected=self.credentials.current().agent_id.trust_domain
+            )
+        return bundle
+
     def _wire(self, source: Credentials | None) -> Wire:
         domain = self.credentials.current().agent_id.trust_domain
-        return Wire.verified(self.url, domain, self.bundles, source, self._clock)
+        return Wire.verified(self.url, domain, self.bundles, source, self._clock, self.crls.listed)
 
     @contextlib.contextmanager
     def _noted(self, wire: Wire) -> Iterator[None]:
+        """Learn the service's clock from what it says, and say what an unknown root means for us."""
         try:
             yield
+        except UntrustedChain as error:
+            raise UntrustedChain(
+                "the CA service proves itself by a root that this agent does not know",
+                got=error,
+                expected="a root of its trust bundle",
+                do="if the CA has changed its root while this agent was away, enrol again: with a new token, "
+                "and with the new root's fingerprint from whoever runs the CA",
+            ) from None
         finally:
             if wire.date is not None:
                 self.skew = wire.date - self.now()
 
-    async def _with_issuers(
-        self, wire: Wire, certificates: tuple[x509.Certificate, ...]
-    ) -> tuple[x509.Certificate, ...]:
-        """The answer, and all that may lead to a root: it may hold the leaf alone (RFC 7030 section 4.2.3), and
-        since our last renewal the CA may have changed its intermediate."""
-        bundle = self.bundle
-        candidates = (*certificates, *self.credentials.current().chain[1:])
-        known = {c.subject for c in (*candidates, *(bundle.roots if bundle else ()))}
-        if all(c.issuer in known for c in certificates):
-            return candidates
-        return (*candidates, *await wire.cacerts())
+    async def _prepared(self, wire: Wire) -> tuple[x509.Certificate, ...]:
+        """What has to be known before anything is asked for: that the answer can be used, and what leads to a root.
+
+        The answer may hold the leaf alone (RFC 7030 section 4.2.3), and since our last renewal the CA may have changed
+        its intermediate.
+        """
+        issuers = await wire.cacerts()
+        answers.check_clocks(self.now(), wire.date)
+        return issuers
 
     def _replace(self, certificates: tuple[x509.Certificate, ...], key: ec.EllipticCurvePrivateKey) -> None:
-        present, bundle = self.credentials.current(), self.bundle
-        if bundle is None:
-            raise BundleError("trust bundle of our own domain is gone", expected=present.agent_id.trust_domain)
+        present, bundle = self.credentials.current(), self._own_bundle()
         new = answers.accept(certificates, key=key, bundle=bundle, agent_id=present.agent_id, now=self.now())
         if self._files:
             found: Credentials | None = None
@@ -249,10 +268,7 @@ class Renewer:
         self._take(new)
 
     def _take(self, credentials: Credentials) -> None:
-        if not _names_lists(credentials):
-            self.crls.value = RevocationLists()
-        elif self.crls.value is not None and not self.crls.value.crls:
-            self.crls.value = None
+        self.crls.require(lists.wanted(credentials))
         self.credentials.replace(credentials)
 
     def _take_bundles(self, bundles: TrustBundles) -> None:
@@ -263,32 +279,6 @@ class Renewer:
             bundles = TrustBundles({**bundles.by_domain, domain: known})
         if bundles.to_json() != self.bundles.current().to_json():
             self.bundles.replace(bundles)
-
-    async def _lists(self, wire: Wire, credentials: Credentials) -> RevocationLists:
-        """The lists of every CA of the service, shard by shard. Those that have not changed stay the same objects."""
-        known = {crl.public_bytes(Encoding.DER): crl for crl in (self.crls.value or RevocationLists()).crls}
-        fetched: dict[str, x509.CertificateRevocationList] = {}
-        named = _named_shard(credentials)
-        for authority in await wire.cacerts():
-            key_id = _key_id(authority)
-            # The service forgets the shards whose certificates have all expired. Those that it still has begin
-            # anywhere, and certificates get theirs one after the other: so, from our own in both directions.
-            start = named[1] if named and named[0] == key_id else 0
-            for shards in (range(start, start + MAX_SHARDS), range(start - 1, -1, -1), range(min(start, 1))):
-                for shard in shards:
-                    name = f"{key_id}-{shard}.crl" if shard else f"{key_id}.crl"
-                    if name in fetched:
-                        break
-                    crl = await wire.crl(name)
-                    if crl is None:
-                        break
-                    fetched[name] = known.get(crl.public_bytes(Encoding.DER), crl)
-        if not fetched:  # no lists at all would mean that nobody asks for any
-            raise AnswerRefused("revocation lists", got="none", expected="those that our certificates name")
-        present = self.crls.value
-        if present is not None and [*map(id, present.crls)] == [*map(id, fetched.values())]:
-            return present
-        return RevocationLists.of(fetched.values())
 
     def _enrolling_key(self, token: str) -> ec.EllipticCurvePrivateKey:
         """One key a token, kept until an answer comes, so that a lost answer is had by asking again."""
@@ -308,34 +298,19 @@ class Renewer:
             self._files.drop_enrolling_keys()
 
 
-def _names_lists(credentials: Credentials) -> bool:
-    """Whether a certificate of the chain says where its revocation list is."""
-    return any(_list_url(certificate) for certificate in credentials.chain)
-
-
-def _list_url(certificate: x509.Certificate) -> str:
-    with contextlib.suppress(x509.ExtensionNotFound):
-        for point in certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value:
-            for name in point.full_name or ():
-                return str(name.value)
-    return ""
-
-
-def _named_shard(credentials: Credentials) -> tuple[str, int] | None:
-    """The CA and the shard of our own certificate's list, by the name of its file."""
-    file = _LIST_FILE.search(_list_url(credentials.certificate))
-    return None if file is None else (file[1], int(file[2] or 0))
-
-
-def _key_id(authority: x509.Certificate) -> str:
+def _enrolment(files: AgentFolder | None) -> Enrolment | None:
     try:
-        ski = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except (x509.ExtensionNotFound, ValueError):
-        raise AnswerRefused("CA certificate", got="no key identifier") from None
-    return ski.digest.hex()
+        return files.enrolment() if files else None
+    except CredentialsError:  # damaged: nobody's word
+        return None
 
 
 def is_refusal(error: TrustError) -> bool:
-    """Whether the service knows us and says no, so that asking again will hardly change anything."""
-    alert = isinstance(error, HandshakeRefused) and " alert " in str(error) and "internal_error" not in str(error)
-    return alert or isinstance(error, EnrolmentFailed)
+    """Whether the service knows us and says no, so that asking again will hardly change anything.
+
+    An alert counts when it came from a server that had proved to be the CA's. One from before that is nobody's word,
+    and must not make an agent give up for longer than a broken network does.
+    """
+    if isinstance(error, HandshakeRefused):
+        return error.by_verified_peer and " alert " in str(error) and "internal_error" not in str(error)
+    return isinstance(error, EnrolmentFailed)

@@ -20,6 +20,8 @@ MIN_LOOK = 0.05
 FIRST_WAIT = timedelta(seconds=30)
 LONGEST_WAIT = timedelta(minutes=15)
 SHORTEST_WAIT = timedelta(seconds=0.25)
+LONGEST_SHARE = 5  # a wait is a fifth of what is left at most, so that nothing that passes costs an agent its life...
+SHORTEST_WAIT_REFUSED = timedelta(seconds=2)  # ...and not shorter than this when the service said no
 # After its end, and after a refusal, only a person can help: a fleet of such agents must not be a load.
 LONGEST_WAIT_EXPIRED = timedelta(hours=1)
 FIRST_WAIT_REFUSED = timedelta(minutes=5)
@@ -87,6 +89,9 @@ class Schedule:
             longest = min(LONGEST_WAIT, max(4 * SHORTEST_WAIT, self.life / 20))
             if now >= self.end:
                 longest = LONGEST_WAIT_EXPIRED
+        if now < self.end:
+            least = SHORTEST_WAIT_REFUSED if refused else SHORTEST_WAIT
+            longest = min(longest, max(least, (self.end - now) / LONGEST_SHARE))
         # As a float: two to the thirtieth times five minutes is no timedelta.
         seconds = min(first.total_seconds() * 2 ** min(self.failures, MAX_DOUBLINGS), longest.total_seconds())
         wait = timedelta(seconds=seconds * (0.5 + dice / 2))

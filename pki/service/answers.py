@@ -13,7 +13,7 @@ from email.utils import format_datetime
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from pki.errors import EnrolmentRefused, RequestMalformed, RequestTooLarge, TooManyAttempts
+from pki.errors import EnrolmentRefused, RequestMalformed, RequestTooLarge, TooManyAttempts, TooManyRenewals
 from pki.service.est import CHALLENGES
 from trust.errors import Fault, RequestTooSlow, TrustError
 
@@ -65,7 +65,7 @@ def refusal(error: TrustError | None, request_id: str) -> Response:
     headers = {}
     if isinstance(error, RequestTooLarge | RequestTooSlow):
         headers["Connection"] = "close"  # the rest of that body is not worth reading
-    if isinstance(error, TooManyAttempts):
+    if isinstance(error, TooManyAttempts | TooManyRenewals):
         headers["Retry-After"] = str(RETRY_SECONDS)
     response = _refusal(error.status, content, headers)
     if isinstance(error, EnrolmentRefused) and error.status == 401:

@@ -5,7 +5,7 @@
     plain     HTTP: /ocsp, /metrics
     web       TLS with an operator's certificate of the Web PKI: /bundle for the profile https_web, and nothing else
 
-Besides, secure and plain have /crl/{name}, /ca/{key id}.cer, /health and /ready.
+Besides, secure and plain have /crl (which lists there are), /crl/{name}, /ca/{key id}.cer, /health and /ready.
 
 Nothing is decided here: `pki.authority` does. What signs, or waits for the disk, does so in
 threads and never on the event loop.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from datetime import datetime
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,26 +29,26 @@ from pki.service.enrolment import Enrolment
 from pki.service.publications import Publications
 from pki.service.upkeep import Upkeep
 from trust.audit import AuditSink
+from trust.clock import Clock
 
 
 class Service:
     """The applications of one CA service, for one event loop; `close` when no request is in flight any more."""
 
-    def __init__(
-        self, ca: CertificateAuthority, upkeep: Upkeep, *, audit: AuditSink, clock: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, ca: CertificateAuthority, upkeep: Upkeep, *, audit: AuditSink, clock: Clock) -> None:
         """Args: audit: gets every enrolment and renewal, and every refusal. clock: the time, aware."""
         self._upkeep = upkeep
         self._edge = Edge(audit, _observer(upkeep))
-        enrolment = Enrolment(ca, self._edge, clock)
+        self._enrolment = Enrolment(ca, self._edge, clock)
         public = Publications(ca, self._edge, upkeep.bundles, clock)
         health = [Route("/health", self._edge.endpoint("health", _alive)), Route("/ready", self._endpoint_ready())]
-        self.secure = _app([*enrolment.routes(), *public.bundle_routes(), *public.signed_routes(), *health])
+        self.secure = _app([*self._enrolment.routes(), *public.bundle_routes(), *public.signed_routes(), *health])
         self.plain = _app([*public.ocsp_routes(), *public.signed_routes(), *health, *self._metrics()])
         self.web = _app(public.bundle_routes())
 
     def close(self) -> None:
         """Wait for what the threads are doing."""
+        self._enrolment.close()
         self._edge.close()
 
     def _endpoint_ready(self) -> Callable[[Request], object]:

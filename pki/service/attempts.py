@@ -1,6 +1,7 @@
-"""How often somebody may fail to name a valid token, by client address.
+"""How often somebody may have something done, by client address or by certificate.
 
-Tokens have far more bits than anybody could guess; what is limited is the work that a stranger can have done for free.
+Failing to name a valid token: tokens have far more bits than anybody could guess; what is limited is the work that a
+stranger can have done for free. Renewing: each renewal is a row in the database and an entry in the ledger, for good.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ from ipaddress import IPv6Address, ip_address
 
 BURST = 20  # failures at once: a script that runs on a few machines behind one address with yesterday's tokens
 INTERVAL = 6.0  # seconds until one more is allowed
+RENEWALS_BURST = 30  # of one certificate: replicas that share it, each of which tries several times
+RENEWALS_INTERVAL = 10.0
+AGENT_RENEWALS_BURST = 300  # of one ID, whatever the certificate: a fleet of replicas, after a compromise all at once
+AGENT_RENEWALS_INTERVAL = 1.0
 BUCKETS = 1 << 16  # half a megabyte, for good: nobody makes it grow by coming from many addresses
 
 
 class Attempts:
-    """Counts failures, and says who has had too many. Safe for threads.
+    """Counts, and says who has had too many. Safe for threads.
 
-    A leaky bucket for each address: `BURST` failures at once, then one every `INTERVAL` seconds. Addresses share a
+    A leaky bucket for each address: so many failures at once, then one every so many seconds. Addresses share a
     fixed number of buckets, by a keyed hash, so that nobody can choose whose bucket to fill. An IPv6 host owns a /64,
     which therefore counts as one address.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, burst: int | None = None, interval: float | None = None) -> None:
+        """Args: burst: at once, `BURST` when left out. interval: seconds until one more, `INTERVAL` when left out."""
+        self._burst = BURST if burst is None else burst
+        self._interval = INTERVAL if interval is None else interval
         self._key = secrets.token_bytes(16)
         self._full_until = array("d", bytes(8 * BUCKETS))  # when the bucket will have leaked empty
         self._lock = threading.Lock()
@@ -33,25 +41,26 @@ class Attempts:
         """Seconds until this address may try again; 0 where it may now.
 
         Args:
-            address: of the client, as the socket has it.
+            address: of the client, as the socket has it; or the name of whatever else is counted.
             now: seconds, by a clock that does not go back.
         """
-        return max(0.0, self._full_until[self._bucket(address)] - now - (BURST - 1) * INTERVAL)
+        return max(0.0, self._full_until[self._bucket(address)] - now - (self._burst - 1) * self._interval)
 
-    def failed(self, address: str, now: float) -> None:
-        """Count one failure."""
+    def count(self, address: str, now: float) -> None:
+        """Count one."""
         bucket = self._bucket(address)
         with self._lock:
             # Bounded, so that what many requests at once have added does not lock an address out for hours.
-            full = max(self._full_until[bucket], now) + INTERVAL
-            self._full_until[bucket] = min(full, now + BURST * INTERVAL)
+            full = max(self._full_until[bucket], now) + self._interval
+            self._full_until[bucket] = min(full, now + self._burst * self._interval)
 
     def _bucket(self, address: str) -> int:
-        digest = hashlib.blake2b(_network(address).encode(), digest_size=8, key=self._key).digest()
+        digest = hashlib.blake2b(network(address).encode(), digest_size=8, key=self._key).digest()
         return int.from_bytes(digest) % BUCKETS
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
+    """What counts as one address: an IPv4 address, the /64 of an IPv6 address, and anything else as it is."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

@@ -14,12 +14,13 @@ from typing import Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pki.errors import DecisionNotRecorded
 from pki.service.answers import refusal
+from pki.service.seldom import Seldom, SparingAudit
 from trust.audit import AuditSink
 from trust.errors import TrustError
 from trust.identity import peer_of
 
-ISSUING_THREADS = 48  # they wait for a commit that they share, so it takes many to keep the disk and the cores busy
 READING_THREADS = 8  # of their own: lists and status are answered while issuance hangs on a locked database
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -43,18 +44,14 @@ class Edge:
     """Shared by the applications of one service, in one event loop."""
 
     def __init__(self, audit: AuditSink, observer: Observer | None) -> None:
-        self.audit = audit
+        self.audit = SparingAudit(audit)
         self.observer = observer
-        self._issuing = ThreadPoolExecutor(ISSUING_THREADS, "a2a-pki-issue")
+        self._unrecorded = Seldom(lines=1)
         self._reading = ThreadPoolExecutor(READING_THREADS, "a2a-pki-read")
 
     def close(self) -> None:
         """Wait for what the threads are doing."""
-        self._issuing.shutdown()
         self._reading.shutdown()
-
-    async def issuing(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._issuing, call)
 
     async def reading(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, call)
@@ -85,30 +82,41 @@ class Edge:
         return endpoint
 
     def allow(self, request: Request, event: str, *, subject: str, **facts: str) -> None:
-        """Record that something was done. Called before it is handed out: what cannot be recorded is not."""
-        self.audit.record(
-            event=event,
-            decision="allow",
-            check="all",
-            peer=_peer(request),
-            subject=subject,
-            target=_target(request),
-            request=request.state.id,
-            **facts,
-        )
+        """Record that something was done. Called before it is handed out: what cannot be recorded is not.
+
+        Raises:
+            DecisionNotRecorded: whatever the trail raised.
+        """
+        try:
+            self.audit.record(
+                event=event,
+                decision="allow",
+                check="all",
+                peer=_peer(request),
+                subject=subject,
+                target=_target(request),
+                request=request.state.id,
+                **facts,
+            )
+        except Exception as error:
+            raise DecisionNotRecorded("audit trail", got=error, expected="one that can be written") from error
 
     def deny(self, request: Request, event: str, check: str, reason: str = "") -> None:
         if self.observer is not None:
             self.observer.refused(event, check)
-        self.audit.record(
-            event=event,
-            decision="deny",
-            check=check,
-            peer=_peer(request),
-            target=_target(request),
-            request=request.state.id,
-            reason=reason,
-        )
+        try:
+            self.audit.record(
+                event=event,
+                decision="deny",
+                check=check,
+                peer=_peer(request),
+                target=_target(request),
+                request=request.state.id,
+                reason=reason,
+            )
+        except Exception as error:  # it stays refused
+            if self._unrecorded.says():
+                logger.error("a refusal could not be recorded: %s%s", error, self._unrecorded.left_out())
 
 
 def address_of(request: Request) -> str:

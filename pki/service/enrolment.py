@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import datetime
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pki.authority import CertificateAuthority, Issued
-from pki.errors import CertificateNotPresented, EnrolmentRefused, PolicyRefused, RequestRefused, TooManyAttempts
-from pki.service import est
+from pki.errors import (
+    CertificateNotPresented,
+    EnrolmentRefused,
+    PolicyRefused,
+    RequestRefused,
+    TooManyAttempts,
+    TooManyRenewals,
+)
+from pki.service import attempts, est
 from pki.service.answers import body_of
 from pki.service.attempts import Attempts
+from pki.service.batches import Batches
 from pki.service.edge import Edge, address_of
-from trust.identity import peer_of
+from pki.steps import Steps
+from trust.clock import Clock
+from trust.identity import peer_of, thumbprint
 
 MAX_BODY_BYTES = 16 << 10  # base64 of a request of 12 KiB; one with a dozen names has 1 KiB
 
@@ -30,11 +37,18 @@ _HEADERS = {"Cache-Control": "no-store", "Content-Transfer-Encoding": "base64"}
 class Enrolment:
     """For agents that have a token, and for agents that have a certificate."""
 
-    def __init__(self, ca: CertificateAuthority, edge: Edge, clock: Callable[[], datetime]) -> None:
+    def __init__(self, ca: CertificateAuthority, edge: Edge, clock: Clock) -> None:
         self._ca = ca
         self._edge = edge
         self._clock = clock
         self._attempts = Attempts()
+        self._renewals = Attempts(attempts.RENEWALS_BURST, attempts.RENEWALS_INTERVAL)
+        self._of_agents = Attempts(attempts.AGENT_RENEWALS_BURST, attempts.AGENT_RENEWALS_INTERVAL)
+        self._batches = Batches(ca.together)
+
+    def close(self) -> None:
+        """Wait for what is being issued."""
+        self._batches.close()
 
     def routes(self) -> list[Route]:
         endpoint = self._edge.endpoint
@@ -50,36 +64,53 @@ class Enrolment:
         """RFC 7030 section 4.2.1. The token is the only authentication: a client certificate changes nothing.
 
         1. There is a token; a request without one costs nobody anything.
-        2. The address has not failed too often.
+        2. The address has not failed too often, or the token is good: agents share addresses with whoever else is
+           behind the same NAT.
         3. The body is small, and a certificate request.
         4. The rest is decided by the CA, which burns the token in the transaction that stores the certificate.
         """
         token = est.token_of(request.headers.getlist("authorization"))
         address = address_of(request)
-        self._may_try(address)
+        if self._wait(address) > 0:
+            await self._edge.reading(lambda: self._may_try(address, token))
         csr = await _request(request)
-        issued = await self._edge.issuing(partial(self._issue, csr, token, address))
+        issued = await self._batches.issued(self._enrolling(csr, token, address))
         return self._issued(request, "enrol", issued)
 
-    def _issue(self, csr: bytes, token: str, address: str) -> Issued:
-        self._may_try(address)  # again: what came at once with others has waited until they had failed
+    def _enrolling(self, csr: bytes, token: str, address: str) -> Steps[Issued]:
+        self._may_try(address, token)  # again: what came at once with others has waited until they had failed
         try:
-            return self._ca.enrol(csr, token, now=self._clock())
+            return (yield from self._ca.enrolling(csr, token, now=self._clock()))
         except (EnrolmentRefused, RequestRefused, PolicyRefused):
-            self._attempts.failed(address, time.monotonic())
+            self._attempts.count(address, time.monotonic())
             raise
 
-    def _may_try(self, address: str) -> None:
-        wait = self._attempts.wait(address, time.monotonic())
-        if wait > 0:
+    def _wait(self, address: str) -> float:
+        return self._attempts.wait(address, time.monotonic())
+
+    def _may_try(self, address: str, token: str) -> None:
+        """Raises: TooManyAttempts: by that address, and the token is none. To know that takes one look in an index."""
+        wait = self._wait(address)
+        if wait > 0 and not self._ca.is_good_token(token, now=self._clock()):
             raise TooManyAttempts("enrolment", got="too many failures", do=f"try again in {wait:.0f} s")
 
     async def _renew(self, request: Request) -> Response:
         """RFC 7030 section 4.2.2. The handshake has proved who asks; whether it may is for the CA's store to say."""
         presented = _presented(request)
+        self._may_renew(request, presented)
         csr = await _request(request)
-        issued = await self._edge.issuing(lambda: self._ca.renew(csr, presented, now=self._clock()))
+        issued = await self._batches.issued(self._ca.renewing(csr, presented, now=self._clock()))
         return self._issued(request, "renew", issued)
+
+    def _may_renew(self, request: Request, presented: bytes) -> None:
+        """Count a renewal. Raises: TooManyRenewals: of that certificate, or of that ID."""
+        now, peer = time.monotonic(), peer_of(request.scope)
+        for renewals, name in ((self._renewals, thumbprint(presented)), (self._of_agents, str(peer and peer.agent_id))):
+            wait = renewals.wait(name, now)
+            if wait > 0:
+                raise TooManyRenewals("renewal", got=f"too many of {name}", do=f"try again in {wait:.0f} s")
+        self._renewals.count(thumbprint(presented), now)
+        self._of_agents.count(str(peer and peer.agent_id), now)
 
     def _issued(self, request: Request, event: str, issued: Issued) -> Response:
         """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""

@@ -22,7 +22,7 @@ ATTRIBUTES_TYPE = "application/csrattrs"
 # A request may be refused for its token: which schemes there are (RFC 7030 section 3.2.3, RFC 6750 section 3).
 CHALLENGES = ('Basic realm="a2a-pki", charset="UTF-8"', 'Bearer realm="a2a-pki"')
 
-MAX_AUTHORIZATION_BYTES = 1024  # a token has about 60 characters, a user name is a hundred or two
+MAX_AUTHORIZATION_BYTES = 1024  # a token has 94 characters, a user name is a hundred or two
 
 # CsrAttrs (RFC 7030 section 4.5.2, RFC 9908): please a P-256 key, and ECDSA with SHA-256 under the request. Other keys
 # and hashes that `pki.requests` takes are taken all the same; a client that asks gets one answer that always works.

@@ -11,17 +11,17 @@ from typing import Any
 
 import uvicorn
 
+from pki.service.door import Door
 from trust.errors import ConfigurationError
 from trust.tls import Deadlines
 from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
 
-MAX_CONNECTIONS = 2000  # of one listener; beyond it the answer is 503
+MAX_CONNECTIONS = 4000  # of all listeners of a process; agents ask something every few minutes, and hang up
 GRACE_SECONDS = 30  # for requests in flight, when the service stops
 
 OPTIONS: dict[str, Any] = {
     "lifespan": "off",
     "ws": "none",
-    "limit_concurrency": MAX_CONNECTIONS,
     "timeout_graceful_shutdown": GRACE_SECONDS,
 }
 
@@ -102,8 +102,11 @@ class WebConfig(BoundedConfig):
 
 
 @contextlib.asynccontextmanager
-async def running(config: uvicorn.Config, listening: socket.socket) -> AsyncIterator[None]:
-    """Serve in this event loop for as long as the block runs; then finish what is in flight."""
+async def running(config: uvicorn.Config, listening: socket.socket, door: Door) -> AsyncIterator[None]:
+    """Serve whom the door admits, in this event loop, for as long as the block runs; then finish what is in flight."""
+    if not config.loaded:
+        config.load()
+    config.http_protocol_class = door.guarding(config.http_protocol_class)  # type: ignore[assignment]
     server = _Server(config)
     task = asyncio.ensure_future(server.serve([listening]))
     try:

@@ -7,7 +7,6 @@ for several processes, and so is rotation.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -16,19 +15,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Unpack
 
 import uvicorn
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.authority import CertificateAuthority
+from pki.service.door import raise_file_limit
 from pki.service.listeners import GRACE_SECONDS, url_of
 from pki.service.server import Endpoints, Options, Sockets, serving
 from trust.audit import AuditLog, AuditSink
 from trust.errors import ConfigurationError
+from trust.identity import fingerprint
 
 PORT = 8443
 SETTLED_SECONDS = 10.0  # a worker that ends sooner would end again: the service stops, with the reason on stderr
@@ -60,6 +61,7 @@ def serve(
     """
     if workers > 1 and (opener is None or audit is not None):
         raise ConfigurationError("several workers", expected="an opener for each to open the CA by, and no audit sink")
+    raise_file_limit()
     endpoints: Options = {"port": PORT, **options}
     sockets = Sockets(Endpoints(**endpoints))
     _announce(ca, sockets)
@@ -72,16 +74,12 @@ def serve(
 def _announce(ca: CertificateAuthority, sockets: Sockets) -> None:
     lines = [f"serving the CA of {ca.trust_domain} on {url_of(sockets.secure, 'https')}"]
     if sockets.plain is not None:
-        lines.append(f"revocation lists, OCSP, health and metrics on {url_of(sockets.plain, 'http')}")
+        metrics = ", health and metrics" if find_spec("prometheus_client") else " and health"  # the extra `metrics`
+        lines.append(f"revocation lists, OCSP{metrics} on {url_of(sockets.plain, 'http')}")
     if sockets.web is not None:
         lines.append(f"trust bundle (https_web) on {url_of(sockets.web, 'https')}/bundle")
-    lines.append(f"root fingerprint {fingerprint(ca.root)}")
+    lines.append(f"root fingerprint {fingerprint(ca.root.public_bytes(Encoding.DER))}")
     sys.stderr.write("\n".join(lines) + "\n")
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """As `--root-fingerprint` takes it: sha256: and the SHA-256 of the DER in hex."""
-    return "sha256:" + hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
 def _run(

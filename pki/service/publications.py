@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -19,19 +19,20 @@ from pki.service.answers import Publication, Shelf, body_of
 from pki.service.edge import Edge
 from pki.service.est import strict_base64
 from trust.bundles import TrustBundles
+from trust.clock import Clock
 from trust.sources import Source
 
 MAX_OCSP_BYTES = 8 << 10  # one certificate takes about 100 bytes, a nonce 130 at most
 OCSP_TYPE = "application/ocsp-response"
+INDEX_AGE = timedelta(seconds=5)  # whoever asks for the index asks for the lists in it next
+OCSP_AGE = timedelta(minutes=2)  # of an answer in a cache: what is revoked meanwhile is known that much later
 MAX_AGE = timedelta(seconds=60)  # of lists and certificates: a revocation or a rotation may replace them at any time
 
 
 class Publications:
     """Everything here is signed, or a root that its reader compares with a fingerprint: it may go over plain HTTP."""
 
-    def __init__(
-        self, ca: CertificateAuthority, edge: Edge, bundles: Source[TrustBundles], clock: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, ca: CertificateAuthority, edge: Edge, bundles: Source[TrustBundles], clock: Clock) -> None:
         self._ca = ca
         self._edge = edge
         self._bundles = bundles
@@ -40,6 +41,7 @@ class Publications:
 
     def signed_routes(self) -> list[Route]:
         return [
+            Route("/crl", self._edge.endpoint("lists", self._lists)),
             Route("/crl/{name}", self._edge.endpoint("crl", self._crl)),
             Route("/ca/{name}", self._edge.endpoint("issuer", self._issuer)),
         ]
@@ -52,6 +54,20 @@ class Publications:
 
     def bundle_routes(self) -> list[Route]:
         return [Route("/bundle", self._edge.endpoint("bundle", self._bundle))]
+
+    async def _lists(self, request: Request) -> Response:
+        """The index of the lists: `{"lists": ["KEYID.crl", "KEYID-3.crl"]}`. Each is served below this path.
+
+        It is no more than a table of contents and is not signed: verifiers refuse whatever a missing list would answer
+        for. Deltas are left out: the lists name theirs.
+        """
+
+        def make() -> Publication:
+            names = self._ca.revocations.names(self._clock())
+            return Publication.of(json.dumps({"lists": names}).encode(), "application/json", max_age=INDEX_AGE)
+
+        publication = await self._shelf.get("index", lambda: self._edge.reading(make))
+        return publication.answer(request)
 
     async def _crl(self, request: Request) -> Response:
         name: str = request.path_params["name"]
@@ -94,12 +110,17 @@ class Publications:
         return Response(der, media_type=OCSP_TYPE, headers={"Cache-Control": "no-store"})
 
     async def _ocsp_get(self, request: Request) -> Response:
-        """As POST, with the headers of RFC 5019 section 6.2: whatever is between may keep the answer for its time."""
+        """As POST, with the headers of RFC 5019 section 6.2: whatever is between may keep the answer for a while.
+
+        Not for its whole time, as that section would have it: a revocation would be half a day late behind a cache.
+        """
         der, answer = await self._status(request, ocsp_request(request.path_params["request"]))
         if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL or answer.next_update_utc is None:
             return Response(der, media_type=OCSP_TYPE, headers={"Cache-Control": "no-store"})
         remaining = answer.next_update_utc - self._clock()
-        return Publication.of(der, OCSP_TYPE, max_age=remaining, modified=answer.this_update_utc).answer(request)
+        return Publication.of(der, OCSP_TYPE, max_age=min(remaining, OCSP_AGE), modified=answer.this_update_utc).answer(
+            request
+        )
 
     async def _status(self, request: Request, body: bytes) -> tuple[bytes, ocsp.OCSPResponse]:
         der = await self._edge.reading(lambda: self._ca.revocations.respond(body, self._clock()))

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from pki.authority import CertificateAuthority
 from pki.policy import DEFAULT_LIFETIME
 from pki.service.app import Service
-from pki.service.listeners import OPTIONS, BoundedConfig, WebConfig, listen, running, url_of
+from pki.service.door import Door
+from pki.service.listeners import MAX_CONNECTIONS, OPTIONS, BoundedConfig, WebConfig, listen, running, url_of
+from pki.service.seldom import SparingAudit
 from pki.service.upkeep import Upkeep
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import members_of
+from trust.clock import Clock, wall_clock
 from trust.errors import ConfigurationError
 from trust.tls import uvicorn_config
-
-
-def _system_clock() -> datetime:
-    return datetime.now(UTC)
 
 
 class Options(TypedDict, total=False):
@@ -91,7 +90,7 @@ async def serving(
     ca: CertificateAuthority,
     *,
     audit: AuditSink | None = None,
-    clock: Callable[[], datetime] = _system_clock,
+    clock: Clock = wall_clock,
     sockets: Sockets | None = None,
     **options: Unpack[Options],
 ) -> AsyncIterator[Serving]:
@@ -123,27 +122,28 @@ async def serving(
             lifetime=endpoints.lifetime,
         )
         await asyncio.to_thread(upkeep.round)  # so that /ready is right from the first answer on
+        door = Door.for_files(MAX_CONNECTIONS)
         service = Service(ca, upkeep, audit=audit, clock=clock)
         stack.callback(service.close)
         stack.callback(upkeep.close)
         await stack.enter_async_context(_background(upkeep))
         if sockets.plain is not None:
-            await stack.enter_async_context(running(BoundedConfig(service.plain), sockets.plain))
+            await stack.enter_async_context(running(BoundedConfig(service.plain), sockets.plain, door))
         if sockets.web is not None:
             assert endpoints.web_certificate is not None  # noqa: S101 - as Endpoints has it
             web = WebConfig(service.web, *endpoints.web_certificate)
             upkeep.add("web certificate", web.refresh)
-            await stack.enter_async_context(running(web, sockets.web))
+            await stack.enter_async_context(running(web, sockets.web, door))
         config = uvicorn_config(
             service.secure,
             source=upkeep.credentials,
             bundles=upkeep.bundles,
             authorize=members_of(ca.trust_domain),
             client_certificates="optional",
-            audit=audit,
+            audit=SparingAudit(audit),
             **OPTIONS,
         )
-        await stack.enter_async_context(running(config, sockets.secure))
+        await stack.enter_async_context(running(config, sockets.secure, door))
         yield Serving(
             url=url_of(sockets.secure, "https"),
             http_url=None if sockets.plain is None else url_of(sockets.plain, "http"),

@@ -16,12 +16,14 @@ from typing import TypedDict
 
 from pki import ledger
 from pki.authority import CertificateAuthority
-from pki.errors import RenewalRefused
+from pki.errors import ClockJumped, RenewalRefused
 from pki.health import HealthCheck
 from pki.policy import DEFAULT_LIFETIME
 from pki.records import State
+from pki.service.steady import Steady
 from pki.store import Counts
 from trust.bundles import TrustBundles
+from trust.clock import Clock
 from trust.credentials import Credentials
 from trust.errors import TrustError
 from trust.sources import Live
@@ -59,7 +61,7 @@ class Upkeep:
         self,
         ca: CertificateAuthority,
         *,
-        clock: Callable[[], datetime],
+        clock: Clock,
         dns_names: Collection[str] = (),
         ip_addresses: Collection[str] = (),
         lifetime: timedelta = DEFAULT_LIFETIME,
@@ -76,6 +78,7 @@ class Upkeep:
         """
         self._ca = ca
         self._clock = clock
+        self._steady = Steady(ca.last_write(), clock())  # before anything is written by a clock that may be wrong
         self._names = _Names(dns_names=dns_names, ip_addresses=ip_addresses, lifetime=lifetime)
         self.bundles = Live(TrustBundles.of(ca.bundle()))
         self.credentials: Live[Credentials] = Live(ca.service_credentials(now=clock(), **self._names))
@@ -125,6 +128,11 @@ class Upkeep:
         return (*self._checks, *own)
 
     def _rotate(self, now: datetime) -> None:
+        wait = self._steady.wait(now)
+        if wait > 0:
+            raise ClockJumped(
+                "the clock has jumped", got=f"{now:%Y-%m-%d %H:%M} UTC", do=f"set it; rotation waits {wait:.0f} s"
+            )
         for step in self._ca.rotate(now):
             logger.warning("rotation: %s", step.says)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Table, insert, update
+from sqlalchemy import Connection, update
 
 from pki import ledger
-from pki.errors import LedgerDamaged, PKIError
+from pki.errors import AuthorityNotValid, LedgerDamaged, PKIError
 from pki.ledger import Entry, Frontier, Head
-from pki.records import SealedHead
+from pki.records import SealedHead, State
 from pki.store import rows
+from pki.store.guarding import Guard
 from pki.store.reading import read_head
 from pki.store.schema import heads
 from pki.store.schema import ledger as ledger_table
+from pki.store.statements import fetch, insert_many
 
 Seal = Callable[[Head], str]
-_add_head = insert(heads)
+
+_REVOKED = 'SELECT "key_id" FROM "issuers" WHERE "state" = ?'
 
 
 class Journal:
@@ -27,12 +29,14 @@ class Journal:
     Nobody else appends meanwhile: only one transaction that writes runs at a time.
 
     Raises:
-        LedgerDamaged: what the last head says about the tree cannot be.
+        LedgerDamaged: what the last head says about the tree cannot be, or is not what this process has written.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, guard: Guard) -> None:
         self._connection = connection
+        self._guard = guard
         self._last = read_head(connection)
+        guard.extends(self._last)
         self._frontier = _frontier(self._last)
         self._entries: list[Entry] = []
 
@@ -49,6 +53,11 @@ class Journal:
 
         Without `seal`, or where signing fails, the head is unsigned: a revocation must not wait for a token that is
         out of order. The next signed head covers these entries as well.
+
+        Raises:
+            LedgerDamaged: there are entries that need a key (`ledger.needs_key`), and what stands before them may not
+                be signed over.
+            PKIError: or what kept `seal` from signing.
         """
         if not self._entries:
             return
@@ -65,50 +74,57 @@ class Journal:
         if self._last is not None:  # a clock that was set back does not make heads go back
             at = max(at, rows.seconds(self._last.time))
         head = Head(trust_domain=trust_domain, size=frontier.size, root=frontier.root(), time=rows.moment(at))
-        self._connection.execute(
-            _add_head,
-            {
-                "size": head.size,
-                "root": head.root,
-                "time": at,
-                "frontier": frontier.to_bytes(),
-                "jws": _signed(head, seal),
-            },
-        )
+        line = {
+            "size": head.size,
+            "root": head.root,
+            "time": at,
+            "frontier": frontier.to_bytes(),
+            "jws": self._signed(head, seal, now),
+        }
+        insert_many(self._connection, heads, [line])
+        self._guard.wrote(head.size, head.root, checked=self._guard.is_checked(self._last))
+
+    def _signed(self, head: Head, seal: Seal | None, now: datetime) -> str | None:
+        if seal is None:
+            return None
+        try:
+            self._guard.check(self._connection, self._last, now)
+            return _by_a_ca(self._connection, seal(head))
+        except PKIError:
+            if any(ledger.needs_key(entry) for entry in self._entries):
+                raise
+            return None
 
 
-def seal_last(connection: Connection, *, trust_domain: str, seal: Seal) -> SealedHead | None:
-    """The newest head, signed now if it was not, and if it can be."""
+def seal_last(
+    connection: Connection, *, trust_domain: str, seal: Seal, guard: Guard, now: datetime
+) -> SealedHead | None:
+    """The newest head, signed now if it was not, and if it can be.
+
+    Raises:
+        LedgerDamaged: there is something under it that a CA does not write without its key.
+    """
     last = read_head(connection)
+    guard.extends(last)
     if last is None or last.jws is not None:
         return last
     _frontier(last)
-    jws = _signed(Head(trust_domain=trust_domain, size=last.size, root=last.root, time=last.time), seal)
-    if jws is not None:
-        connection.execute(update(heads).where(heads.c.size == last.size).values(jws=jws))
+    guard.check(connection, last, now)
+    try:
+        head = Head(trust_domain=trust_domain, size=last.size, root=last.root, time=last.time)
+        jws = _by_a_ca(connection, seal(head))
+    except PKIError:
+        return last
+    connection.execute(update(heads).where(heads.c.size == last.size).values(jws=jws))
     return read_head(connection)
 
 
-def insert_many(connection: Connection, table: Table, values: list[dict[str, Any]]) -> None:
-    """As `connection.execute(insert(table), values)`, without what SQLAlchemy does for each of many rows."""
-    connection.exec_driver_sql(_statement(table, values[0], connection.dialect.name), values)
-
-
-def _statement(table: Table, row: Mapping[str, Any], dialect: str) -> str:
-    mark = ":{}" if dialect == "sqlite" else "%({})s"
-    columns = ", ".join(f'"{name}"' for name in row)
-    return f'INSERT INTO "{table.name}" ({columns}) VALUES ({_marks(mark, row)})'  # noqa: S608  our own names
-
-
-def _marks(mark: str, names: Iterable[str]) -> str:
-    return ", ".join(mark.format(name) for name in names)
-
-
-def _signed(head: Head, seal: Seal | None) -> str | None:
-    try:
-        return None if seal is None else seal(head)
-    except PKIError:
-        return None
+def _by_a_ca(connection: Connection, jws: str) -> str:
+    """The signed head, if its CA has not been revoked: by another process, or in this transaction."""
+    revoked = fetch(connection, _REVOKED, (State.REVOKED.value,))
+    if revoked and any(ledger.head_signer(jws) == key_id for (key_id,) in revoked):
+        raise AuthorityNotValid("tree head", got="a key of a CA that is revoked", expected="one that is not")
+    return jws
 
 
 def _frontier(last: SealedHead | None) -> Frontier:

@@ -16,9 +16,9 @@ from pki.records import IssuerRecord, Record, State
 from pki.store import rows
 from pki.store.appending import Journal
 from pki.store.database import intact
-from pki.store.issuing import chunks
 from pki.store.reading import read_issuers
 from pki.store.schema import certificates, crls, issuers, pending_keys, settings, tokens
+from pki.store.statements import chunks
 
 PUBLISHED = (State.PREPARED, State.ACTIVE, State.RETIRING)  # roots that agents are told to trust
 _revoke = (

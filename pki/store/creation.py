@@ -14,8 +14,9 @@ from pki import ledger
 from pki.errors import AuthorityExists, AuthorityMissing, SchemaOutdated, StoreError
 from pki.records import IssuerRecord, Record, Settings
 from pki.store import rows
-from pki.store.appending import Journal
+from pki.store.appending import Journal, Seal
 from pki.store.database import Database, Location, sqlite_file
+from pki.store.guarding import Guard
 from pki.store.schema import REVISION, certificates, issuers, metadata, settings, version
 from trust.credentials import sync_folder
 
@@ -23,10 +24,16 @@ JOURNEY = "0001"  # the first version: it had no Alembic, and said "1" in its se
 
 
 def create(
-    location: Location, values: Settings, cas: Sequence[IssuerRecord], records: Sequence[Record], *, now: datetime
+    location: Location,
+    values: Settings,
+    cas: Sequence[IssuerRecord],
+    records: Sequence[Record],
+    *,
+    now: datetime,
+    seal: Seal | None,
 ) -> None:
     if location.file is None:
-        _fill(location, values, cas, records, now)
+        _fill(location, values, cas, records, now, seal)
         return
     cannot = f"cannot make {location}"
     try:
@@ -36,7 +43,7 @@ def create(
     building = location.file.with_name(f".{location.file.name}.{secrets.token_hex(8)}.partial")
     try:
         private_file(building)
-        _fill(sqlite_file(building), values, cas, records, now)
+        _fill(sqlite_file(building), values, cas, records, now, seal)
         os.link(building, location.file)  # unlike a rename it never replaces anything
         sync_folder(location.file.parent)
     except FileExistsError:
@@ -108,7 +115,12 @@ def sqlite_files(path: Path) -> list[Path]:
 
 
 def _fill(
-    location: Location, values: Settings, cas: Sequence[IssuerRecord], records: Sequence[Record], now: datetime
+    location: Location,
+    values: Settings,
+    cas: Sequence[IssuerRecord],
+    records: Sequence[Record],
+    now: datetime,
+    seal: Seal | None,
 ) -> None:
     database = Database(location)
     try:
@@ -117,14 +129,14 @@ def _fill(
                 raise _exists(location)
             make_tables(connection)
             connection.execute(insert(settings).values(rows.settings_row(values)))
-            journal = Journal(connection)
+            journal = Journal(connection, Guard(values.trust_domain))
             for record in records:
                 position = journal.add(ledger.entry_for_record(record))
                 connection.execute(insert(certificates).values(rows.record_row(record, position)))
             for one in cas:
                 position = journal.add(ledger.entry_for_issuer(one))
                 connection.execute(insert(issuers).values(rows.issuer_row(one, position)))
-            journal.write(trust_domain=values.trust_domain, now=now, seal=None)
+            journal.write(trust_domain=values.trust_domain, now=now, seal=seal)
     finally:
         database.close()
 

@@ -32,6 +32,7 @@ _CACHE_KIB = 64 << 10
 _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
+_MISSING = re.compile(r'database "[^"]*" does not exist')  # PostgreSQL has no code for it before there is a connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def locate(where: str | os.PathLike[str]) -> Location:
     if url.drivername == "sqlite" and url.database and Path(url.database).name == DATABASE_FILE and not url.query:
         return _sqlite(Path(url.database))
     # A password with an unescaped "@" ends up in the host, and so in every message of the driver.
-    if url.drivername in ("postgresql", "postgresql+psycopg") and url.database and _HOST.fullmatch(url.host or ""):
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg") and url.database and _HOST.fullmatch(url.host or ""):
         return Location(url=url.set(drivername="postgresql+psycopg"), file=None)
     raise refused
 
@@ -110,7 +111,8 @@ class Database:
         with own_errors(), self._engine.connect() as connection:
             if self.location.file is None:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection  # SQLite: the first statement begins a transaction, which sees one moment
+            with connection.begin():  # SQLite: it sees the moment of the first statement
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -172,7 +174,7 @@ def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
         )
     except ImportError:
         raise StoreError(
-            "PostgreSQL", got="no driver", expected="psycopg", do="install it: pip install 'a2a-trust[postgresql]'"
+            "PostgreSQL", got="no driver", expected="psycopg", do="install the extra `postgresql` of a2a-trust"
         ) from None
 
     def configure(connection: Any, _record: object) -> None:
@@ -211,7 +213,9 @@ def own_errors() -> Iterator[None]:
     except DBAPIError as error:
         if _is_locked(error.orig):
             raise locked() from error
-        raise StoreError("CA database", got=_first_line(error), expected="a readable and writable database") from error
+        line = _first_line(error)
+        do = "create it first, as with `createdb`" if _MISSING.search(line) else ""
+        raise StoreError("CA database", got=line, expected="a readable and writable database", do=do) from error
     except SQLAlchemyError as error:
         raise StoreError(
             "CA database", got=type(error).__name__, expected="a readable and writable database"

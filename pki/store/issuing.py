@@ -12,10 +12,10 @@ That no serial number and no certificate is stored twice is for the database's u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, bindparam, select, update
+from sqlalchemy import Connection
 
 from pki import ledger
 from pki.errors import (
@@ -28,19 +28,16 @@ from pki.errors import (
 )
 from pki.records import Issue, State
 from pki.store import rows
-from pki.store.appending import Journal, Seal, insert_many
+from pki.store.appending import Journal, Seal
+from pki.store.guarding import Guard
 from pki.store.schema import bans, certificates, issuers, tokens
+from pki.store.statements import among, insert_many, run_many
 
-_CHUNK = 500  # values in one IN list: SQLite takes 32,766 parameters, and nobody reads longer statements
-_burn = (
-    update(tokens)
-    .where(tokens.c.id == bindparam("token"))
-    .values(used_at=bindparam("at"), used_by=bindparam("by"), serial=bindparam("of"))
-)
+_BURN = 'UPDATE "tokens" SET "used_at" = ?, "used_by" = ?, "serial" = ? WHERE "id" = ?'
 
 
 def issue(
-    connection: Connection, items: Sequence[Issue], *, trust_domain: str, seal: Seal | None
+    connection: Connection, items: Sequence[Issue], *, trust_domain: str, seal: Seal | None, guard: Guard
 ) -> tuple[list[PKIError | None], int]:
     """Check the items, write those that pass; returns the error or None of each, and the ledger's new size.
 
@@ -49,7 +46,7 @@ def issue(
     """
     errors = _refusals(connection, items)
     passed = [item for item, error in zip(items, errors, strict=True) if error is None]
-    journal = Journal(connection)
+    journal = Journal(connection, guard)
     if passed:
         insert_many(
             connection,
@@ -57,7 +54,7 @@ def issue(
             [rows.record_row(item.record, journal.add(ledger.entry_for_record(item.record))) for item in passed],
         )
         if burnt := [_burnt(item) for item in passed if item.burns is not None]:
-            connection.execute(_burn, burnt)
+            run_many(connection, _BURN, burnt)
         journal.write(trust_domain=trust_domain, now=max(item.now for item in passed), seal=seal)
     return errors, journal.size
 
@@ -107,23 +104,6 @@ def _refusal(
     return None
 
 
-def _burnt(item: Issue) -> dict[str, Any]:
+def _burnt(item: Issue) -> tuple[Any, ...]:
     assert item.burns is not None  # noqa: S101  the caller's filter
-    return {
-        "token": item.burns.id,
-        "at": rows.seconds(item.now),
-        "by": item.burns.key_digest,
-        "of": rows.hex_of(item.record.serial),
-    }
-
-
-def among(connection: Connection, key: Column[Any], values: Iterable[str], value: Column[Any]) -> dict[str, Any]:
-    """The `value` of each row whose `key` is one of the values."""
-    found: dict[str, Any] = {}
-    for some in chunks(sorted(values)):
-        found.update((row[0], row[1]) for row in connection.execute(select(key, value).where(key.in_(some))))
-    return found
-
-
-def chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (values[at : at + _CHUNK] for at in range(0, len(values), _CHUNK))
+    return rows.seconds(item.now), item.burns.key_digest, rows.hex_of(item.record.serial), item.burns.id

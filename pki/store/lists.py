@@ -52,6 +52,13 @@ def crl(
     return made
 
 
+def current_number(database: Database, issuer: str, shard: int) -> int | None:
+    columns = select(crls.c.number).where(*_is(issuer, shard), ~crls.c.stale)
+    with database.read() as connection:
+        number: int | None = connection.execute(columns).scalar()
+    return number
+
+
 def delta(
     database: Database, issuer: str, shard: int, *, fresh: Fresh, make: MakeDelta
 ) -> x509.CertificateRevocationList | None:

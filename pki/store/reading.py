@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 from cryptography import x509
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, literal, select
+from sqlalchemy import Column, ColumnElement, Connection, RowMapping, Select, func, literal, select
 
 from pki.profiles import BACKDATE, CRL_RETENTION, RevokedSerial
 from pki.records import (
@@ -25,8 +25,13 @@ from pki.records import (
 from pki.store import rows
 from pki.store.database import damaged, intact, own_errors
 from pki.store.schema import bans, certificates, heads, issuers, ledger, pending_keys, settings, tokens
+from pki.store.statements import every, fetch, one
 
+_BEFORE_ALL = -(1 << 63)  # the smallest number that a database knows: somebody else may have written any
 _PAGE = 1000  # rows that are held at once where many are streamed
+_STATUS = 'SELECT "issuer", "revoked_at", "reason" FROM "certificates" WHERE "serial" = ?'
+_HEAD_COLUMNS = ("size", "root", "time", "frontier", "jws")
+_HEAD = 'SELECT "size", "root", "time", "frontier", "jws" FROM "heads" ORDER BY "size" DESC LIMIT 1'
 
 
 class Filters(TypedDict, total=False):
@@ -73,19 +78,24 @@ class Reads(ABC):
             return int(self._settings()["bundle_sequence"])
 
     def find(self, serial: int) -> Record | None:
-        return self._record(certificates.c.serial == rows.hex_of(serial))
+        return self._record(certificates.c.serial, rows.hex_of(serial))
 
     def find_thumbprint(self, x5t: str) -> Record | None:
-        return self._record(certificates.c.thumbprint == x5t)
+        return self._record(certificates.c.thumbprint, x5t)
+
+    def find_thumbprints(self, several: Collection[str]) -> dict[str, Record]:
+        """As `find_thumbprint`, for several in one look."""
+        with self._read() as connection:
+            found = [rows.record_of(row) for row in every(connection, certificates.c.thumbprint, several)]
+        return {record.thumbprint: record for record in found}
 
     def status(self, serial: int) -> CertificateStatus:
         """What a status responder may say: one look into one index."""
-        columns = (certificates.c.issuer, certificates.c.revoked_at, certificates.c.reason)
         with self._read() as connection:
-            row = connection.execute(select(*columns).where(certificates.c.serial == rows.hex_of(serial))).first()
-            if row is None:
+            found = fetch(connection, _STATUS, (rows.hex_of(serial),))
+            if not found:
                 return CertificateStatus(known=False)
-            issuer, revoked_at, reason = row
+            issuer, revoked_at, reason = found[0]
             return CertificateStatus(
                 known=True,
                 issuer=issuer,
@@ -93,11 +103,11 @@ class Reads(ABC):
                 reason=None if reason is None else x509.ReasonFlags(reason),
             )
 
-    def records(self, *, limit: int | None = None, **filters: Unpack[Filters]) -> list[Record]:
+    def records(self, **filters: Unpack[Filters]) -> list[Record]:
         """The certificates, oldest first, narrowed by whatever is given."""
         with self._read() as connection:
             query = select(certificates).where(*_conditions(connection, filters)).order_by(certificates.c.position)
-            return [rows.record_of(row) for row in connection.execute(query.limit(limit)).mappings()]
+            return [rows.record_of(row) for row in connection.execute(query).mappings()]
 
     def each_record(self, **filters: Unpack[Filters]) -> Iterator[Record]:
         """As `records`, in pages: any number of certificates in little memory."""
@@ -107,7 +117,7 @@ class Reads(ABC):
             conditions = _conditions(connection, filters)
             return select(certificates).where(position > last, *conditions).order_by(position).limit(_PAGE)
 
-        for row in self._pages(page, "position", -1):
+        for row in self._pages(page, "position", _BEFORE_ALL):
             with intact():
                 record = rows.record_of(row)
             yield record
@@ -160,11 +170,11 @@ class Reads(ABC):
 
     def is_banned(self, spiffe_id: str) -> bool:
         with self._read() as connection:
-            return connection.execute(select(bans.c.since).where(bans.c.spiffe_id == spiffe_id)).first() is not None
+            return one(connection, bans.c.spiffe_id, spiffe_id) is not None
 
     def token(self, token_id: str) -> TokenRecord | None:
         with self._read() as connection:
-            row = connection.execute(select(tokens).where(tokens.c.id == token_id)).mappings().first()
+            row = one(connection, tokens.c.id, token_id)
             return None if row is None else rows.token_of(row)
 
     def tokens(self, now: datetime) -> list[TokenRecord]:
@@ -189,12 +199,15 @@ class Reads(ABC):
             return read_size(connection)
 
     def ledger_rows(self, start: int = 0) -> Iterator[LedgerRow]:
-        """The rows from position `start` on, as stored; none of it is verified here."""
+        """The rows from position `start` on, as stored; none of it is verified here.
+
+        From 0 on means all of them, also those at positions that cannot be.
+        """
         position = ledger.c.position
         for row in self._pages(
             lambda _, last: select(ledger).where(position > last).order_by(position).limit(_PAGE),
             "position",
-            start - 1,
+            start - 1 if start > 0 else _BEFORE_ALL,
         ):
             with intact():
                 found = rows.ledger_row_of(row)
@@ -203,7 +216,7 @@ class Reads(ABC):
     def heads(self) -> Iterator[SealedHead]:
         """All tree heads, the smallest first, as stored."""
         for row in self._pages(
-            lambda _, last: select(heads).where(heads.c.size > last).order_by(heads.c.size).limit(_PAGE), "size", -1
+            lambda _, last: select(heads).where(heads.c.size > last).order_by(heads.c.size).limit(_PAGE), "size", _BEFORE_ALL
         ):
             with intact():
                 found = rows.head_of(row)
@@ -221,9 +234,9 @@ class Reads(ABC):
             raise damaged("no settings")
         return row
 
-    def _record(self, condition: ColumnElement[bool]) -> Record | None:
+    def _record(self, key: Column[str], value: str) -> Record | None:
         with self._read() as connection:
-            row = connection.execute(select(certificates).where(condition)).mappings().first()
+            row = one(connection, key, value)
             return None if row is None else rows.record_of(row)
 
     def _pages(self, page: Any, key: str, last: int) -> Iterator[RowMapping]:
@@ -259,8 +272,8 @@ def read_size(connection: Connection) -> int:
 
 
 def read_head(connection: Connection) -> SealedHead | None:
-    row = connection.execute(select(heads).order_by(heads.c.size.desc()).limit(1)).mappings().first()
-    return None if row is None else rows.head_of(row)
+    found = fetch(connection, _HEAD)
+    return rows.head_of(dict(zip(_HEAD_COLUMNS, found[0], strict=True))) if found else None
 
 
 def read_revoked(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography import x509
-from sqlalchemy import RowMapping
 
 from pki.records import IssuerRecord, LedgerRow, PendingKey, Record, SealedHead, Settings, State, TokenRecord
 
@@ -39,7 +39,7 @@ def settings_row(settings: Settings) -> dict[str, Any]:
     }
 
 
-def settings_of(row: RowMapping) -> Settings:
+def settings_of(row: Mapping[Any, Any]) -> Settings:
     return Settings(
         trust_domain=_text(row["trust_domain"]),
         crl_base_url=optional_text(row["crl_base_url"]),
@@ -63,7 +63,7 @@ def record_row(record: Record, position: int) -> dict[str, Any]:
     }
 
 
-def record_of(row: RowMapping) -> Record:
+def record_of(row: Mapping[Any, Any]) -> Record:
     reason = row["reason"]
     return Record(
         serial=int(row["serial"], 16),
@@ -95,7 +95,7 @@ def issuer_row(issuer: IssuerRecord, position: int) -> dict[str, Any]:
     }
 
 
-def issuer_of(row: RowMapping) -> IssuerRecord:
+def issuer_of(row: Mapping[Any, Any]) -> IssuerRecord:
     return IssuerRecord(
         key_id=_text(row["key_id"]),
         kind=_text(row["kind"]),
@@ -119,7 +119,7 @@ def pending_row(key: PendingKey) -> dict[str, Any]:
     }
 
 
-def pending_of(row: RowMapping) -> PendingKey:
+def pending_of(row: Mapping[Any, Any]) -> PendingKey:
     return PendingKey(
         key_id=_text(row["key_id"]),
         since=moment(row["since"]),
@@ -144,7 +144,7 @@ def token_row(token: TokenRecord) -> dict[str, Any]:
     }
 
 
-def token_of(row: RowMapping) -> TokenRecord:
+def token_of(row: Mapping[Any, Any]) -> TokenRecord:
     names = json.loads(row["dns_names"])
     if not isinstance(names, list):
         raise ValueError("dns_names is no list")
@@ -162,11 +162,11 @@ def token_of(row: RowMapping) -> TokenRecord:
     )
 
 
-def ledger_row_of(row: RowMapping) -> LedgerRow:
+def ledger_row_of(row: Mapping[Any, Any]) -> LedgerRow:
     return LedgerRow(position=int(row["position"]), entry=_bytes(row["entry"]), leaf=_bytes(row["leaf"]))
 
 
-def head_of(row: RowMapping) -> SealedHead:
+def head_of(row: Mapping[Any, Any]) -> SealedHead:
     return SealedHead(
         size=int(row["size"]),
         root=_bytes(row["root"]),

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from sqlalchemy import Connection, delete, insert, select, update
 
 from pki import ledger
-from pki.errors import DuplicateCertificate, StateChanged
+from pki.errors import DuplicateCertificate, StateChanged, StoreError
 from pki.records import Issue, IssuerRecord, PendingKey, Record, SealedHead, Settings, State, TokenRecord
 from pki.store import changes, creation, lists, rows
 from pki.store.appending import Journal, Seal, seal_last
 from pki.store.database import Database, intact, locate
+from pki.store.guarding import Guard
 from pki.store.issuing import issue
 from pki.store.lists import Fresh, MakeDelta, MakeList
 from pki.store.reading import Reads, Snapshot
@@ -38,6 +39,7 @@ class Store(Reads):
         # Signs tree heads; whoever has the CA's signing key sets it. Without it heads are written unsigned.
         self.seal: Seal | None = None
         self._trust_domain = self.settings().trust_domain
+        self.guard = Guard(self._trust_domain)
         self._size = self.ledger_size()
 
     @classmethod
@@ -49,14 +51,18 @@ class Store(Reads):
         records: Sequence[Record],
         *,
         now: datetime,
+        seal: Seal | None = None,
     ) -> None:
         """Make the database of a new CA: all of it at once, or nothing.
+
+        Args:
+            seal: signs the first tree head. Without it nothing can be signed over it later, either.
 
         Raises:
             AuthorityExists: there is a CA in it already.
             StoreError: it cannot be made.
         """
-        creation.create(locate(where), settings, issuers, records, now=now)
+        creation.create(locate(where), settings, issuers, records, now=now, seal=seal)
 
     @classmethod
     def open(cls, where: str | os.PathLike[str]) -> Store:
@@ -104,6 +110,11 @@ class Store(Reads):
         """Which shard a certificate that is issued now belongs to."""
         return self._size >> SHARD_BITS
 
+    def newest_shard(self) -> int:
+        """As `shard`, once the other processes have been heard, that may have issued more than this one."""
+        self._size = max(self._size, self.ledger_size())
+        return self.shard()
+
     def issue(self, item: Issue) -> None:
         """Remember a certificate, durably, before anybody gets it.
 
@@ -118,10 +129,19 @@ class Store(Reads):
         """
         self._group.submit(item)
 
+    def issue_many(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
+        """As `issue`, for one caller who has several: in one transaction, with the error or None of each."""
+        try:
+            return self._issue(items)
+        except StoreError as error:
+            return [error] * len(items)
+
     def _issue(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
         try:
             with self._database.write() as connection:
-                errors, size = issue(connection, items, trust_domain=self._trust_domain, seal=self.seal)
+                errors, size = issue(
+                    connection, items, trust_domain=self._trust_domain, seal=self.seal, guard=self.guard
+                )
         except DuplicateCertificate as error:
             # The others are not to suffer for it. Each is now told of its own transaction, and of nobody else's.
             return [error] if len(items) == 1 else [self._alone(item) for item in items]
@@ -189,10 +209,6 @@ class Store(Reads):
                 raise StateChanged("request for an intermediate", got="one more", expected="one at a time")
             connection.execute(insert(pending_keys).values(rows.pending_row(key)))
 
-    def cancel_pending_key(self, key_id: str) -> bool:
-        with self._database.write() as connection:
-            return connection.execute(delete(pending_keys).where(pending_keys.c.key_id == key_id)).rowcount == 1
-
     def forget_key(self, key_id: str) -> bool:
         """Take the private key of a CA out of the database; False: there was none.
 
@@ -236,6 +252,13 @@ class Store(Reads):
         """
         return lists.crl(self._database, issuer, shard, now=now, fresh=fresh, make=make)
 
+    def crl_number(self, issuer: str, shard: int) -> int | None:
+        """The number of the list that is stored; None: there is none, or something was revoked since it was made.
+
+        Cheap, however long the list is: whoever holds the list of that number has the stored one.
+        """
+        return lists.current_number(self._database, issuer, shard)
+
     def delta(self, issuer: str, shard: int, *, fresh: Fresh, make: MakeDelta) -> x509.CertificateRevocationList | None:
         """What the newest list of the shard says more than the one that its holders may have kept for half a life.
 
@@ -245,12 +268,22 @@ class Store(Reads):
         return lists.delta(self._database, issuer, shard, fresh=fresh, make=make)
 
     def sealed_head(self) -> SealedHead | None:
-        """The newest tree head, signed now if it was written without a key and there is one now."""
+        """The newest tree head, signed now if it was written without a key and there is one now.
+
+        Raises:
+            LedgerDamaged: there is something under it that a CA does not write without its key.
+        """
         last = self.head()
         if last is None or last.jws is not None or self.seal is None:
             return last
         with self._database.write() as connection, intact():
-            return seal_last(connection, trust_domain=self._trust_domain, seal=self.seal)
+            return seal_last(
+                connection,
+                trust_domain=self._trust_domain,
+                seal=self.seal,
+                guard=self.guard,
+                now=datetime.now(UTC),
+            )
 
     def prune(self, *, issuer: str | None, now: datetime) -> int:
         """Remove what nobody can need any more; returns how many certificates that were.
@@ -268,7 +301,7 @@ class Store(Reads):
     def _write(self, now: datetime) -> Iterator[tuple[Connection, Journal]]:
         """One transaction; what the block adds to the journal is appended to the ledger at its end."""
         with self._database.write() as connection:
-            journal = Journal(connection)
+            journal = Journal(connection, self.guard)
             yield connection, journal
             journal.write(trust_domain=self._trust_domain, now=now, seal=self.seal)
         self._size = journal.size

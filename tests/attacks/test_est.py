@@ -22,7 +22,7 @@ from cryptography.x509 import ocsp
 
 from pki import keys
 from pki.service import attempts
-from pki.service.edge import ISSUING_THREADS
+from pki.service.batches import THREADS
 from tests.forge import Forge
 from tests.pki.service.parts import AGENT, DOMAIN, EST, PASSWORD, Running, certificates, new_ca, raw, request, started
 from trust.credentials import Credentials
@@ -452,7 +452,7 @@ def test_an_address_that_fails_too_often(tmp_path: Path, monkeypatch: pytest.Mon
 
         statuses = asyncio.run(guesses())
         assert set(statuses) == {401, 429}
-        assert BURST <= statuses.count(401) <= BURST + ISSUING_THREADS
+        assert BURST <= statuses.count(401) <= BURST + THREADS
         refused = running.enrol(good)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] and "www-authenticate" not in refused.headers

@@ -47,7 +47,7 @@ async def refused(source: FederatedBundles, partner: Partner, expected: type[Exc
     """The endpoint is refused with this very error, `health` says so, and the bundles are what they were."""
     before = source.current()
     with pytest.raises(Exception) as caught:
-        offered, _ = await source._offered(partner)
+        offered = await source._offered(partner)
         successor(KNOWN, offered)
     assert type(caught.value) is expected
     await source.refresh(NOW)

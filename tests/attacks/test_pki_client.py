@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from pki.client import renewal
-from pki.client.enrol import enrol, fingerprint
+from pki.client.enrol import enrol
 from pki.client.est import MAX_ANSWER_BYTES
 from pki.client.renewal import RenewingCredentials
 from pki.errors import (
@@ -48,6 +48,7 @@ from trust.errors import (
     UntrustedChain,
     WrongExtendedKeyUsage,
 )
+from trust.identity import fingerprint
 
 
 def change(**attributes: Any) -> Callable[[Service], None]:
@@ -63,6 +64,7 @@ def instead(path: str, answer: Response | Callable[[], Response]) -> Callable[[S
 
 
 CACERTS, ENROLL, REENROLL = (f"/.well-known/est/{name}" for name in ("cacerts", "simpleenroll", "simplereenroll"))
+ROOT_PIN = fingerprint(FORGE.root.public_bytes(Encoding.DER))
 NAMELESS = FORGE._certificate("nameless", FORGE.root_key.public_key(), None, FORGE.root_key, [], 24 * HOUR)
 
 
@@ -153,7 +155,7 @@ REFUSALS: dict[str, tuple[Callable[[Service], None], type[Exception]]] = {
 
 def attempt(service: Service, folder: Path, **changes: Any) -> Credentials:
     with service.running() as url:
-        return enrol(url, **{"root_fingerprint": fingerprint(FORGE.root), "token": TOKEN, "folder": folder, **changes})
+        return enrol(url, **{"root_fingerprint": ROOT_PIN, "token": TOKEN, "folder": folder, **changes})
 
 
 def test_the_service_as_it_is_enrols(tmp_path: Path) -> None:
@@ -202,12 +204,12 @@ def nothing_was_written(folder: Path) -> None:
     "changes, expected",
     [
         ({"root_fingerprint": "sha256:" + "0" * 64}, PinMismatch),
-        ({"root_fingerprint": fingerprint(FORGE.intermediate)}, PinMismatch),
-        ({"root_fingerprint": fingerprint(FORGE.root)[:-2]}, PinMismatch),
-        ({"root_fingerprint": fingerprint(FORGE.root).removeprefix("sha256:")}, PinMismatch),
-        ({"root_fingerprint": fingerprint(FORGE.root).replace("sha256", "sha1")}, PinMismatch),
+        ({"root_fingerprint": fingerprint(FORGE.intermediate.public_bytes(Encoding.DER))}, PinMismatch),
+        ({"root_fingerprint": ROOT_PIN[:-2]}, PinMismatch),
+        ({"root_fingerprint": ROOT_PIN.removeprefix("sha256:")}, PinMismatch),
+        ({"root_fingerprint": ROOT_PIN.replace("sha256", "sha1")}, PinMismatch),
         ({"root_fingerprint": ""}, PinMismatch),
-        ({"root_fingerprint": fingerprint(NAMELESS)}, PinMismatch),
+        ({"root_fingerprint": fingerprint(NAMELESS.public_bytes(Encoding.DER))}, PinMismatch),
         ({"token": ""}, EnrolmentTokenMalformed),
         ({"token": TOKEN + "\n"}, EnrolmentTokenMalformed),
         ({"token": "x" * 1000}, EnrolmentTokenMalformed),
@@ -231,12 +233,12 @@ def test_what_the_caller_gets_wrong(tmp_path: Path, changes: dict[str, Any], exp
 )
 def test_urls_that_are_none_of_a_ca_service(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigurationError):
-        enrol(url, root_fingerprint=fingerprint(FORGE.root), token=TOKEN, folder=tmp_path)
+        enrol(url, root_fingerprint=ROOT_PIN, token=TOKEN, folder=tmp_path)
 
 
 @pytest.mark.parametrize("form", [str.upper, lambda pin: "sha256:" + ":".join(two(pin.removeprefix("sha256:")))])
 def test_fingerprints_are_taken_as_tools_print_them(tmp_path: Path, form: Callable[[str], str]) -> None:
-    assert attempt(Service(), tmp_path, root_fingerprint=form(fingerprint(FORGE.root)))
+    assert attempt(Service(), tmp_path, root_fingerprint=form(ROOT_PIN))
 
 
 def two(digits: str) -> list[str]:

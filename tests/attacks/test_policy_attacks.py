@@ -24,7 +24,7 @@ from pki.errors import (
     RequestKeyRefused,
     RequestRefused,
 )
-from pki.policy import Rules
+from pki.rules import Rules
 from tests.pki.conftest import DOMAIN, NOW
 from tests.pki.small_ca import Authority
 from trust.errors import IdentityError, TrustError

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
+from pki.list_names import crl_file_name
 from pki.ocsp import IssuerHash
-from pki.profiles import crl_file_name
 from pki.store import DATABASE_FILE
 from tests.benchmarks.harness import Row, medians
 from tests.pki.conftest import DOMAIN, NOW

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from pki import CertificateAuthority, PKIError, ceremony, founding, keys, profiles, rotation
+from pki import CertificateAuthority, PKIError, ceremony, keys, profiles, rotation
 from pki.ceremony import RootFile
 from pki.errors import (
     AuthorityDamaged,
@@ -25,6 +25,7 @@ from pki.errors import (
     PossessionNotProven,
     RequestKeyRefused,
     RequestMalformed,
+    RequestRefused,
     StateChanged,
     WrongPassword,
 )
@@ -39,6 +40,7 @@ from trust import private_keys
 from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import CertificateRevoked
+from trust.identity import fingerprint
 from trust.peers import verify_peer
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -54,12 +56,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def file(ca: CertificateAuthority, tmp_path: Path) -> Path:
     """The exported root of `ca`."""
     target = tmp_path / "root.pem"
-    founding.export_root(ca, target, SAFE)
+    ca.export_root(target, SAFE)
     return target
 
 
 def sign(file: Path, csr: bytes, clock: Clock) -> bytes:
-    return founding.sign_intermediate(file, SAFE, csr, now=clock())
+    return ceremony.sign_intermediate(file, SAFE, csr, now=clock()).to_pem()
 
 
 def verified(credentials: Credentials, ca: CertificateAuthority, now: Clock) -> None:
@@ -108,7 +110,7 @@ def test_a_file_that_is_there_is_not_replaced_and_the_key_stays(ca: CertificateA
     target = tmp_path / "root.pem"
     target.write_text("mine")
     with pytest.raises(PKIError) as caught:
-        founding.export_root(ca, target, SAFE)
+        ca.export_root(target, SAFE)
     assert type(caught.value) is AuthorityExists
     assert target.read_text() == "mine"
     ca.rotate(kind="intermediate", force=True)
@@ -128,7 +130,7 @@ def test_a_failed_export_leaves_the_key_where_it_is(
         monkeypatch.setattr(RootFile, "read", lambda *_: other)
         expected = AuthorityDamaged
     with pytest.raises(PKIError) as caught:
-        founding.export_root(ca, target, password)
+        ca.export_root(target, password)
     assert type(caught.value) is expected
     assert ca.issuers()[0].key_pem is not None
     ca.rotate(kind="intermediate", force=True)
@@ -138,7 +140,7 @@ def test_it_cannot_be_exported_twice_or_without_the_password(
     ca: CertificateAuthority, folder: Path, file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PKIError) as caught:
-        founding.export_root(ca, tmp_path / "again.pem", SAFE)
+        ca.export_root(tmp_path / "again.pem", SAFE)
     assert type(caught.value) is KeyStoreError
     assert not (tmp_path / "again.pem").exists()
 
@@ -146,7 +148,7 @@ def test_it_cannot_be_exported_twice_or_without_the_password(
 def test_a_locked_ca_exports_nothing(folder: Path, tmp_path: Path) -> None:
     with CertificateAuthority.open(folder) as ca:
         with pytest.raises(PKIError) as caught:
-            founding.export_root(ca, tmp_path / "root.pem", SAFE)
+            ca.export_root(tmp_path / "root.pem", SAFE)
         assert type(caught.value) is WrongPassword
         assert ca.issuers()[0].key_pem is not None
 
@@ -168,7 +170,7 @@ def test_a_key_on_a_token_is_not_exported(
 
     monkeypatch.setattr(keys, "open_signer", on_token)
     with pytest.raises(PKIError, match="on a token") as caught:
-        founding.export_root(ca, tmp_path / "root.pem", SAFE)
+        ca.export_root(tmp_path / "root.pem", SAFE)
     assert type(caught.value) is KeyStoreError
     assert ca.issuers()[0].key_pem is not None
 
@@ -211,10 +213,10 @@ def test_the_settings_of_a_ca_travel_with_its_root(tmp_path: Path) -> None:
         public_url="http://pki.example",
         crl_base_url="http://lists.example/crl",
     ) as ca:
-        founding.export_root(ca, tmp_path / "root.pem", SAFE)
+        ca.export_root(tmp_path / "root.pem", SAFE)
         assert RootFile.read(tmp_path / "root.pem", SAFE).settings == ca.settings
-        pem = founding.sign_intermediate(tmp_path / "root.pem", SAFE, ca.request_intermediate(), now=NOW)
-        ca.accept_intermediate(pem)
+        pem = ceremony.sign_intermediate(tmp_path / "root.pem", SAFE, ca.request_intermediate(), now=NOW)
+        ca.accept_intermediate(pem.to_pem())
         assert ca.intermediate.extensions.get_extension_for_class(x509.NameConstraints).critical
         points = ca.intermediate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
         assert "http://lists.example/crl/" in str(points)
@@ -318,9 +320,10 @@ def test_the_successor_of_an_offline_root(ca: CertificateAuthority, file: Path, 
     assert [(s.action, s.kind) for s in done] == [(Action.ACTIVATE, "root"), (Action.ACTIVATE, "intermediate")]
     assert ca.renewal_info(agent.chain_der[0]).urgent
     second = tmp_path / "second.pem"
-    founding.export_root(ca, second, SAFE)
-    with pytest.raises(AuthorityDamaged, match="root"):
-        ca.accept_intermediate(sign(file, ca.request_intermediate(), clock))
+    ca.export_root(second, SAFE)
+    with pytest.raises(PKIError, match="request for the root: got one for") as caught:
+        sign(file, ca.request_intermediate(), clock)
+    assert type(caught.value) is RequestRefused
     ca.accept_intermediate(sign(second, ca.request_intermediate(), clock))
     verified(ca.issue_credentials(AGENT), ca, clock)
 
@@ -364,6 +367,26 @@ def _broken(csr: bytes) -> bytes:
         (lambda csr: csr[csr.index(b"-----BEGIN") :], RequestMalformed),
         (lambda csr: csr.replace(b"revocation-list: ", b"list: "), RequestMalformed),
         (lambda csr: csr.replace(b"revocation-list: ", b"revocation-list: x"), RequestMalformed),
+        (lambda csr: csr.replace(b"revocation-list: ", b"revocation-list: 1_"), RequestMalformed),
+        (lambda csr: csr.replace(b"revocation-list: ", b"revocation-list: -"), RequestMalformed),
+        (lambda csr: csr.replace(b"revocation-list: ", b"revocation-list: \x0b"), RequestMalformed),
+        (lambda csr: csr.replace(b"revocation-list: ", b"revocation-list: 999999999999999999"), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"\n-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"root: ", b"root: 0"), RequestMalformed),
+        (lambda csr: csr.replace(b"root: ", b"stem: "), RequestMalformed),
+        (lambda csr: csr[csr.index(b"revocation") :], RequestMalformed),
+        (lambda csr: b"root: " + b"0" * 40 + csr[46:], RequestRefused),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 2 superseded\n" * 501 + b"-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 0 2 superseded\n-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: -5 2 superseded\n-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1_0 2 superseded\n-----BEGIN", 1), RequestMalformed),
+        (
+            lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1" + b"0" * 40 + b" 2 superseded\n-----BEGIN", 1),
+            RequestMalformed,
+        ),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 2 removeFromCRL\n-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 2 certificateHold\n-----BEGIN", 1), RequestMalformed),
+        (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 -2 superseded\n-----BEGIN", 1), RequestMalformed),
         (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 2\n-----BEGIN", 1), RequestMalformed),
         (lambda csr: csr.replace(b"-----BEGIN", b"unrevoked: 1 2 superseded\n-----BEGIN", 1), RequestMalformed),
         (lambda csr: csr.replace(b"-----BEGIN", b"revoked: 1 2 boredom\n-----BEGIN", 1), RequestMalformed),
@@ -390,10 +413,77 @@ def test_the_roots_machine_wants_the_right_password_and_time(
 ) -> None:
     csr = ca.request_intermediate()
     with pytest.raises(WrongPassword):
-        founding.sign_intermediate(file, PASSWORD, csr, now=clock())
+        ceremony.sign_intermediate(file, PASSWORD, csr, now=clock())
     for moment in (NOW - DAY, ca.root.not_valid_after_utc):
         with pytest.raises(AuthorityNotValid, match="check the clock"):
-            founding.sign_intermediate(file, SAFE, csr, now=moment)
+            ceremony.sign_intermediate(file, SAFE, csr, now=moment)
+
+
+def test_what_is_signed_can_be_compared(ca: CertificateAuthority, file: Path, clock: Clock) -> None:
+    csr = ca.request_intermediate()
+    signed = ceremony.sign_intermediate(file, SAFE, csr, now=clock())
+    key = x509.load_pem_x509_csr(csr[csr.index(b"-----BEGIN") :]).public_key()
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert ceremony.key_fingerprint(csr) == signed.key_fingerprint == fingerprint(spki)
+    assert signed.trust_domain == DOMAIN
+
+
+# Somebody has written into the database: his own request, in the place of the CA's.
+
+MINE = keys.generate()
+_SKI = x509.SubjectKeyIdentifier.from_public_key(MINE.public_key()).digest.hex()
+_CSR = keys.sign_csr(x509.CertificateSigningRequestBuilder(x509.Name([])), MINE).public_bytes(Encoding.DER)
+SWAPS: list[tuple[str, dict[str, object], type[PKIError]]] = [
+    ("the request", {"csr": _CSR}, AuthorityDamaged),
+    ("the request and its name", {"csr": _CSR, "key_id": _SKI}, AuthorityDamaged),
+    ("the name", {"key_id": _SKI}, AuthorityDamaged),
+    ("no request", {"csr": b"x"}, AuthorityDamaged),
+    (
+        "all of it, with another password",
+        {"csr": _CSR, "key_id": _SKI, "key_pem": keys.write(MINE, "other")},
+        WrongPassword,
+    ),
+    (
+        "all of it, with a key in the clear",
+        {
+            "csr": _CSR,
+            "key_id": _SKI,
+            "key_pem": MINE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        },
+        AuthorityDamaged,
+    ),
+    (
+        "all of it, with a module of his own",
+        {"csr": _CSR, "key_id": _SKI, "key_pem": None, "key_uri": "pkcs11:token=t;object=o?module-path=/tmp/evil.so"},
+        KeyStoreError,
+    ),
+]
+
+
+@pytest.mark.parametrize(("columns", "expected"), [row[1:] for row in SWAPS], ids=[row[0] for row in SWAPS])
+def test_a_request_that_somebody_has_replaced(
+    columns: dict[str, object],
+    expected: type[PKIError],
+    ca: CertificateAuthority,
+    folder: Path,
+    file: Path,
+    clock: Clock,
+) -> None:
+    """The root is not shown it, and what the root has signed for it is not kept: rotation goes on."""
+    listed = ca.request_intermediate().partition(b"-----BEGIN")[0]
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
+        connection.execute(f"UPDATE pending_keys SET {', '.join(f'{n} = ?' for n in columns)}", list(columns.values()))
+        connection.commit()
+    with pytest.raises(PKIError) as caught:
+        ca.request_intermediate()
+    assert type(caught.value) is expected
+    before, lists = ca.issuers(), ca.crl()
+    signed = sign(file, listed + x509.load_der_x509_csr(_CSR).public_bytes(Encoding.PEM), clock)
+    with pytest.raises(PKIError) as caught:
+        ca.accept_intermediate(signed)
+    assert type(caught.value) is expected
+    assert (ca.issuers(), ca.crl()) == (before, lists)
+    assert ca.rotate() == ()
 
 
 # What the CA does not take. One answer that it would take, and one change a row.

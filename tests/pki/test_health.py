@@ -7,11 +7,12 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pki import CertificateAuthority, HealthCheck, profiles, rotation
-from pki.store import DATABASE_FILE
+from pki.store import DATABASE_FILE, lists
 from tests.pki.conftest import AGENT, PASSWORD, Clock
 from tests.pki.judges import request
 from trust import private_keys
@@ -109,13 +110,60 @@ def test_lists_that_cannot_be_made_and_a_ledger_that_cannot_be_sealed(folder: Pa
     with CertificateAuthority.open(folder, clock=clock) as ca:
         assert ill(ca) == []
         ca.revoke(serial)
-        lists, ledger = ill(ca)
-        assert (lists.name, ledger.name) == ("revocation lists", "ledger")
-        assert "CA is locked" in lists.says
+        listed, ledger = ill(ca)
+        assert (listed.name, ledger.name) == ("revocation lists", "ledger")
+        assert listed.says.startswith("no current revocation list ")
+        assert listed.says.endswith(".crl: `a2a-pki crl` or `a2a-pki serve` makes one")
         assert "not signed" in ledger.says
         assert len(ca.published_lists()) == 1, "the one that has to be made anew is left out"
     with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
         assert ill(ca) == []
+
+
+def test_without_the_password_what_counts_is_what_was_made(folder: Path, clock: Clock) -> None:
+    def says(ca: CertificateAuthority) -> tuple[bool, str]:
+        (check,) = [check for check in ca.health() if check.name == "revocation lists"]
+        return check.ok, check.says
+
+    with CertificateAuthority.open(folder, clock=clock) as ca:
+        ok, line = says(ca)
+        assert not ok and "no current revocation list" in line and " and 1 more: `a2a-pki crl`" in line
+        assert ca.published_lists() == (), "asking has made none"
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        ca.crl()
+    with CertificateAuthority.open(folder, clock=clock) as ca:
+        assert says(ca) == (True, "2 current")
+        clock.forward(profiles.CRL_LIFETIME - 2 * MINUTE)
+        assert says(ca) == (True, "2 current"), "the next ones are due, and these are good"
+        clock.forward(2 * MINUTE)
+        ok, line = says(ca)
+        assert not ok and "no current revocation list" in line
+
+
+def test_lists_are_read_once_for_each_change(folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service asks every three seconds, and a list may have megabytes."""
+    read: list[int] = []
+    loaded = lists._loaded
+
+    def counted(der: bytes, fresh: lists.Fresh) -> Any:
+        read.append(len(der))
+        return loaded(der, fresh)
+
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        serial = ca.issue(request(), AGENT).serial
+        ca.crl()
+        monkeypatch.setattr(lists, "_loaded", counted)
+        for _ in range(3):
+            assert ill(ca) == []
+        assert read == []
+        with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
+            other.revoke(serial)
+            other.crl()
+            read.clear()
+        for _ in range(3):
+            assert ill(ca) == []
+        assert len(read) == 1, "the one that another process has made"
+        assert [len(crl) for crl in ca.crl().crls] == [0, 1]
 
 
 def test_a_database_that_was_tampered_with(ca: CertificateAuthority, folder: Path) -> None:

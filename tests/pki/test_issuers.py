@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, Issued, PKIError, founding, rotation
+from pki import CertificateAuthority, Issued, PKIError, rotation
 from pki.errors import AgentBanned, AuthorityExists, EnrolmentTokenUsed, KeyStoreError
 from pki.rotation import Action
+from pki.store import DATABASE_FILE
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
 from tests.pki.judges import request
 from tests.pki.softhsm import MODULE, PIN, SO_PIN, needs_softhsm
@@ -88,7 +91,7 @@ _ON_TOKEN = """
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from pki import CertificateAuthority, founding
+from pki import CertificateAuthority
 from pki.errors import KeyStoreError, WrongPassword
 
 folder, store, pin, csr = sys.argv[1:]
@@ -98,13 +101,21 @@ with CertificateAuthority.create(folder, trust_domain="fleet.example", password=
     ca.issue(bytes.fromhex(csr), "spiffe://fleet.example/billing")
     assert all(check.ok for check in ca.health()), ca.health()
     try:
-        founding.export_root(ca, Path(folder) / "root.pem", "x")
+        ca.export_root(Path(folder) / "root.pem", "x")
     except KeyStoreError:
         pass
     else:
         raise AssertionError("a key left its token")
 
-with CertificateAuthority.open(folder, pin=pin) as ca:
+for modules in ([], ["/tmp/evil.so"]):
+    try:
+        CertificateAuthority.open(folder, pin=pin, modules=modules)
+    except KeyStoreError as error:
+        assert "from the database, expected one that you have named" in str(error)
+    else:
+        raise AssertionError("a module was loaded that nobody has named")
+
+with CertificateAuthority.open(folder, pin=pin, modules=[store.partition("module-path=")[2]]) as ca:
     old = ca.intermediate
     ca.rotate(kind="intermediate", force=True)
     assert ca.intermediate != old
@@ -139,6 +150,17 @@ def test_a_ca_with_its_keys_on_a_token(tmp_path: Path) -> None:
     assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
 
 
+def test_the_database_cannot_name_a_module(folder: Path) -> None:
+    """Whoever writes there would have code of his own run in the CA, with the PIN. It is not even looked at."""
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
+        uri = "pkcs11:token=t;object=o?module-path=/tmp/evil.so"
+        connection.execute("UPDATE issuers SET key_pem = NULL, key_uri = ?", (uri,))
+        connection.commit()
+    with pytest.raises(PKIError, match="got /tmp/evil.so, from the database.*A2A_PKI_PKCS11_MODULE") as caught:
+        CertificateAuthority.open(folder, password=PASSWORD, pin=PIN, modules=[str(MODULE)])
+    assert type(caught.value) is KeyStoreError
+
+
 # A key that left while another process had it open.
 
 
@@ -147,7 +169,7 @@ def test_a_root_that_was_exported_by_another_process_is_offline_here_too(
 ) -> None:
     ca.rotate(kind="intermediate", force=True)  # it has the root key open now
     with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
-        founding.export_root(other, tmp_path / "root.pem", "y")
+        other.export_root(tmp_path / "root.pem", "y")
     clock.forward(timedelta(seconds=1))
     with pytest.raises(PKIError) as caught:
         ca.rotate(kind="intermediate", force=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -22,27 +21,21 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from cryptography.x509 import ocsp
 from cryptography.x509.oid import NameOID
 
 from pki import keys, ledger
 from pki.errors import AuthorityDamaged, KeyStoreError, PKIError, WrongPassword
 from tests.pki import books
-from tests.pki.judges import listing, needs_openssl, openssl
+from tests.pki.judges import needs_openssl, openssl
 from trust import private_keys
-from trust.errors import CredentialsError
 
 KEY = keys.generate()
 PASSWORD = "pässword"
 SEALED = private_keys.write(KEY, PASSWORD)
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    file = tmp_path / "key.pem"
-    keys.save(KEY, file, PASSWORD)
-    assert keys.load(file, PASSWORD).private_numbers() == KEY.private_numbers()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert listing(tmp_path) == ["key.pem"]
+def test_round_trip() -> None:
+    assert keys.read(keys.write(KEY, PASSWORD), PASSWORD).private_numbers() == KEY.private_numbers()
 
 
 def test_a_new_key_is_on_p256() -> None:
@@ -94,35 +87,15 @@ ATTACKS: list[tuple[str, bytes, str, type[PKIError]]] = [
 @pytest.mark.parametrize(
     ("content", "password", "expected"), [row[1:] for row in ATTACKS], ids=[row[0] for row in ATTACKS]
 )
-def test_refused(content: bytes, password: str, expected: type[PKIError], tmp_path: Path) -> None:
-    file = tmp_path / "key.pem"
-    file.write_bytes(content)
+def test_refused(content: bytes, password: str, expected: type[PKIError]) -> None:
     with pytest.raises(PKIError) as caught:
-        keys.load(file, password)
+        keys.read(content, password)
     assert type(caught.value) is expected
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CredentialsError, match=r"cannot read .*key\.pem"):
-        keys.load(tmp_path / "key.pem", PASSWORD)
-
-
-def test_an_empty_password_seals_nothing(tmp_path: Path) -> None:
-    with pytest.raises(WrongPassword):
-        keys.save(KEY, tmp_path / "key.pem", "")
-    assert listing(tmp_path) == []
 
 
 def test_an_empty_password_writes_nothing() -> None:
     with pytest.raises(WrongPassword):
         keys.write(KEY, "")
-
-
-def test_bytes_and_files_are_the_same(tmp_path: Path) -> None:
-    pem = keys.write(KEY, PASSWORD)
-    assert keys.read(pem, PASSWORD).private_numbers() == KEY.private_numbers()
-    (tmp_path / "key.pem").write_bytes(pem)
-    assert keys.load(tmp_path / "key.pem", PASSWORD).private_numbers() == KEY.private_numbers()
 
 
 # The key of a CA.
@@ -191,24 +164,11 @@ def everything(signer: keys.Signer) -> list[Callable[[], object]]:
     certificate = x509.CertificateBuilder(name, name, signer.public_key(), 1, books.NOW, end)
     crl = x509.CertificateRevocationListBuilder(name, books.NOW, end)
     csr = x509.CertificateSigningRequestBuilder(name)
-    status = ocsp.OCSPResponseBuilder().add_response(
-        books.RECORD.certificate,
-        books.ISSUER.certificate,
-        hashes.SHA256(),
-        ocsp.OCSPCertStatus.GOOD,
-        books.NOW,
-        end,
-        None,
-        None,
-    )
-    responder = books.certify("spiffe://fleet.example/ocsp", 9, signer.public_key(), books.KEY)
-    answer = status.responder_id(ocsp.OCSPResponderEncoding.HASH, responder)
     head = ledger.Head(trust_domain="fleet.example", size=0, root=bytes(32), time=books.NOW)
     return [
         lambda: keys.sign(certificate, signer),
         lambda: keys.sign_crl(crl, signer),
         lambda: keys.sign_csr(csr, signer),
-        lambda: keys.sign_ocsp(answer, signer),
         lambda: ledger.sign_head(head, signer, "ab"),
     ]
 
@@ -218,22 +178,18 @@ def everything(signer: keys.Signer) -> list[Callable[[], object]]:
 def test_everything_is_signed_by_whatever_signs(curve: ec.EllipticCurve, own: bool) -> None:
     elsewhere = Elsewhere(curve)
     signer: keys.Signer = ec.generate_private_key(curve) if own else elsewhere
-    certificate, crl, csr, answer, head = (sign() for sign in everything(signer))
+    certificate, crl, csr, head = (sign() for sign in everything(signer))
     public = signer.public_key()
     assert isinstance(certificate, x509.Certificate)
     certificate.verify_directly_issued_by(certificate)
     assert isinstance(crl, x509.CertificateRevocationList) and crl.is_signature_valid(public)
     assert isinstance(csr, x509.CertificateSigningRequest) and csr.is_signature_valid
-    assert isinstance(answer, ocsp.OCSPResponse)
-    hash_algorithm = answer.signature_hash_algorithm
-    assert hash_algorithm is not None
-    public.verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(hash_algorithm))
     assert isinstance(head, str) and ledger.verify_head(head, public).size == 0
-    for signed in (certificate, crl, csr, answer):
+    for signed in (certificate, crl, csr):
         assert signed.signature_hash_algorithm is not None
         assert signed.signature_hash_algorithm.digest_size * 8 == curve.key_size, "RFC 5480 section 4"
     if not own:
-        assert elsewhere.signed == [f"sha{curve.key_size}"] * 5, "and it was it that signed"
+        assert elsewhere.signed == [f"sha{curve.key_size}"] * 4, "and it was it that signed"
 
 
 def test_keys_of_ours_sign_deterministically() -> None:
@@ -241,13 +197,13 @@ def test_keys_of_ours_sign_deterministically() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("number", range(5), ids=["certificate", "CRL", "CSR", "OCSP", "tree head"])
+@pytest.mark.parametrize("number", range(4), ids=["certificate", "CRL", "CSR", "tree head"])
 def test_a_wrong_signature_makes_nothing(number: int) -> None:
     with pytest.raises(KeyStoreError, match="wrong signature"):
         everything(Broken(ec.SECP256R1()))[number]()
 
 
-@pytest.mark.parametrize("number", range(5), ids=["certificate", "CRL", "CSR", "OCSP", "tree head"])
+@pytest.mark.parametrize("number", range(4), ids=["certificate", "CRL", "CSR", "tree head"])
 def test_an_error_of_the_token_comes_through(number: int) -> None:
     with pytest.raises(KeyStoreError, match="token is gone"):
         everything(Absent(ec.SECP256R1()))[number]()

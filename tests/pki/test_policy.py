@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from pki import policy
 from pki.errors import IDRefused, KeyTypeRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
 from pki.requests import Request
+from pki.rules import Rules
 from tests.pki.conftest import AGENT, DOMAIN
 from trust.identity import AgentID
 
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 
 
-RULES = policy.Rules.parse(
+RULES = Rules.parse(
     """
     [[allow]]
     ids = ["/billing"]

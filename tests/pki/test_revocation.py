@@ -19,7 +19,8 @@ from cryptography.x509 import ocsp as oracle
 
 from pki import revocation
 from pki.errors import AuthorityDamaged, KeyStoreError, StoreError, UnknownName
-from pki.profiles import CRL_LIFETIME, CRL_RETENTION, INTERMEDIATE_LIFETIME, Urls, crl_file_name, crl_name
+from pki.list_names import crl_file_name, crl_name
+from pki.profiles import CRL_LIFETIME, CRL_RETENTION, INTERMEDIATE_LIFETIME, Urls
 from pki.records import State
 from pki.store import DATABASE_FILE
 from tests.pki.conftest import DOMAIN, NOW
@@ -288,13 +289,14 @@ def test_there_is_no_such_list(name: str, ca: SmallCA, tmp_path: Path) -> None:
 def test_another_list_in_the_database_is_noticed(ca: SmallCA, tmp_path: Path) -> None:
     revocations = ca.revocations()
     foreign = SmallCA.make(tmp_path / "foreign").revocations().lists(NOW).crls[0].public_bytes(Encoding.DER)
-    revocations.lists(NOW)
+    held = revocations.lists(NOW)
     with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
         connection.execute("UPDATE crls SET der = ?", (foreign,))
     connection.close()
-    for call in (lambda: revocations.lists(NOW), lambda: revocations.named(shard_name(ca), NOW)):
+    assert revocations.lists(NOW) is held, "what it has verified, it has"
+    for call in (lambda one: one.lists(NOW), lambda one: one.named(shard_name(ca), NOW), lambda one: one.missing(NOW)):
         with pytest.raises(AuthorityDamaged):
-            call()
+            call(ca.revocations())
 
 
 def test_the_list_of_another_shard_in_the_wrong_row_is_noticed(ca: SmallCA, tmp_path: Path) -> None:

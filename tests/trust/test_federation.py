@@ -451,6 +451,30 @@ def test_the_thread_keeps_the_bundles_fresh_until_it_is_stopped(
     run(main())
 
 
+def test_in_the_thread_a_slow_endpoint_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    offset = 0.0
+
+    def clock() -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=offset)
+
+    async def main() -> None:
+        nonlocal offset
+        slow, swift = Endpoint(bundle_of(OTHER)), Endpoint(bundle_of(THIRD))
+        slow.wait = 30.0
+        (tmp_path / "a").mkdir()
+        async with over_web(slow, tmp_path / "a") as first, over_web(swift, tmp_path) as second:
+            partners = [web(first, tmp_path), web(second, tmp_path, trust_domain="third.example")]
+            with FederatedBundles(OWN.bundles, partners, clock=clock):
+                for times in (1, 2, 3):
+                    await until(lambda times=times: len(swift.asked) == times, 5)  # type: ignore[misc]
+                    await asyncio.sleep(0.1)
+                    offset += 7200.0
+                assert len(slow.asked) == 1, "one fetch of an endpoint at a time"
+
+    run(main())
+
+
 def test_stopping_does_not_wait_for_a_slow_endpoint(tmp_path: Path) -> None:
     async def main() -> None:
         endpoint = Endpoint(bundle_of(OTHER))

@@ -1,11 +1,10 @@
-"""SPIFFE IDs, thumbprints and times: the one door for each."""
+"""SPIFFE IDs and thumbprints: the one door for each."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from dataclasses import FrozenInstanceError
-from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
@@ -20,10 +19,10 @@ from trust.identity import (
     AgentID,
     Caller,
     PeerIdentity,
+    fingerprint,
     peer_of,
     thumbprint,
     trust_domain,
-    utc,
 )
 from trust.peers import verify_peer
 
@@ -189,6 +188,10 @@ def test_thumbprint_is_that_of_rfc_8705() -> None:
     assert thumbprint(b"") == "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"  # SHA-256 of nothing
 
 
+def test_a_fingerprint_is_what_sha256sum_prints() -> None:
+    assert fingerprint(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
 def peer() -> PeerIdentity:
     return verify_peer(FORGE.leaf().chain_der, bundles=FORGE.bundles, now=NOW, usage="client")
 
@@ -223,15 +226,3 @@ def test_a_caller_is_a_user_of_starlette_and_of_the_a2a_sdk() -> None:
     assert caller.agent_id == known.agent_id
     assert caller.display_name == caller.identity == caller.user_name == "spiffe://fleet.example/alice"
     assert "secret-token" not in repr(caller)
-
-
-def test_times_are_turned_into_utc() -> None:
-    tokyo = datetime(2030, 1, 1, 9, tzinfo=timezone(timedelta(hours=9)))
-    assert utc(tokyo) == tokyo
-    assert utc(tokyo).tzinfo is UTC
-    assert utc(tokyo).hour == 0
-
-
-def test_a_time_without_zone_is_refused() -> None:
-    with pytest.raises(IdentityError, match="without a zone"):
-        utc(datetime(2030, 1, 1))

@@ -142,7 +142,7 @@ def test_what_was_fetched_is_kept_privately(tmp_path: Path) -> None:
     cache = BundleCache(folder)
     assert cache.read(partner) is None
     bundle = bundle_of(OTHER, 7)
-    cache.write(partner, bundle, bundle.to_document(), NOW)
+    cache.write(partner, bundle, NOW)
     assert cache.read(partner) == (bundle, NOW)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "other.example.json").stat().st_mode) == 0o600
@@ -152,7 +152,7 @@ def test_another_process_may_have_been_faster(tmp_path: Path) -> None:
     partner, cache = Partner(**WEB), BundleCache(tmp_path)
     for sequence in (7, 6):
         bundle = bundle_of(OTHER, sequence)
-        cache.write(partner, bundle, bundle.to_document(), NOW + timedelta(seconds=sequence))
+        cache.write(partner, bundle, NOW + timedelta(seconds=sequence))
     kept = cache.read(partner)
     assert kept is not None and kept[0].sequence == 7
 
@@ -163,13 +163,13 @@ def test_what_was_fetched_under_another_configuration_does_not_count(
     """The operator's way out: a partner that began anew has a lower sequence, and a fresh bundle file says so."""
     before, cache = Partner(**SPIFFE), BundleCache(tmp_path)
     old = bundle_of(OTHER, 1000)
-    cache.write(before, old, old.to_document(), NOW)
+    cache.write(before, old, NOW)
     after = replace(before, bundle=bundle_of(Forge("other.example"), 1))
     assert cache.read(after) is None
     assert "of another configuration" in caplog.text
     new = after.bundle
     assert new is not None
-    cache.write(after, new, new.to_document(), NOW)
+    cache.write(after, new, NOW)
     assert cache.read(after) == (new, NOW)
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_cache_is_not_used_and_is_replaced(
     caplog.set_level(logging.WARNING)
     partner, cache = Partner(**WEB), BundleCache(tmp_path)
     bundle = bundle_of(OTHER, 7)
-    cache.write(partner, bundle, bundle.to_document(), NOW)
+    cache.write(partner, bundle, NOW)
     file = tmp_path / "other.example.json"
     change = DAMAGED[name]
     if isinstance(change, dict):
@@ -201,7 +201,7 @@ def test_a_damaged_cache_is_not_used_and_is_replaced(
     file.write_bytes(b"null" if change is None else change)
     assert cache.read(partner) is None
     assert "is not used" in caplog.text
-    cache.write(partner, bundle_of(OTHER, 1), bundle_of(OTHER, 1).to_document(), NOW)
+    cache.write(partner, bundle_of(OTHER, 1), NOW)
     kept = cache.read(partner)
     assert kept is not None and kept[0].sequence == 1
 

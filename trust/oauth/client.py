@@ -16,12 +16,13 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import httpx
 
+from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import (
     AuthorizationServerUnavailable,
@@ -171,7 +172,7 @@ class TokenSource(BearerAuth):
         origins: Iterable[str] = (),
         client_id: str | None = None,
         token_endpoint: str | None = None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock = wall_clock,
     ) -> None:
         authority = _Authority(
             issuer=check_issuer(issuer),
@@ -210,7 +211,7 @@ class _Authority:
         source: CredentialSource,
         client_id: str,
         token_endpoint: str | None,
-        clock: Callable[[], datetime],
+        clock: Clock,
     ) -> None:
         self._issuer = issuer
         self._http = http

@@ -23,8 +23,8 @@ from itertools import islice
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
+from trust.clock import utc
 from trust.errors import ConfigurationError, InsufficientScope, ScopeMalformed
-from trust.identity import utc
 
 MAX_SCOPES = 128  # of one list: a token for more skills than that should hold a wildcard
 MAX_LIST_CHARACTERS = 4096  # a scope list travels inside a token, and that inside one 8 KiB header line

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from trust.audit import AuditSink, Decision
+from trust.clock import Clock, wall_clock
 from trust.errors import (
     ConfigurationError,
     GrantError,
@@ -83,7 +83,7 @@ def create_app(
     audit: AuditSink,
     catalogue: Catalogue | None = None,
     calendars: Mapping[str, Calendar] | None = None,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Clock = wall_clock,
 ) -> Starlette:
     """The authorization server as an ASGI application.
 
@@ -151,7 +151,7 @@ class _TokenEndpoint:
         store: Store,
         keys: Sequence[SigningKey],
         audit: AuditSink,
-        clock: Callable[[], datetime],
+        clock: Clock,
     ) -> None:
         self._policy = policy
         self._clients = clients

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from trust.clock import utc
 from trust.errors import (
     AlgorithmRefused,
     ConfigurationError,
@@ -41,7 +42,7 @@ from trust.errors import (
     TokenWithoutCertificate,
     TypeWrong,
 )
-from trust.identity import AgentID, PeerIdentity, utc
+from trust.identity import AgentID, PeerIdentity
 from trust.oauth.keys import KeySource, PublicKey, SigningKey
 from trust.oauth.scopes import parse_scope_list
 from trust.signing import jws

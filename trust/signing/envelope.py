@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from trust import replay
+from trust.clock import utc
 from trust.credentials import Credentials
 from trust.errors import (
     AudienceMismatch,
@@ -28,7 +29,7 @@ from trust.errors import (
     SignatureError,
     SignerUnknown,
 )
-from trust.identity import AgentID, PeerIdentity, thumbprint, utc
+from trust.identity import AgentID, PeerIdentity, thumbprint
 from trust.peers import MAX_CERTIFICATES, PeerVerifier, Usage
 from trust.signing import jws as strict_jws
 

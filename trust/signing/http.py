@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 
 import httpx
 
 from trust.authorize import Authorizer, exactly
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import (
     BindingMismatch,
@@ -92,7 +92,7 @@ class MessageSigner:
         crls: RevocationSource | None = None,
         signers: Authorizer | None = None,
         chain: bool = False,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock = wall_clock,
     ) -> None:
         self._source = source
         self._everywhere: AgentID | str | None = None

@@ -18,6 +18,7 @@ import httpx
 
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import (
     ConfigurationError,
@@ -28,7 +29,7 @@ from trust.errors import (
     TrustError,
 )
 from trust.identity import PeerIdentity
-from trust.tls.engine import Clock, TrustContext, client_context, wall_clock
+from trust.tls.engine import TrustContext, client_context
 from trust.tls.sslobject import SslObject
 
 MAX_CONNECTIONS = 100  # at once, to all servers

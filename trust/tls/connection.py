@@ -351,11 +351,14 @@ class Connection:
             alert = reason.partition(" alert ")[2].replace(" ", "_")
             if self.established and self.heard:
                 return TransportError("peer ended the connection", got=f"alert {alert}")
-            return HandshakeRefused(
+            refused = HandshakeRefused(
                 "peer refused the connection",
                 got=f"alert {alert}",
                 do="check this agent's certificate and the peer's list of who may connect",
             )
+            # A server tells what it thinks of our certificate after the handshake; an alert before that is unsigned.
+            refused.by_verified_peer = self.established
+            return refused
         if "peer did not return a certificate" in reason:
             return NoPeerCertificate("peer presented no certificate", expected="an agent certificate")
         if not self.established:

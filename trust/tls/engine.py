@@ -14,13 +14,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
 from cryptography import x509
 
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
+from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
@@ -31,7 +32,6 @@ from trust.tls.sslobject import SslObject
 
 Address = tuple[str, int] | None
 Refused = Callable[[TrustError, Address], None]
-Clock = Callable[[], datetime]
 ClientCertificates = Literal["required", "optional"]
 
 # A verdict on an open connection is good for this long, as long as no source has another value: what it cannot see is
@@ -43,10 +43,6 @@ VERDICT_LIFETIME = timedelta(seconds=60)
 LAST_REQUESTS = timedelta(minutes=5)
 
 logger = logging.getLogger(__name__)
-
-
-def wall_clock() -> datetime:
-    return datetime.now(UTC)
 
 
 def server_context(

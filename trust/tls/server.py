@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 import ssl
 import sys
@@ -27,6 +28,8 @@ from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
 from trust.tls.transport import Deadlines, TlsProtocol
 
 App = Callable[..., Any]
+
+logger = logging.getLogger("a2a_trust.tls")
 
 _CIPHER_SUITES = {  # RFC 8446 appendix B.4
     "TLS_AES_128_GCM_SHA256": 0x1301,
@@ -218,7 +221,10 @@ class _Server(uvicorn.Server):
 def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustError, address: Address) -> None:
     if audit is not None:
         peer = f"{address[0]}:{address[1]}" if address else ""
-        audit.record(event="handshake", decision="deny", check=error.check, peer=peer, reason=str(error))
+        try:
+            audit.record(event="handshake", decision="deny", check=error.check, peer=peer, reason=str(error))
+        except Exception:  # it stays refused, and the connection is to be ended
+            logger.exception("a refused handshake could not be recorded")
     if on_refused is not None:
         on_refused(error, address)
 

@@ -19,8 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, founding, passwords
-from pki.cli import output
+from pki import CertificateAuthority, founding
+from pki.cli import output, passwords
 from pki.store import DATABASE_FILE, Store
 from tests.pki.cli.parts import Answer, Run, mode, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
@@ -499,10 +499,15 @@ def test_a_damaged_database(command: str, damage: str, run: Run, password: None,
         (("issue", "CA", AGENT, "--ip", "x"), "IP address: got 'x'"),
         (("issue", "CA", AGENT, "--csr", "nowhere.csr"), "cannot read nowhere.csr"),
         (("issue", "CA", AGENT, "--out", "CA/ca.db"), "Not a directory"),
+        (("issue", "CA", AGENT, "--lifetime", "30d"), "got 30 days, expected from 1 second to 7 days"),
+        (("token", "CA", AGENT, "--valid-for", "2000m"), "got 2000 minutes, expected from 1 second to 24 hours"),
+        (("list", "CA", "--expires-within", "soon"), "a2a-pki: --expires-within: got 'soon', expected a number and"),
+        (("renew", "."), "a2a-pki: . is not enrolled: got no chain.pem; run `a2a-pki enrol`"),
         (("list", "CA", "--agent", "x"), "SPIFFE ID scheme: got x"),
         (("init", "new", "--trust-domain", DOMAIN, "--crl-url", "ftp://x"), "CRL base URL: got 'ftp://x'"),
         (("init", "new", "--trust-domain", DOMAIN, "--generate-password", "--password-file", "x"), "one of them"),
         (("crl", "CA", "--out", "CA/ca.db"), "File exists"),
+        (("crl", "CA", "--pin-file", os.devnull), "got nothing readable, expected a secret in UTF-8"),
     ],
 )
 def test_one_line_for_what_is_refused(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import CertificateAuthority
+from pki.ledger import verify_head
 from pki.store import DATABASE_FILE
 from tests.pki.cli.parts import Run, mode, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from tests.pki.judges import request, uri
 from trust.bundles import TrustBundles
 from trust.credentials import Credentials
+from trust.identity import fingerprint
 
 POLICY = """
 [[allow]]
@@ -42,6 +47,9 @@ def test_status(run: Run, folder: Path) -> None:
     for text in ("100%", "in 90 days", "in 10 years", "active", "prepare the next intermediate", "ok   store"):
         assert text in answer.out
     facts = run("status", folder, "--json").json
+    (root,) = TrustBundles.from_json(run("bundle", folder).out).by_domain[DOMAIN].roots
+    assert facts["root_fingerprint"] == fingerprint(root.public_bytes(Encoding.DER))
+    assert f"root fingerprint {facts['root_fingerprint']}\n" in answer.out
     assert [(i["kind"], i["state"]) for i in facts["issuers"]] == [("root", "active"), ("intermediate", "active")]
     assert facts["certificates"]["valid"] == 3
     assert all(check["ok"] for check in facts["health"])
@@ -104,7 +112,10 @@ def test_show_files(run: Run, folder: Path) -> None:
     assert (domain["trust_domain"], len(domain["roots"])) == (DOMAIN, 1)
     Path("spiffe.json").write_text(run("bundle", folder, "--spiffe").out)
     assert run("show", "spiffe.json", "--json").json["domains"][0]["roots"] == domain["roots"]
-    for path in ("billing/chain.pem", "agent.csr", "lists/root.crl.pem", "billing/bundle.json"):
+    Path("both.pem").write_bytes(Path("billing/chain.pem").read_bytes() + Path("lists/root.crl.pem").read_bytes())
+    parts = run("show", "both.pem", "--json").json
+    assert [part["what"][:15] for part in parts] == ["chain of 2 cert", "revocation list"]
+    for path in ("billing/chain.pem", "agent.csr", "both.pem", "lists/root.crl.pem", "billing/bundle.json"):
         assert run("show", path).code == 0
 
 
@@ -271,8 +282,25 @@ def test_a_root_that_is_kept_offline(run: Run, tmp_path: Path) -> None:
     lists = {c["issuer"] for c in run("crl", "ca", "--json").json["crls"]}
     assert lists == {"root", "intermediate"}, "the root's list was made before it left"
     old = Credentials.load("billing").chain[1]
-    assert run("ceremony", "request", "ca", "--out", "next.csr").code == 0
-    assert run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem").code == 0
+    asked = run("ceremony", "request", "ca", "--out", "next.csr")
+    assert asked.code == 0, asked.err
+    key = asked.out.splitlines()[1].strip()
+    assert key.startswith("sha256:")
+    assert "next.csr exists already" in one_line(run("ceremony", "request", "ca", "--out", "next.csr"))
+    signed = run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem")
+    assert signed.code == 0, signed.err
+    assert f"CA certificate for {DOMAIN}, valid from 20" in signed.out
+    assert f"for the key\n  {key}\nand a revocation list of the root that names 0." in signed.out
+    facts = run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem", "--json").json
+    assert (facts["key"], facts["trust_domain"], facts["revoked"]) == (key, DOMAIN, 0)
+    for file, kinds in {
+        "next.csr": ["certificate request"],
+        "next.pem": ["certificate", "revocation list"],
+        "root.pem": ["certificate", "encrypted private key, not shown"],
+    }.items():
+        found = run("show", file, "--json").json
+        assert [part["what"] for part in (found if isinstance(found, list) else [found])] == kinds
+        assert run("show", file).code == 0
     accepted = run("ceremony", "accept", "ca", "next.pem")
     assert accepted.code == 0, accepted.err
     run("issue", "ca", AGENT, "--replace")
@@ -298,7 +326,73 @@ def test_a_certificate_of_somebody_else_is_not_accepted(run: Run, folder: Path) 
     assert "nothing is due" in run("rotate", "ca").out
 
 
+def test_what_only_the_offline_root_can_do_says_so(run: Run) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN, "--offline-root", "root.pem")
+    line = one_line(run("rotate", "ca", "--kind", "intermediate"))
+    assert "key of the root CA is not here" in line and "`a2a-pki ceremony request`" in line
+
+
+def test_a_short_password_is_warned_of(run: Run) -> None:
+    Path("secret").write_text("seven77")
+    answer = run("init", "ca", "--trust-domain", DOMAIN, "--password-file", "secret")
+    assert (answer.code, answer.err) == (0, "the password has 7 characters: whoever gets the database can guess it\n")
+
+
+def test_the_module_of_a_token_is_named_by_the_operator(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = sqlite3.connect(folder / DATABASE_FILE)
+    connection.execute("UPDATE issuers SET key_pem = NULL, key_uri = 'pkcs11:token=t;object=o?module-path=/tmp/evil.so'")
+    connection.commit()
+    connection.close()
+    Path("pin").write_text("1234\n")
+    monkeypatch.setenv("A2A_PKI_PKCS11_MODULE", f"/usr/lib/good.so{os.pathsep}/usr/lib/other.so")
+    for command in (("issue", folder, AGENT), ("serve", folder, "--port", "0")):
+        line = one_line(run(*command, "--pin-file", "pin"))
+        assert "module of the token: got /tmp/evil.so, from the database" in line
+    monkeypatch.setenv("A2A_PKI_PKCS11_MODULE", "/tmp/evil.so")
+    assert "from the database" not in one_line(run("issue", folder, AGENT, "--pin-file", "pin"))
+
+
 # ledger
+
+
+def test_a_certificate_is_proven_to_be_in_the_ledger(run: Run, folder: Path) -> None:
+    """Judged by RFC 9162 section 2.1.3.2 as it stands there, and by nothing of ours but the head's signature."""
+    for _ in range(5):
+        run("issue", folder, AGENT)
+    with CertificateAuthority.open(folder) as ca:
+        records, signer = ca.certificates(kind="agent"), ca.intermediate
+    for record in records:
+        shown = json.loads(run("ledger", "prove", folder, f"{record.serial:x}").out)
+        assert json.loads(shown["entry"])["serial"] == f"{record.serial:x}"
+        fn, sn = shown["index"], shown["tree_size"] - 1
+        r = hashlib.sha256(b"\0" + shown["entry"].encode()).digest()
+        for p in map(bytes.fromhex, shown["audit_path"]):
+            assert sn != 0
+            if fn & 1 or fn == sn:
+                r = hashlib.sha256(b"\1" + p + r).digest()
+                while not fn & 1 and fn:
+                    fn, sn = fn >> 1, sn >> 1
+            else:
+                r = hashlib.sha256(b"\1" + r + p).digest()
+            fn, sn = fn >> 1, sn >> 1
+        assert (sn, r.hex()) == (0, shown["root_hash"])
+        key = signer.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        head = verify_head(shown["signed_head"], key)
+        assert (head.size, head.root.hex()) == (shown["tree_size"], shown["root_hash"])
+
+
+def test_what_is_not_in_the_ledger_is_not_proven(run: Run, folder: Path) -> None:
+    assert "expected one that this CA has issued" in one_line(run("ledger", "prove", folder, "123"))
+    run("issue", folder, AGENT)
+    with CertificateAuthority.open(folder) as ca:
+        (record,) = ca.certificates(kind="agent")
+    with sqlite3.connect(f"{folder}/{DATABASE_FILE}") as database:
+        database.execute("UPDATE certificates SET spiffe_id = 'spiffe://fleet.example/other' WHERE kind = 'agent'")
+    database.close()
+    assert "ledger lacks an entry" in one_line(run("ledger", "prove", folder, f"{record.serial:x}"))
 
 
 def test_ledger(run: Run, folder: Path) -> None:

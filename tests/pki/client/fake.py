@@ -49,6 +49,9 @@ class Service:
                 self.tokens.append(base64.b64decode(authorization.removeprefix("Basic ")).decode())
             if (instead := self.instead.get(path)) is not None:
                 return instead if isinstance(instead, Response) else instead()
+            if path == "/crl":
+                names = [name.removeprefix("/crl/") for name in self.instead if name.startswith("/crl/")]
+                return JSONResponse({"lists": names})
             match path.rpartition("/")[2]:
                 case "cacerts":
                     return certificates(self.cacerts)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.authority import CertificateAuthority
-from pki.client.enrol import fingerprint
 from pki.service.server import serving
 from tests.pki.client.threads import InThread
-from trust.identity import AgentID
+from trust.identity import AgentID, fingerprint
 
 DOMAIN = "fleet.example"
 BILLING = AgentID.parse("spiffe://fleet.example/billing")
@@ -52,7 +52,7 @@ class CA:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.ca.root)
+        return fingerprint(self.ca.root.public_bytes(Encoding.DER))
 
     def start(self) -> None:
         self._running = InThread(self._serving)

@@ -455,7 +455,9 @@ def test_lists_are_fetched_when_certificates_name_them(service: Service, tmp_pat
 
 
 def test_lists_that_are_not_known_yet_let_nobody_pass(service: Service) -> None:
-    service.instead = {f"/crl/{_key_id(FORGE.root)}.crl": PlainTextResponse("", 503)}
+    listed(service)
+    for path in service.instead:
+        service.instead[path] = PlainTextResponse("", 503)
     source = agent(service, with_lists())
     source.poll()
     with pytest.raises(RevocationUnknown):
@@ -466,7 +468,7 @@ def test_lists_that_are_not_known_yet_let_nobody_pass(service: Service) -> None:
 def test_a_service_without_any_list_does_not_switch_revocation_off(service: Service) -> None:
     source = agent(service, with_lists())
     source.poll()
-    assert "revocation lists: got none" in (source.health.trust_problem or "")
+    assert "index of the revocation lists: got 0 names" in (source.health.trust_problem or "")
     with pytest.raises(RevocationUnknown):
         source.crls.current()
 
@@ -485,26 +487,6 @@ def test_a_renewed_certificate_that_names_lists_for_the_first_time(service: Serv
     listed(service)
     source.poll()
     assert len(source.crls.current().crls) == 2
-
-
-def test_shards_are_found_from_our_own_in_both_directions(service: Service) -> None:
-    listed(service)
-    name = _key_id(FORGE.intermediate)
-    crl = service.instead[f"/crl/{name}.crl"]
-    for shard in (5, 6, 7, 8):
-        service.instead[f"/crl/{name}-{shard}.crl"] = crl
-    source = agent(service, with_lists("-7"))
-    source.poll()
-    asked = {path for path in service.paths if name in path}
-    assert asked == {f"/crl/{name}{shard}.crl" for shard in ("", "-4", "-5", "-6", "-7", "-8", "-9")}
-    assert len(source.crls.current().crls) == 6
-
-
-def test_a_list_that_is_none(service: Service) -> None:
-    service.instead = {f"/crl/{_key_id(FORGE.root)}.crl": PlainTextResponse("no list")}
-    source = agent(service, with_lists())
-    source.poll()
-    assert "revocation list" in (source.health.trust_problem or "")
 
 
 # The rest.

@@ -11,10 +11,10 @@ def test_a_burst_then_one_at_a_time() -> None:
     attempts, now = Attempts(), 1000.0
     for _ in range(BURST):
         assert attempts.wait("192.0.2.1", now) == 0
-        attempts.failed("192.0.2.1", now)
+        attempts.count("192.0.2.1", now)
     assert attempts.wait("192.0.2.1", now) == INTERVAL
     assert attempts.wait("192.0.2.1", now + INTERVAL) == 0
-    attempts.failed("192.0.2.1", now + INTERVAL)
+    attempts.count("192.0.2.1", now + INTERVAL)
     assert attempts.wait("192.0.2.1", now + INTERVAL) == INTERVAL
     assert attempts.wait("192.0.2.1", now + (BURST + 1) * INTERVAL) == 0
 
@@ -22,7 +22,7 @@ def test_a_burst_then_one_at_a_time() -> None:
 def test_others_are_not_counted_along() -> None:
     attempts = Attempts()
     for _ in range(BURST):
-        attempts.failed("192.0.2.1", 0)
+        attempts.count("192.0.2.1", 0)
     others = [f"198.51.100.{n}" for n in range(100)]
     assert sum(attempts.wait(other, 0) > 0 for other in others) <= 1  # two may share a bucket, by chance
 
@@ -30,7 +30,7 @@ def test_others_are_not_counted_along() -> None:
 def test_many_at_once_lock_nobody_out_for_long() -> None:
     attempts = Attempts()
     for _ in range(100 * BURST):
-        attempts.failed("192.0.2.1", 0)
+        attempts.count("192.0.2.1", 0)
     assert attempts.wait("192.0.2.1", 0) == INTERVAL
 
 
@@ -48,7 +48,7 @@ def test_many_at_once_lock_nobody_out_for_long() -> None:
 def test_what_is_one_address(one: str, other: str, same: bool) -> None:
     attempts = Attempts()
     for _ in range(BURST):
-        attempts.failed(one, 0)
+        attempts.count(one, 0)
     assert (attempts.wait(other, 0) > 0) is same
 
 
@@ -56,7 +56,7 @@ def test_memory_does_not_grow() -> None:
     attempts = Attempts()
     size = len(attempts._full_until)
     for number in range(1000):
-        attempts.failed(f"10.0.{number // 256}.{number % 256}", 0)
+        attempts.count(f"10.0.{number // 256}.{number % 256}", 0)
     assert len(attempts._full_until) == size == BUCKETS
 
 

@@ -21,6 +21,7 @@ from cryptography.x509 import ocsp
 from pki import CertificateAuthority
 from pki.errors import RequestMalformed
 from pki.service.publications import MAX_OCSP_BYTES, ocsp_request
+from pki.store import Store
 from tests.pki.service.parts import DOMAIN, PUBLIC_URL, Running, certificates, started
 from trust.bundles import TrustBundle
 
@@ -66,6 +67,44 @@ def test_the_list_that_a_certificate_names(service: Running, leaf: x509.Certific
     head = service.get(path_of(crl_url(leaf)), method="HEAD")
     assert head.content == b"" and head.headers["content-length"] == str(len(response.content))
     assert service.ask("GET", path_of(crl_url(leaf))).content == response.content  # over TLS as well
+
+
+def test_the_index_of_the_lists(service: Running, leaf: x509.Certificate) -> None:
+    """On both sides, without a signature, and without having any list made."""
+    response = service.get("/crl")
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"].startswith("max-age=5, public")
+    names = response.json()["lists"]
+    assert names == list(service.ca.revocations.names(datetime.now(UTC)))
+    assert path_of(crl_url(leaf)) in [f"/crl/{name}" for name in names]
+    for name in names:
+        crl = x509.load_der_x509_crl(service.get(f"/crl/{name}").content)
+        assert crl.issuer in (service.ca.root.subject, service.ca.intermediate.subject)
+    assert service.ask("GET", "/crl").content == response.content
+    again = service.get("/crl", headers={"If-None-Match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert service.get("/crl", method="POST").status_code == 405
+    assert service.get("/crl/").status_code == 404
+
+
+def test_the_index_of_a_ca_with_two_intermediates(
+    own_ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are counted over all CAs, so those of the second one begin where the first one ended."""
+    with started(own_ca) as running:
+        running.enrol(running.token())
+        first, before = own_ca.issuers()[-1].key_id, set(running.get("/crl").json()["lists"])
+        assert f"{first}.crl" in before
+        own_ca.taint(first)
+        monkeypatch.setattr(Store, "shard", lambda _: 3)
+        (leaf,) = certificates(running.enrol(running.token()))
+        assert crl_url(leaf).endswith("-3.crl")
+        time.sleep(1.1)  # the service keeps what it publishes for a second
+        second, after = own_ca.issuers()[-1].key_id, set(running.get("/crl").json()["lists"])
+        assert {f"{first}.crl", f"{second}.crl", f"{second}-3.crl"} <= after
+        assert f"{second}-2.crl" not in after
+        for name in after:
+            assert running.get(f"/crl/{name}").status_code == 200
 
 
 def test_a_revocation_is_on_the_list_within_seconds(service: Running) -> None:

@@ -21,9 +21,10 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import CertificateAuthority
-from pki.service import fingerprint, program, serve
+from pki.service import program, serve
 from pki.service.server import Endpoints, Sockets
 from tests.pki.service.parts import (
     AGENT,
@@ -41,6 +42,7 @@ from tests.pki.service.parts import (
 )
 from tests.pki.service.test_publications import WebCA
 from trust.errors import ConfigurationError
+from trust.identity import fingerprint
 from trust.tls import peer_of_response
 
 
@@ -298,7 +300,8 @@ def test_the_program(made: Path, tmp_path: Path, number: int) -> None:
     program = Program(copied(made, tmp_path / "ca"), 1)
     try:
         with CertificateAuthority.open(tmp_path / "ca") as ca:
-            assert program.said.splitlines()[-1] == f"root fingerprint {fingerprint(ca.root)}"
+            pin = fingerprint(ca.root.public_bytes(Encoding.DER))
+            assert program.said.splitlines()[-1] == f"root fingerprint {pin}"
         assert "serving the CA of fleet.example on https://127.0.0.1:" in program.said
         until(lambda: answers(program))
         httpx.post(f"{program.http_url}/ocsp", content=b"garbage", trust_env=False)
@@ -379,7 +382,7 @@ def test_serve_says_where_and_ends_on_a_signal(
         "revocation lists, OCSP, health and metrics",
         "trust bundle (https_web)",
     ]
-    assert lines[3] == f"root fingerprint {fingerprint(own_ca.root)}"
+    assert lines[3] == f"root fingerprint {fingerprint(own_ca.root.public_bytes(Encoding.DER))}"
 
 
 def test_a_worker_that_ends_at_once_ends_the_service(own_ca: CertificateAuthority, tmp_path: Path) -> None:

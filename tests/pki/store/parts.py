@@ -115,7 +115,7 @@ def seal(head: Head) -> str:
 
 
 def create(where: str | Path) -> None:
-    Store.create(where, SETTINGS, [ROOT.row, CA1.row], [ROOT.record, CA1.record], now=NOW)
+    Store.create(where, SETTINGS, [ROOT.row, CA1.row], [ROOT.record, CA1.record], now=NOW, seal=seal)
 
 
 def issue(store: Store, *records: Record) -> None:

@@ -71,11 +71,6 @@ def test_narrowed_and_in_order(filters: dict[str, Any], expected: list[int], sev
     assert [r.serial for r in several.each_record(**filters) if r.serial not in known] == expected
 
 
-def test_only_so_many(several: Store) -> None:
-    assert [r.serial for r in several.records(limit=2, kind="agent")] == [9, 5]
-    assert several.records(limit=0) == []
-
-
 def test_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pki.store.reading._PAGE", 3)
     store._issue([Issue(record=fake(n), now=NOW) for n in range(1, 12)])

@@ -1,0 +1,33 @@
+"""A CA whose rotations take seconds, and its service as a process: `python -m tests.pki.client.hurried FOLDER PORT`.
+
+The steps and their order are those of every CA; only the waits between them are shorter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from pki import CertificateAuthority, rotation
+from pki.service import serve, upkeep
+from tests.pki.client.parts import PASSWORD
+
+HINT = timedelta(seconds=2)
+LIFETIME = timedelta(seconds=12)  # of agents' certificates
+
+
+def hurry(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    change(rotation, "REFRESH_HINT", HINT)
+    change(rotation, "OVERLAP", 5 * HINT)
+    change(rotation, "LISTED", HINT + timedelta(seconds=1))
+    change(rotation, "MAX_LEAF_VALIDITY", LIFETIME)
+    change(rotation, "MARGIN", timedelta(seconds=1))
+    change(upkeep, "ROUND_SECONDS", 0.5)
+
+
+if __name__ == "__main__":
+    hurry()
+    with CertificateAuthority.open(sys.argv[1], password=PASSWORD) as ca:
+        serve(ca, port=int(sys.argv[2]))
