@@ -287,7 +287,11 @@ class CertificateAuthority(Issuance):
         while True:
             # Read twice: what is published under one number is always the same.
             sequence = self._store.bundle_sequence()
-            roots = [r.certificate for r in self._store.issuers() if r.kind == "root" and r.state is not State.REVOKED]
+            roots = [
+                r.certificate
+                for r in self._store.issuers()
+                if r.kind == "root" and r.state is not State.REVOKED and self._store.is_covered(r)
+            ]
             if self._store.bundle_sequence() == sequence:
                 hint = int(rotation.REFRESH_HINT.total_seconds())
                 return TrustBundle(

@@ -2,8 +2,8 @@
 
 The CA makes the key of the next intermediate and a request; the machine with the file makes a certificate, and the
 root's next revocation list; the CA takes both. Nothing secret travels between the two. The CA compares what it gets,
-byte for byte, with what it would have made. People compare the fingerprint of the key, which both sides show: the root's
-machine cannot tell by itself whose request it is given.
+byte for byte, with what it would have made. People compare the fingerprint of the key, which both sides show: the
+root's machine cannot tell by itself whose request it is given.
 """
 
 from __future__ import annotations

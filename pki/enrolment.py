@@ -150,7 +150,8 @@ def validity(valid_for: timedelta) -> timedelta:
         LifetimeRefused: not between a second and a day.
     """
     if not MIN_VALIDITY <= valid_for <= MAX_VALIDITY:
-        raise LifetimeRefused("life of the enrolment token", got=spelled(valid_for), expected="from 1 second to 24 hours")
+        got = spelled(valid_for)
+        raise LifetimeRefused("life of the enrolment token", got=got, expected="from 1 second to 24 hours")
     return valid_for
 
 

@@ -107,13 +107,29 @@ class Issuance:
             WrongPassword: the CA was opened without its password.
             StoreError: the certificate could not be stored, and so was not made.
         """
-        agent_id = parsed(agent_id)
-        request = requests.parse(csr)
-        steps = self._issuing(
-            lambda rules: self._approve(request, agent_id, dns_names, ip_addresses, lifetime, rules),
-            now=self._moment(now),
+        steps = self.issuing(
+            csr, agent_id, dns_names=dns_names, ip_addresses=ip_addresses, lifetime=lifetime, now=now
         )
         return alone(steps, self._store)
+
+    def issuing(
+        self,
+        csr: bytes,
+        agent_id: AgentID | str,
+        *,
+        dns_names: Collection[str] = (),
+        ip_addresses: Collection[str | policy.IPAddress] = (),
+        lifetime: timedelta = policy.DEFAULT_LIFETIME,
+        now: datetime | None = None,
+    ) -> Steps[Issued]:
+        """The steps of `issue`, for `together`."""
+        granted = parsed(agent_id)
+        request = requests.parse(csr)
+
+        def approve(rules: Rules | None) -> Approved:
+            return self._approve(request, granted, dns_names, ip_addresses, lifetime, rules)
+
+        return (yield from self._making(approve, now=self._moment(now)))
 
     def issue_credentials(
         self,
@@ -163,7 +179,7 @@ class Issuance:
                 lifetime=lifetime,
             )
 
-        return alone(self._issuing(approve, now=self._moment(now)), self._store).credentials(key)
+        return alone(self._making(approve, now=self._moment(now)), self._store).credentials(key)
 
     # Enrolment.
 
@@ -261,7 +277,7 @@ class Issuance:
 
         if grant.used_by is None:
             try:
-                return (yield from self._issuing(approve, now=moment, burns=TokenUse(id=grant.id, key_digest=digest)))
+                return (yield from self._making(approve, now=moment, burns=TokenUse(id=grant.id, key_digest=digest)))
             except EnrolmentTokenUsed:
                 # Somebody was faster, perhaps the same agent, which had given up waiting and asked again.
                 grant = enrolment.check(presented, self._store.token(presented.id), now=moment)
@@ -301,7 +317,7 @@ class Issuance:
         def approve(rules: Rules | None) -> Approved:
             return self._approve(request, agent_id, names.dns_names, names.ip_addresses, lifetime, rules)
 
-        return (yield from self._issuing(approve, now=moment, renews=record.serial))
+        return (yield from self._making(approve, now=moment, renews=record.serial))
 
     def renewal_info(self, presented: bytes, now: datetime | None = None) -> RenewalInfo:
         """When the holder of a certificate should renew it: at two thirds of its life, or at once.
@@ -318,11 +334,11 @@ class Issuance:
         """Take the steps of many callers, and store what they make in one transaction: one wait for the disk.
 
         Returns:
-            for each the certificate, or what `enrol` or `renew` would have raised.
+            for each the certificate, or what `issue`, `enrol` or `renew` would have raised.
         """
         return together(many, self._store)
 
-    def _issuing(
+    def _making(
         self,
         approve: Callable[[Rules | None], Approved],
         *,

@@ -165,6 +165,8 @@ def _opened(
 ) -> Signer:
     if kept.key_pem is not None:
         return read(kept.key_pem, password or "", name)
+    if not pin:
+        raise WrongPassword("PIN of the token", got="nothing", expected="the PIN that opens it")
     return pkcs11.open_on_token(pkcs11.named(kept.key_uri or "", modules), pin)
 
 

@@ -59,7 +59,7 @@ from trust.identity import thumbprint
 from trust.signing import jws
 
 _KEPT = "tree head kept elsewhere"
-_HOLDER = "who holds a key of the CA writes that, and signs it"
+_HOLDER = "only a CA with its key writes that, and it signs"
 MAX_PROBLEMS = 1000  # of a database that is altogether another one, the rest says nothing new
 NAMED = 3  # of the entries of a rewritten part, so that the line stays readable
 
@@ -85,7 +85,9 @@ class LedgerReport:
     problems: tuple[str, ...]
 
 
-def audit(books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: str | None = None) -> LedgerReport:
+def audit(
+    books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: str | None = None, upgraded: bool = False
+) -> LedgerReport:
     """Compare everything with everything, as the head of this file lists it.
 
     Not checked: that `keys` are the CA's, for which the caller must have a root that was kept elsewhere; one-time
@@ -94,13 +96,14 @@ def audit(books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: 
     Args:
         keys: the public keys of the CAs by key id. Certificates and heads are verified with these and no others.
         head: a signed tree head that was kept elsewhere.
+        upgraded: an upgrade has just made the ledger, so that nothing of it is signed yet.
 
     Raises:
         PKIError: the database cannot be read at all.
     """
     with closing(sqlite3.connect("")) as scratch:  # a file without a name, gone when it is closed
         scratch.executescript(_SCRATCH)
-        return _Audit(books, keys, scratch, head).run()
+        return _Audit(books, keys, scratch, head, upgraded).run()
 
 
 _SCRATCH = """
@@ -119,8 +122,14 @@ BEGIN;
 
 class _Audit:
     def __init__(
-        self, books: Books, keys: Mapping[str, ec.EllipticCurvePublicKey], scratch: sqlite3.Connection, head: str | None
+        self,
+        books: Books,
+        keys: Mapping[str, ec.EllipticCurvePublicKey],
+        scratch: sqlite3.Connection,
+        head: str | None,
+        upgraded: bool,
     ) -> None:
+        self._upgraded = upgraded
         self._books = books
         self._keys = keys
         self._scratch = scratch
@@ -150,7 +159,9 @@ class _Audit:
         self._revoked: dict[str, int] = {}  # CA to the position of the entry that revoked it
         self._ca_serials: dict[str, str] = {}
         self._signed = False  # whether there is any good signed head
-        self._loose: list[tuple[int, str]] = []  # entries that need a key, and that no signed head covers yet
+        # Entries that need a key and that no signed head covers yet: the first, and how many.
+        self._loose: list[tuple[int, str]] = []
+        self._loose_count = 0
         self._kept, self._kept_text = self._claimed(head), head
 
     def run(self) -> LedgerReport:
@@ -217,10 +228,12 @@ class _Audit:
             self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {entry.describe()}")
         serial, facts = _key(entry.serial), entry.facts
         if needs_key(entry):
-            self._loose.append((row.position, entry.describe()))
+            self._loose = self._loose or [(row.position, entry.describe())]
+            self._loose_count += 1
         match entry.kind:
             case "issued":
-                values = (serial, row.position, leaf_hash(row.entry), facts["issuer"], facts["not_after"], facts["role"], 0)
+                about = (facts["issuer"], facts["not_after"], facts["role"], 0)
+                values = (serial, row.position, leaf_hash(row.entry), *about)
                 if not self._insert("issued", values):
                     self._problem(f"entry {row.position} of the ledger: {entry.describe()}, for the second time")
             case "revoked":
@@ -309,15 +322,16 @@ class _Audit:
             if head.jws is None:
                 self._report_loose()
             elif signed is None:
-                self._loose = []  # the head is a problem by itself
+                self._covered()  # the head is a problem by itself
             elif self._is_introduced(head_signer(head.jws), head.size):
-                self._signed, self._loose = True, []
+                self._signed = True
+                self._covered()
                 self._introduced |= self._announced
                 self._announced = set()
                 if head_signer(head.jws) in self._keys:
                     self._sealed = head.size
             return
-        self._loose = []
+        self._covered()
         if not self._lost:
             self._problem(
                 f"entries {self._agreed} to {head.size - 1} of the ledger are not those that the tree head at "
@@ -345,15 +359,18 @@ class _Audit:
                 _verify_certificate(record.certificate, parent)
                 return True
         self._problem(f"tree head at {size}: by CA {kid}, about which there is nothing under a head of another CA")
-        self._loose = []
+        self._covered()
         return False
 
     def _report_loose(self) -> None:
-        if self._loose:
+        if self._loose and not (self._upgraded and not self._signed):
             position, says = self._loose[0]
-            more = f" (and {len(self._loose) - 1} more such entries)" if len(self._loose) > 1 else ""
-            self._problem(f"entry {position} of the ledger ({says}) is under no signed head: nobody but {_HOLDER}{more}")
-            self._loose = []
+            more = f" (and {self._loose_count - 1} more such entries)" if self._loose_count > 1 else ""
+            self._problem(f"entry {position} of the ledger ({says}) is under no signed head: {_HOLDER}{more}")
+            self._covered()
+
+    def _covered(self) -> None:
+        self._loose, self._loose_count = [], 0
 
     def _check_signed(self) -> None:
         """(8) and (11), at the end."""
@@ -361,7 +378,7 @@ class _Audit:
         for head in newer:  # written while the audit ran
             self._check_head(head)
         self._report_loose()
-        if self._size and not self._signed and not self._problems:
+        if self._size and not self._signed and not self._problems and not self._upgraded:
             self._problem(f"no signed head commits to any of the {self._size} entries of the ledger")
         for key_id, serial in self._ca_serials.items():
             revoked = self._scratch.execute("SELECT 1 FROM revoked WHERE serial = ?", (serial,)).fetchone()

@@ -2,8 +2,8 @@
 
 A key is named by a URI (RFC 7512), `pkcs11:token=ca;object=intermediate?module-path=/usr/lib/softhsm/libsofthsm2.so`,
 which is kept in the database; the PIN is not part of it and not kept anywhere. A module is code that runs in this
-process and is given the PIN, and whoever can write into the database is not to choose it: `named` refuses what the operator
-has not named. The one file that knows python-pkcs11, which the extra `pkcs11` installs.
+process and is given the PIN, and whoever can write into the database is not to choose it: `named` refuses what the
+operator has not named. The one file that knows python-pkcs11, which the extra `pkcs11` installs.
 
 Sessions of one process share their login, and the module is told that one thread calls it at a time: each token is
 opened once, stays open until the process ends, and every call takes one lock. Nothing else in the process may use the

@@ -183,7 +183,7 @@ def spelled(time: timedelta) -> str:
     for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= 2 * size and seconds % size == 0:
             return f"{seconds / size:.0f} {unit}s"
-    return f"{seconds:g} second{'' if seconds == 1 else 's'}"
+    return f"{seconds:.10g} second{'' if seconds == 1 else 's'}"
 
 
 def reserved(agent_id: AgentID) -> bool:
@@ -235,7 +235,8 @@ def _allows(rule: Rule, asked: _Asked) -> tuple[int, Decision | None]:
     if rule.keys and asked.key_type not in rule.keys:
         return 2, no(f"{rule.name} wants keys of kind {' or '.join(rule.keys)}, not {asked.key_type}", KeyTypeRefused)
     if rule.max_lifetime is not None and asked.lifetime > rule.max_lifetime:
-        return 3, no(f"{rule.name} allows at most {spelled(rule.max_lifetime)}, not {spelled(asked.lifetime)}", LifetimeRefused)
+        wants, got = spelled(rule.max_lifetime), spelled(asked.lifetime)
+        return 3, no(f"{rule.name} allows at most {wants}, not {got}", LifetimeRefused)
     return 4, None
 
 

@@ -107,8 +107,7 @@ class Succession:
         listed = founding.ca_record(self._settings, certificate, record)
         self._issuers.open(record)  # where the last intermediate was revoked, only this one can sign the ledger's head
         self._change(now, add=[(record, listed)], expect={root.key_id: root.state})
-        done = _step(now, Action.PREPARE, record, "is prepared")
-        return (done, *self.rotate(now, kind="intermediate", force=False))
+        return (_prepared(record, view, now), *self.rotate(now, kind="intermediate", force=False))
 
     def _new_request(self, view: View, now: datetime) -> PendingKey:
         beside = rotation.newest(view.records, "intermediate", State.ACTIVE) or view.record(view.root.key_id)
@@ -160,16 +159,11 @@ class Succession:
         return self._activate(view, prepared.key_id, now) if root and prepared.parent == root.key_id else []
 
     def _prepare(self, view: View, kind: str, now: datetime) -> list[Step]:
-        begun = rotation.begun(view.records, now)
         # Where the root that signs is not valid yet, a retiring one does so once more.
-        beside = rotation.signing_root(begun) or view.record(view.root.key_id)
+        beside = rotation.signing_root(rotation.begun(view.records, now)) or view.record(view.root.key_id)
         record, listed = self._made(view, kind, beside, State.PREPARED, now)
         self._change(now, add=[(record, listed)], expect=_states(view))
-        if kind == "intermediate" and not rotation.can_sign(rotation.newest(begun, kind, State.ACTIVE), now):
-            return [_step(now, Action.PREPARE, record, "is prepared")]
-        ready = shown(rotation.may_activate_at(record))
-        where = "in the bundle" if kind == "root" else "its revocation lists are published"
-        return [_step(now, Action.PREPARE, record, f"is prepared: {where} from now on, and active not before {ready}")]
+        return [_prepared(record, view, now)]
 
     def _activate(self, view: View, key_id: str, now: datetime) -> list[Step]:
         record = view.record(key_id)
@@ -292,6 +286,16 @@ def _serial(view: View, kind: str) -> int:
 def _step(now: datetime, action: Action, record: IssuerRecord, says: str) -> Step:
     says = f"{record.kind} {record.key_id[:16]} {says}"
     return Step(at=now, action=action, kind=record.kind, key_id=record.key_id, says=says)
+
+
+def _prepared(record: IssuerRecord, view: View, now: datetime) -> Step:
+    active = rotation.newest(rotation.begun(view.records, now), record.kind, State.ACTIVE)
+    if record.kind == "intermediate" and not rotation.can_sign(active, now):
+        return _step(now, Action.PREPARE, record, "is prepared")
+    ready = shown(rotation.may_activate_at(record))
+    where = "in the bundle" if record.kind == "root" else "its revocation lists are published"
+    says = f"is prepared: {where} from now on, and active not before {ready}"
+    return _step(now, Action.PREPARE, record, says)
 
 
 _LIVE = (State.PREPARED, State.ACTIVE)

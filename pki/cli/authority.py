@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rich.table import Table
 from rich.text import Text
 
-from pki import founding, store
+from pki import founding, pkcs11, store
 from pki.authority import CertificateAuthority
 from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret
@@ -84,6 +84,9 @@ def init(
         if offline_root is not None:
             ca.export_root(offline_root, password)
         root = ca.root
+    if key_store is not None:
+        module = pkcs11.TokenUri.parse(key_store).module_path
+        hint(f"from now on every command that signs needs {pkcs11.MODULES_VARIABLE}={module}")
     der = root.public_bytes(Encoding.DER)
     name = where if is_folder else "its database"
     answer = {
@@ -189,9 +192,9 @@ def restore(
 
 
 @app.command()
-def upgrade(where: Where, as_json: AsJson = False) -> None:
-    """Bring the database of an older release to the form of this one."""
-    old, new = store.upgrade(where)
+def upgrade(where: Where, password_file: PasswordFile = None, as_json: AsJson = False) -> None:
+    """Bring the database of an older release to the form of this one; with the password, its ledger is signed."""
+    old, new = store.upgrade(where, password=passwords.existing(where, password_file))
     line = f"database is at {new} already" if old == new else f"database upgraded from {old} to {new}"
     say({"from": old, "to": new}, as_json, line)
 

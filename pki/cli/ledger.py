@@ -29,7 +29,9 @@ def head(where: Where, password_file: PasswordFile = None, pin_file: PinFile = N
 @ledger.command()
 def prove(
     where: Where,
-    serial: Annotated[str, typer.Argument(metavar="SERIAL", help="Or thumbprint of the certificate.")],
+    serial: Annotated[
+        str, typer.Argument(metavar="SERIAL", help="Serial number (hexadecimal or decimal) or thumbprint.")
+    ],
     password_file: PasswordFile = None,
     pin_file: PinFile = None,
 ) -> None:

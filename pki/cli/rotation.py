@@ -119,7 +119,8 @@ def sign(
         as_json,
         f"CA certificate for {signed.trust_domain}, valid from {start} to {end}, for the key",
         f"  {signed.key_fingerprint}",
-        f"and a revocation list of the root that names {len(crl)}. Is that the key which `a2a-pki ceremony request` showed?",
+        f"and a revocation list of the root that names {len(crl)}.",
+        "Is that the key which `a2a-pki ceremony request` showed?",
         f"Then carry {out} back, `a2a-pki ceremony accept`; else destroy it.",
     )
 

@@ -63,9 +63,10 @@ def accept(
     if agent_id is not None and peer.agent_id != agent_id:
         raise AnswerRefused("certificate is another agent's", got=peer.agent_id, expected=str(agent_id))
     # (4)
-    if peer.not_after - peer.not_before > MAX_LIFETIME:
+    life = peer.not_after - peer.not_before
+    if life > MAX_LIFETIME:
         raise AnswerRefused(
-            "certificate lives too long", got=peer.not_after - peer.not_before, expected=f"at most {MAX_LIFETIME}"
+            "certificate lives too long", got=f"{life.days} days", expected=f"at most {MAX_LIFETIME.days} days"
         )
     return Credentials.of(tuple(x509.load_der_x509_certificate(c) for c in peer.chain), key)
 
@@ -135,7 +136,9 @@ def concerns_time(error: TrustError) -> bool:
     The alert that a server sends for a certificate that is not valid yet is also that for any other bad one.
     """
     if isinstance(error, HandshakeRefused):
-        return error.by_verified_peer and any(alert in str(error) for alert in ("certificate_expired", "bad_certificate"))
+        return error.by_verified_peer and any(
+            alert in str(error) for alert in ("certificate_expired", "bad_certificate")
+        )
     return isinstance(error, CertificateExpired | CertificateNotYetValid)
 
 

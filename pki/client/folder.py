@@ -272,10 +272,10 @@ class FolderLock:
         try:
             self._file = os.open(self._path, _LOCK_FLAGS, 0o600)
         except OSError as error:
-            raise CredentialsError(f"cannot write {self._path}", got=error.strerror, expected="a file of ours") from None
+            raise CredentialsError(f"cannot write {self._path}", got=error.strerror, expected="our file") from None
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             self.release()
-            raise CredentialsError(f"cannot write {self._path}", expected="a file of ours")
+            raise CredentialsError(f"cannot write {self._path}", expected="our file")
         try:
             _lock(self._file)
         except OSError:

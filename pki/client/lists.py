@@ -39,6 +39,9 @@ MAX_FAILURES = 3  # of single lists; then the service is in trouble, and the res
 # apart. Whoever believed the list sooner would refuse agents that have not had theirs. One hint to hear of it, and one
 # to be renewed and to try again; the slowest verifier hears of it after one in any case.
 HOLD_HINTS = 2
+# The service's own certificate is replaced within seconds after its intermediate was revoked. Whoever hears of that
+# meanwhile must not refuse to be renewed by it. (A new bundle, or a token, can wait: that is judged at once.)
+SERVICE_GRACE = timedelta(seconds=15)
 MAX_HINT = 3600  # seconds: polls are never further apart, whatever the hint is
 
 
@@ -52,14 +55,16 @@ class KnownLists:
 
     Attributes:
         listed: `Source` of every list's newest state, for refusing what is listed and nothing else.
+        listed_a_while: the same, but for CAs that were revoked a moment ago (`SERVICE_GRACE`).
     """
 
     def __init__(self, domain: str, found: RevocationLists | None, *, required: bool) -> None:
         self._domain = domain
         self._required = required
-        self.known = _Lists(used={}, newest={})
+        self.known = _Lists(used={}, listed={}, newest={})
         self._used: RevocationLists | None = None
-        self.listed: Live[RevocationLists] = Live(RevocationLists(required_in=frozenset()))
+        self.listed: Live[RevocationLists] = Live(_refusing(()))
+        self.listed_a_while: Live[RevocationLists] = Live(_refusing(()))
         if found is not None:
             used: dict[str, x509.CertificateRevocationList] = {}
             newest: dict[str, x509.CertificateRevocationList] = {}
@@ -67,7 +72,7 @@ class KnownLists:
                 if (name := _file_name(crl)) is not None:
                     used[name] = min(used.get(name, crl), crl, key=_number)
                     newest[name] = max(newest.get(name, crl), crl, key=_number)
-            self.take(_Lists(used=used, newest=newest))
+            self.take(_Lists(used=used, listed=newest, newest=newest))
 
     def current(self) -> RevocationLists:
         """Raises: RevocationUnknown: our certificates name revocation lists, and none has been fetched so far."""
@@ -90,8 +95,8 @@ class KnownLists:
         before, self.known = self.known, lists
         if lists.same(before):
             return False
-        # A list without entries refuses nothing.
-        self.listed.replace(RevocationLists(tuple(c for c in lists.newest.values() if len(c)), frozenset()))
+        self.listed.replace(_refusing(lists.newest.values()))
+        self.listed_a_while.replace(_refusing(lists.listed.values()))
         if self._used is None or [*map(id, self._used.crls)] != [*map(id, lists.used.values())]:
             self._used = RevocationLists(tuple(lists.used.values()), frozenset({self._domain}))
         return True
@@ -100,18 +105,22 @@ class KnownLists:
 _NONE = RevocationLists()
 
 
+def _refusing(crls: Iterable[x509.CertificateRevocationList]) -> RevocationLists:
+    """For refusing what is listed, and nothing else: a list without entries makes no difference."""
+    return RevocationLists(tuple(crl for crl in crls if len(crl)), frozenset())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lists:
     """By file name. Nobody changes them."""
 
     used: dict[str, x509.CertificateRevocationList]  # by verifiers
+    listed: dict[str, x509.CertificateRevocationList]  # for the service's own chain, when we are renewed
     newest: dict[str, x509.CertificateRevocationList]  # the same ones, but for those that are held back
 
     def same(self, other: _Lists) -> bool:
-        return all(
-            [*map(id, ours.values())] == [*map(id, theirs.values())]
-            for ours, theirs in ((self.used, other.used), (self.newest, other.newest))
-        )
+        pairs = (self.used, other.used), (self.listed, other.listed), (self.newest, other.newest)
+        return all([*map(id, ours.values())] == [*map(id, theirs.values())] for ours, theirs in pairs)
 
     def all(self) -> RevocationLists:
         """For the disk."""
@@ -187,18 +196,22 @@ async def fetch(
 
 
 def settled(known: KnownLists, bundle: TrustBundle, now: datetime) -> _Lists:
-    """The lists of before, and held back no longer than by (3) of `fetch`, whether or not anything can be fetched."""
+    """The lists of before, held back no longer than by (3) of `fetch`, whether or not anything can be fetched."""
     return _held(known.known, known.known.newest, bundle, now)
 
 
 def _held(
     before: _Lists, newest: dict[str, x509.CertificateRevocationList], bundle: TrustBundle, now: datetime
 ) -> _Lists:
-    used = {}
-    for name, crl in newest.items():
-        old = before.used.get(name)
-        used[name] = old if old is not None and _stays(old, crl, bundle, now) else crl
-    return _Lists(used=used, newest=newest)
+    hold = HOLD_HINTS * timedelta(seconds=min(bundle.refresh_hint, MAX_HINT))
+    used, listed = (
+        {
+            name: old if (old := olds.get(name)) is not None and _stays(old, crl, bundle, now, for_) else crl
+            for name, crl in newest.items()
+        }
+        for olds, for_ in ((before.used, hold), (before.listed, SERVICE_GRACE))
+    )
+    return _Lists(used=used, listed=listed, newest=newest)
 
 
 async def _fetch(
@@ -268,7 +281,11 @@ def _number(crl: x509.CertificateRevocationList) -> int:
 
 
 def _stays(
-    old: x509.CertificateRevocationList, new: x509.CertificateRevocationList, bundle: TrustBundle, now: datetime
+    old: x509.CertificateRevocationList,
+    new: x509.CertificateRevocationList,
+    bundle: TrustBundle,
+    now: datetime,
+    hold: timedelta,
 ) -> bool:
     """Whether the list of before is still the one to use: it is the same, or the new one is held back for a moment."""
     if old is new:
@@ -276,7 +293,6 @@ def _stays(
     if new.issuer not in {root.subject for root in bundle.roots} or now >= (old.next_update_utc or now):
         return False  # it is about agents, who are believed no longer; or the old one has ended
     known = {entry.serial_number for entry in old}
-    hold = HOLD_HINTS * timedelta(seconds=min(bundle.refresh_hint, MAX_HINT))
     # By the CA's date, so that all agents do so at the same time, however late each of them polls. A date that lies far
     # ahead of our clock holds nothing back.
     return any(

@@ -175,7 +175,6 @@ class Renewer:
             TrustError: some of them could not be had; those are as they were.
         """
         credentials, bundle = self.credentials.current(), self._own_bundle()
-        self.crls.take(lists.settled(self.crls, bundle, self.now()))
 
         async def ask() -> lists.Fetched:
             async with self._wire(None) as wire:
@@ -221,7 +220,9 @@ class Renewer:
 
     def _wire(self, source: Credentials | None) -> Wire:
         domain = self.credentials.current().agent_id.trust_domain
-        return Wire.verified(self.url, domain, self.bundles, source, self._clock, self.crls.listed)
+        self.crls.take(lists.settled(self.crls, self._own_bundle(), self.now()))
+        listed = self.crls.listed if source is None else self.crls.listed_a_while
+        return Wire.verified(self.url, domain, self.bundles, source, self._clock, listed)
 
     @contextlib.contextmanager
     def _noted(self, wire: Wire) -> Iterator[None]:

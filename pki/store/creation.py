@@ -75,11 +75,11 @@ def check_version(connection: Connection) -> None:
     found = found_version(connection)
     if found is None:
         raise AuthorityMissing("no CA in this database", expected="its tables", do="make one with `a2a-pki init`")
-    if found < REVISION:
+    if found == JOURNEY:
         raise SchemaOutdated(
             "CA database", got=f"schema {found}", expected=f"schema {REVISION}", do="run `a2a-pki upgrade`"
         )
-    if found > REVISION:
+    if found != REVISION:
         raise StoreError(
             "CA database", got=f"schema {found}", expected=f"schema {REVISION}", do="use the release that wrote it"
         )

@@ -11,7 +11,8 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,9 +29,13 @@ DATABASE_FILE = "ca.db"
 BUSY_TIMEOUT = timedelta(seconds=5)  # a transaction takes milliseconds; longer means that somebody holds the lock
 # Serial numbers are random, so each one touches other pages of the index: they stay in memory, and go to their place
 # rarely enough for many changes of a page to be written as one.
-_CACHE_KIB = 64 << 10
+_CACHE_KIB = 16 << 10  # of each connection
 _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
+# PostgreSQL: an instance that is frozen (a paused machine, a lost network) must not keep its turn for ever.
+_IDLE_MS = 15_000  # within a transaction, with nothing to do: then the server ends it
+_TCP: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 _MISSING = re.compile(r'database "[^"]*" does not exist')  # PostgreSQL has no code for it before there is a connection
 
@@ -65,7 +70,7 @@ def locate(where: str | os.PathLike[str]) -> Location:
     if url.drivername == "sqlite" and url.database and Path(url.database).name == DATABASE_FILE and not url.query:
         return _sqlite(Path(url.database))
     # A password with an unescaped "@" ends up in the host, and so in every message of the driver.
-    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg") and url.database and _HOST.fullmatch(url.host or ""):
+    if url.drivername in _POSTGRESQL and url.database and _HOST.fullmatch(url.host or ""):
         return Location(url=url.set(drivername="postgresql+psycopg"), file=None)
     raise refused
 
@@ -85,6 +90,8 @@ class Database:
     def __init__(self, location: Location) -> None:
         self.location = location
         patience = BUSY_TIMEOUT.total_seconds()
+        # What the driver may repeat in an error: a password can be in the wrong place of a URL.
+        self._hidden = (str(location.url.password or ""), *map(str, location.url.query.values()))
         options: dict[str, Any] = {"pool_timeout": patience, "hide_parameters": True}  # no keys in error messages
         if location.file is not None:
             self._engine = create_engine(location.url, connect_args={"timeout": patience}, **options)
@@ -102,13 +109,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that only reads; each statement sees what was committed before it."""
-        with own_errors(), intact(), self._engine.connect() as connection:
+        with own_errors(self._hidden), intact(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """As `read`, but all statements see the same moment."""
-        with own_errors(), self._engine.connect() as connection:
+        with own_errors(self._hidden), self._engine.connect() as connection:
             if self.location.file is None:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():  # SQLite: it sees the moment of the first statement
@@ -116,11 +123,15 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One durable transaction: committed when the block ends, undone when it raises."""
+        """One durable transaction: committed when the block ends, undone when it raises.
+
+        Raises:
+            StoreError: nothing was written; or, where a server is lost while it commits, that is not known.
+        """
         if not self._turn.acquire(timeout=BUSY_TIMEOUT.total_seconds()):
             raise locked()
         try:
-            with own_errors(), self._writing.begin() as connection:
+            with own_errors(self._hidden), self._writing.begin() as connection:
                 yield connection
         finally:
             self._turn.release()
@@ -129,12 +140,30 @@ class Database:
     def overwriting(self) -> Iterator[Connection]:
         """As `write`; and what it deletes or replaces does not stay in free pages or in the log of SQLite."""
         with self.write() as connection:
-            if self.location.file is not None:
-                connection.exec_driver_sql("PRAGMA secure_delete = ON")
             yield connection
         if self.location.file is not None:
+            self._truncate_log()
+
+    def _truncate_log(self) -> None:
+        """What the log of SQLite held is in the database, and nothing of what was replaced in either.
+
+        Raises:
+            DatabaseLocked: somebody reads for so long that the log has to stay.
+        """
+        end = time.monotonic() + BUSY_TIMEOUT.total_seconds()
+        while True:
             with self.driver() as plain:
-                plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                (busy, _, _) = plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            if time.monotonic() > end:
+                raise DatabaseLocked(
+                    "what was deleted is still in the database's log",
+                    got="another program that reads it",
+                    expected="nobody else",
+                    do="end the other program, and do it again",
+                )
+            time.sleep(0.05)
 
     @contextmanager
     def driver(self) -> Iterator[sqlite3.Connection]:
@@ -156,6 +185,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions are begun by us, in `_begin`
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA secure_delete = ON")  # keys and tokens that are gone are not in free pages either
     cursor.execute("PRAGMA synchronous = FULL")  # a commit waits for the disk
     cursor.execute("PRAGMA fullfsync = ON")  # on macOS: for the disk, and not only for its cache
     cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -169,7 +199,7 @@ def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
             url,
             isolation_level="READ COMMITTED",  # a writer reads after it has its turn, and must see what came before
             pool_pre_ping=True,
-            connect_args={"connect_timeout": int(patience) or 1},
+            connect_args={"connect_timeout": int(patience) or 1, **_TCP, **dict(url.query)},
             **options,
         )
     except ImportError:
@@ -179,6 +209,9 @@ def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
 
     def configure(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MS}")
+            for name in ("tcp_keepalives_idle", "tcp_keepalives_interval"):
+                cursor.execute(f"SET {name} = {_TCP['keepalives_idle']}")  # where it is a socket of the machine: ignored
             cursor.execute(f"SET lock_timeout = {int(patience * 1000)}")
             # Durable means on disk, whatever the server's default is.
             cursor.execute(
@@ -202,8 +235,8 @@ def _begin(connection: Connection) -> None:
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Turn the database's errors into ours."""
+def own_errors(hidden: Collection[str] = ()) -> Iterator[None]:
+    """Turn the database's errors into ours, which repeat nothing that is `hidden`."""
     try:
         yield
     except IntegrityError as error:
@@ -214,6 +247,8 @@ def own_errors() -> Iterator[None]:
         if _is_locked(error.orig):
             raise locked() from error
         line = _first_line(error)
+        for secret in filter(None, hidden):
+            line = line.replace(secret, "...")
         do = "create it first, as with `createdb`" if _MISSING.search(line) else ""
         raise StoreError("CA database", got=line, expected="a readable and writable database", do=do) from error
     except SQLAlchemyError as error:

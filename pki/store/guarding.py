@@ -23,10 +23,11 @@ from pki import ledger
 from pki.errors import LedgerDamaged
 from pki.ledger import Entry, Frontier, head_signer, leaf_hash, verify_head
 from pki.profiles import CRL_RETENTION
-from pki.records import SealedHead, State
+from pki.records import IssuerRecord, SealedHead, State
 from pki.store import rows
 from pki.store.schema import heads, issuers
 from pki.store.schema import ledger as ledger_table
+from trust.identity import thumbprint
 
 KeyOf = Callable[[str], ec.EllipticCurvePublicKey]
 CLOCKS = timedelta(hours=1)  # how far the clocks of two instances may be apart
@@ -92,6 +93,25 @@ class Guard:
     def is_checked(self, last: SealedHead | None) -> bool:
         return last is None or (last.size, last.root) in self._checked
 
+    def covers(self, connection: Connection, issuer: IssuerRecord) -> bool:
+        """Whether the ledger has that CA, with that certificate, under a head that a CA of ours has signed.
+
+        Not checked: everything before that entry. Whoever has rewritten the ledger is found by an audit.
+        """
+        query = select(ledger_table.c.position, ledger_table.c.entry, ledger_table.c.leaf).join(
+            issuers, issuers.c.position == ledger_table.c.position
+        )
+        row = connection.execute(query.where(issuers.c.key_id == issuer.key_id)).mappings().first()
+        signed = _newest_signed(connection)
+        if row is None or signed is None or signed.jws is None or row["position"] >= signed.size:
+            return False
+        entry = Entry.decode(rows.ledger_row_of(row).entry)
+        facts = entry.facts
+        if entry.kind != "issuer" or (facts["key_id"], facts["x5t#S256"]) != (issuer.key_id, thumbprint(issuer.der)):
+            return False
+        head = verify_head(signed.jws, self._key(connection, head_signer(signed.jws)))
+        return head.size == signed.size and _stands(connection, row["position"])
+
     def _verify(self, connection: Connection, signed: SealedHead, tail: list[tuple[int, Entry]], now: datetime) -> None:
         assert signed.jws is not None  # noqa: S101  the query's condition
         states = {key_id: state for key_id, state in connection.execute(select(issuers.c.key_id, issuers.c.state))}
@@ -155,6 +175,19 @@ def _issued(connection: Connection, retired: Entry, sealed: int) -> Entry | None
         if serial in data and (entry := Entry.decode(data)).kind == "issued":
             return entry
     return None
+
+
+def _stands(connection: Connection, position: int) -> bool:
+    """Whether the head after an entry follows, with that entry, from the head before it."""
+    before = connection.execute(select(heads).where(heads.c.size <= position).order_by(heads.c.size.desc()).limit(1))
+    after = connection.execute(select(heads).where(heads.c.size > position).order_by(heads.c.size).limit(1))
+    first, last = before.mappings().first(), after.mappings().first()
+    if last is None:
+        return False
+    frontier = Frontier() if first is None else Frontier.from_bytes(rows.head_of(first).frontier)
+    at = ledger_table.c.position
+    query = select(ledger_table.c.entry).where(at >= frontier.size, at < last["size"]).order_by(at)
+    return frontier.extended(leaf_hash(data) for (data,) in connection.execute(query)).root() == last["root"]
 
 
 def _newest_signed(connection: Connection) -> SealedHead | None:

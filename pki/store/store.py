@@ -40,6 +40,7 @@ class Store(Reads):
         self.seal: Seal | None = None
         self._trust_domain = self.settings().trust_domain
         self.guard = Guard(self._trust_domain)
+        self._covered: set[bytes] = set()
         self._size = self.ledger_size()
 
     @classmethod
@@ -266,6 +267,18 @@ class Store(Reads):
         newest list itself is `crl`'s business; None: there is none yet.
         """
         return lists.delta(self._database, issuer, shard, fresh=fresh, make=make)
+
+    def is_covered(self, issuer: IssuerRecord) -> bool:
+        """Whether the ledger has that CA under a signed head, as that of every CA that was added with a key.
+
+        A row that somebody has put into the database is not; what is under no signed head is not to be published.
+        """
+        if issuer.der not in self._covered:
+            with self._database.read() as connection:
+                if not self.guard.covers(connection, issuer):
+                    return False
+            self._covered.add(issuer.der)
+        return True
 
     def sealed_head(self) -> SealedHead | None:
         """The newest tree head, signed now if it was written without a key and there is one now.

@@ -11,12 +11,17 @@ from typing import Any
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, insert, inspect
+from sqlalchemy import Connection, insert, inspect, select, update
 
+from pki import keys
 from pki.errors import AuthorityMissing, StoreError
-from pki.store.creation import check_version, found_version, private_file, remove_sqlite, require
+from pki.ledger import Head, sign_head
+from pki.records import State
+from pki.store import rows
+from pki.store.creation import JOURNEY, check_version, found_version, private_file, remove_sqlite, require
 from pki.store.database import Database, Location, damaged, locate
-from pki.store.schema import REVISION, version
+from pki.store.reading import read_issuers
+from pki.store.schema import REVISION, heads, settings, version
 from trust.credentials import read_bounded, sync_folder
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -24,7 +29,9 @@ _KEY_FILES = {"root": "root-key.pem", "intermediate": "intermediate-key.pem"}  #
 _MAX_KEY_BYTES = 16 << 10
 
 
-def upgrade(where: str | os.PathLike[str], *, now: datetime | None = None) -> tuple[str, str]:
+def upgrade(
+    where: str | os.PathLike[str], *, now: datetime | None = None, password: str | None = None
+) -> tuple[str, str]:
     """Bring a CA's database to the schema of this release; returns the revisions before and after.
 
     A SQLite database is copied beside itself before (`ca.db.REVISION.backup`); of PostgreSQL, make a backup yourself.
@@ -32,14 +39,39 @@ def upgrade(where: str | os.PathLike[str], *, now: datetime | None = None) -> tu
 
     Args:
         now: of the ledger's first head; the clock's time when left out.
+        password: of the CA's keys, to sign the first head. Until that is signed the CA issues nothing, for a ledger
+            that nobody has signed may be anybody's; call this once more with the password.
 
     Raises:
         AuthorityMissing: there is no CA.
+        WrongPassword: it does not open the signing key; the database is upgraded all the same.
         StoreError: a later release made the database, or it cannot be upgraded; then nothing has changed.
     """
     location = locate(where)
     require(location)
-    return upgrade_at(location, now=datetime.now(UTC) if now is None else now)
+    done = upgrade_at(location, now=datetime.now(UTC) if now is None else now)
+    if password is not None:
+        _sign_first(location, password)
+    return done
+
+
+def _sign_first(location: Location, password: str) -> None:
+    """Sign what the upgrade has made: one head, over all of it, and nothing after it."""
+    database = Database(location)
+    try:
+        with database.write() as connection:
+            found = connection.execute(select(heads)).mappings().all()
+            active = [one for one in read_issuers(connection) if one.state is State.ACTIVE and one.key_pem]
+            if len(found) != 1 or found[0]["jws"] is not None or not active:
+                return
+            issuer = max(active, key=lambda one: one.kind == "intermediate")
+            last = rows.head_of(found[0])
+            domain = connection.execute(select(settings.c.trust_domain)).scalar_one()
+            head = Head(trust_domain=domain, size=last.size, root=last.root, time=last.time)
+            signer = keys.open_signer(issuer, password=password, pin=None)
+            connection.execute(update(heads).values(jws=sign_head(head, signer, issuer.key_id)))
+    finally:
+        database.close()
 
 
 def upgrade_at(location: Location, *, now: datetime, beside: bool = True) -> tuple[str, str]:
@@ -50,7 +82,7 @@ def upgrade_at(location: Location, *, now: datetime, beside: bool = True) -> tup
             before = found_version(connection)
         if before is None:
             raise AuthorityMissing("no CA in this database", expected="its tables", do="make one with `a2a-pki init`")
-        if before >= REVISION:
+        if before != JOURNEY:
             with database.read() as connection:
                 check_version(connection)
             if beside:
@@ -88,12 +120,12 @@ def migrate(connection: Connection, before: str | None, to: str, **given: Any) -
 
 def _run(connection: Connection, location: Location, before: str, now: datetime) -> None:
     try:
-        migrate(connection, before, REVISION, now=now, keys=_keys(location))
+        migrate(connection, before, REVISION, now=now, keys=_key_texts(location))
     except (ValueError, TypeError, OverflowError) as error:  # a row is not what that release wrote
         raise damaged(error) from None
 
 
-def _keys(location: Location) -> dict[str, bytes]:
+def _key_texts(location: Location) -> dict[str, bytes]:
     return {kind: read_bounded(path, _MAX_KEY_BYTES) for kind, path in _key_files(location).items() if path.is_file()}
 
 

@@ -37,7 +37,8 @@ class GroupCommit(Generic[Item]):
     """Safe for threads.
 
     Args:
-        commit: commits a batch of items, and gives the error or None of each. If it raises, none was committed.
+        commit: commits a batch of items, and gives the error or None of each. If it raises, none was committed, or it
+            is not known: the connection to the database was lost while the answer was on its way.
     """
 
     def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Exception | None]]) -> None:
@@ -59,7 +60,8 @@ class GroupCommit(Generic[Item]):
             with self._mutex:
                 self._waiting.append(slot)
                 if not self._led:
-                    self._led = slot.leads = True
+                    slot.leads = True  # first: interrupted between the two, it hands over what nobody has, and no more
+                    self._led = True
                 elif len(self._waiting) == self._expected and self._gathered.locked():
                     self._gathered.release()
             if not slot.leads:

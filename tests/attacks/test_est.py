@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +21,25 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from pki import keys
-from pki.service import attempts
+from pki import CertificateAuthority, keys
+from pki.errors import EnrolmentTokenUsed
+from pki.service import attempts, serving
 from pki.service.batches import THREADS
 from tests.forge import Forge
-from tests.pki.service.parts import AGENT, DOMAIN, EST, PASSWORD, Running, certificates, new_ca, raw, request, started
+from tests.pki.service.parts import (
+    AGENT,
+    DOMAIN,
+    EST,
+    PASSWORD,
+    Running,
+    agent,
+    certificates,
+    new_ca,
+    raw,
+    request,
+    started,
+)
+from trust.audit import AuditLog
 from trust.credentials import Credentials
 from trust.errors import HandshakeRefused
 
@@ -453,13 +468,70 @@ def test_an_address_that_fails_too_often(tmp_path: Path, monkeypatch: pytest.Mon
         statuses = asyncio.run(guesses())
         assert set(statuses) == {401, 429}
         assert BURST <= statuses.count(401) <= BURST + THREADS
-        refused = running.enrol(good)
+        refused = running.enrol(guess)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] and "www-authenticate" not in refused.headers
         assert refused.json()["error"] == "temporarily_unavailable"
         assert running.trail.records[-1]["check"] == "pki.token.attempts"
+        # Whoever shares the address, and has a good token, is not kept from using it; once it is used, it is no token.
+        certificates(running.enrol(good))
+        assert running.enrol(good).status_code == 429
         certificates(running.renew(member(running)))  # who has a certificate is not kept from renewing
         assert running.get("/health").status_code == 200
+
+
+def test_one_certificate_is_not_renewed_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each renewal is a row and a ledger entry, for good."""
+    monkeypatch.setattr(attempts, "RENEWALS_BURST", BURST)
+    monkeypatch.setattr(attempts, "AGENT_RENEWALS_BURST", BURST + 2)
+    monkeypatch.setattr(attempts, "RENEWALS_INTERVAL", 600.0)
+    monkeypatch.setattr(attempts, "AGENT_RENEWALS_INTERVAL", 600.0)
+    with new_ca(tmp_path / "ca") as ca, started(ca) as running:
+        credentials, other = member(running), member(running)
+        for _ in range(BURST):
+            certificates(running.renew(credentials))
+        refused = running.renew(credentials)
+        assert (refused.status_code, refused.json()["check"]) == (429, "pki.renewal.attempts")
+        assert refused.headers["retry-after"]
+        # Another certificate of the same agent has its own count, and the agent has one over all of them.
+        for _ in range(2):
+            certificates(running.renew(other))
+        assert running.renew(other).status_code == 429
+        certificates(running.renew(member(running, OTHER), request(OTHER)))
+
+
+def test_a_used_token_gives_nothing_of_a_tainted_ca(tmp_path: Path) -> None:
+    with new_ca(tmp_path / "ca") as ca:
+        csr, token = request(), ca.create_token(AGENT).text
+        first = ca.enrol(csr, token)
+        assert ca.enrol(csr, token).certificate == first.certificate
+        ca.taint(ca.issuers()[1].key_id)
+        with pytest.raises(EnrolmentTokenUsed):
+            ca.enrol(csr, token)
+
+
+def test_what_cannot_be_recorded_is_not_handed_out(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    async def ask(ca: CertificateAuthority) -> tuple[httpx.Response, httpx.Response]:
+        async with serving(ca, audit=AuditLog.to(Full())) as one, agent(one.upkeep.bundles) as client:
+            answers = []
+            for text in (ca.create_token(AGENT).text, "a2ae_" + "0" * 24 + "_" + "0" * 64):
+                answers.append(
+                    await client.post(
+                        f"{one.url}{EST}/simpleenroll",
+                        content=encoded(request()),
+                        headers={**PKCS10, "Authorization": f"Bearer {text}"},
+                    )
+                )
+            return answers[0], answers[1]
+
+    with new_ca(tmp_path / "ca") as ca:
+        allowed, denied = asyncio.run(ask(ca))
+    assert (allowed.status_code, allowed.json()["error"]) == (503, "temporarily_unavailable")
+    assert denied.status_code == 401, "what is refused stays refused"
 
 
 def test_a_token_is_burnt_once_however_many_ask_at_once(service: Running) -> None:

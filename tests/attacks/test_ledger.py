@@ -14,18 +14,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki import keys, ledger, proofs
 from pki.errors import LedgerDamaged, PKIError
-from pki.ledger import Frontier, Head, leaf_hash
+from pki.ledger import Entry, Frontier, Head, leaf_hash
 from pki.ledger_audit import audit
 from pki.records import LedgerRow, Record, State
 from tests.pki.books import (
     AGENT,
     DOMAIN,
     ISSUER,
+    ISSUER_RECORD,
     KEY,
     KEYS,
     NOW,
     OTHER_KEY,
     ROOT,
+    ROOT_KEY,
     Books,
     agent,
     founded,
@@ -405,20 +407,99 @@ def policy_removed(made: Books) -> None:
     made.policy = None
 
 
+LONG_AFTER = NOW + timedelta(days=30)
+
+
+def retire(made: Books, which: int = 1) -> None:
+    made.cas[which] = replace(made.cas[which], state=State.RETIRING)
+    made.append(ledger.entry_for_issuer(made.cas[which]))
+
+
 def pruned_before_its_end(made: Books) -> None:
-    made.append(ledger.entry_for_pruning(ISSUER.key_id, before=SECOND.not_after, removed=1, now=NOW))
+    retire(made)
+    made.append(ledger.entry_for_pruning(ISSUER.key_id, before=SECOND.not_after, removed=0, now=LONG_AFTER))
     made.certificates.remove(SECOND)
 
 
 def pruned_under_another_ca(made: Books) -> None:
-    made.append(ledger.entry_for_pruning(ROOT.key_id, before=NOW + timedelta(days=9), removed=1, now=NOW))
+    retire(made, 0)
+    made.append(ledger.entry_for_pruning(ROOT.key_id, before=NOW + timedelta(days=9), removed=0, now=LONG_AFTER))
     made.certificates.remove(SECOND)
 
 
 def pruned_before_it_was_issued(made: Books) -> None:
-    made.append(ledger.entry_for_pruning(ISSUER.key_id, before=NOW + timedelta(days=9), removed=1, now=NOW))
+    retire(made)
+    made.append(ledger.entry_for_pruning(ISSUER.key_id, before=NOW + timedelta(days=9), removed=4, now=LONG_AFTER))
+    made.certificates = made.certificates[:2]
     late = agent(0x20)
     made.append(ledger.entry_for_record(late))
+
+
+# What somebody does who can write the database, and has no key: all of it agrees, and the last head is unsigned.
+
+
+def forged_pruning(made: Books) -> None:
+    made.append(
+        ledger.entry_for_pruning(ISSUER.key_id, before=NOW + timedelta(days=9), removed=4, now=LONG_AFTER), signer=None
+    )
+    made.certificates = made.certificates[:2]
+
+
+def forged_pruning_of_too_much(made: Books) -> None:
+    retire(made)
+    made.append(
+        ledger.entry_for_pruning(ISSUER.key_id, before=NOW + timedelta(days=9), removed=1, now=NOW), signer=None
+    )
+    made.certificates.remove(SECOND)
+
+
+def wrong_count(made: Books) -> None:
+    retire(made)
+    made.append(
+        ledger.entry_for_pruning(ISSUER.key_id, before=NOW + timedelta(days=9), removed=1, now=LONG_AFTER), signer=None
+    )
+    made.certificates = made.certificates[:2]
+
+
+def retired_agent(made: Books) -> None:
+    made.append(Entry(kind="retired", time=LONG_AFTER, serial=SECOND.serial, facts={"key_id": "x"}), signer=None)
+    made.certificates.remove(SECOND)
+
+
+def issued_without_a_signature(made: Books) -> None:
+    late = agent(0x20)
+    made.certificates.append(late)
+    made.append(ledger.entry_for_record(late), signer=None)
+
+
+def revoked_ca_active_again(made: Books) -> None:
+    revoked = replace(ISSUER, state=State.REVOKED)
+    made.append(ledger.entry_for_issuer(revoked), signer=ROOT_KEY)
+    made.append(ledger.entry_for_issuer(ISSUER), signer=None)
+
+
+def head_by_a_revoked_ca(made: Books) -> None:
+    made.cas[1] = replace(ISSUER, state=State.REVOKED)
+    made.append(ledger.entry_for_issuer(made.cas[1]), signer=None)
+    made.append(ledger.entry_for_unban(OTHER, NOW), signer=KEY)
+    made.banned.clear()
+
+
+def goes_on_with_a_revoked_certificate(made: Books) -> None:
+    made.append(ledger.entry_for_revocation(ISSUER_RECORD, reason=x509.ReasonFlags.superseded, now=NOW))
+    revoke(made, ISSUER_RECORD)
+
+
+def no_signatures(made: Books) -> None:
+    made.sealed = [replace(made.sealed[-1], jws=None)]
+
+
+def negative_entry(made: Books) -> None:
+    made.rows.insert(0, replace(made.rows[4], position=-7))
+
+
+def negative_head(made: Books) -> None:
+    made.sealed.insert(0, replace(made.sealed[0], size=-7))
 
 
 S_10, S_11, S_13 = (f"certificate {serial:x} of" for serial in (0x10, 0x11, 0x13))
@@ -473,7 +554,10 @@ BOOKS: list[tuple[str, Mutation, list[str]]] = [
     (
         "entry appended",
         inserted_entry,
-        [f"entry 11 of the ledger (issued certificate 66 of {AGENT}): the row of the certificate was removed"],
+        [
+            f"entry 11 of the ledger (issued certificate 66 of {AGENT}): the row of the certificate was removed",
+            f"entry 11 of the ledger (issued certificate 66 of {AGENT}) is under no signed head",
+        ],
     ),
     ("issued twice", issued_twice, [f"entry 11 of the ledger: issued {S_13} {OTHER}, for the second time"]),
     ("head's signature altered", with_head(-1, jws="x.y.z"), ["tree head at 11: tree head cannot be read"]),
@@ -550,9 +634,39 @@ BOOKS: list[tuple[str, Mutation, list[str]]] = [
     ("removed as pruned, but not expired", pruned_before_its_end, [f"{AT_5}: the row of the certificate was removed"]),
     ("removed as pruned of another CA", pruned_under_another_ca, [f"{AT_5}: the row of the certificate was removed"]),
     (
+        "pruning forged",
+        forged_pruning,
+        ["entry 11 of the ledger (pruned", *["the row of the certificate was removed"] * 4],
+    ),
+    (
+        "pruning of what lists name forged",
+        forged_pruning_of_too_much,
+        ["entry 12 of the ledger (pruned", f"{AT_5}: the row of the certificate was removed"],
+    ),
+    ("pruning with another number", wrong_count, ["1 certificates removed, and 4 could be"]),
+    ("agent retired as if it were a CA", retired_agent, [f"{AT_5}: the row of the certificate was removed"]),
+    ("issued under an unsigned head", issued_without_a_signature, ["entry 11 of the ledger (issued certificate 20"]),
+    (
+        "revoked CA active again",
+        revoked_ca_active_again,
+        [
+            f"entry 12 of the ledger (issuer {ISSUER.key_id}): that CA was revoked, and is active",
+            f"entry 12 of the ledger (issuer {ISSUER.key_id}) is under no signed head",
+        ],
+    ),
+    ("head by a revoked CA", head_by_a_revoked_ca, ["tree head at 13: signed by a CA that was revoked before"]),
+    (
+        "CA that goes on with a revoked certificate",
+        goes_on_with_a_revoked_certificate,
+        [f"CA {ISSUER.key_id} goes on, and its certificate is revoked"],
+    ),
+    ("all signatures removed", no_signatures, ["is under no signed head: only a CA with its key"]),
+    ("entry at a negative position", negative_entry, ["there is an entry of the ledger at position -7"]),
+    ("head of a negative size", negative_head, ["there is a tree head at -7"]),
+    (
         "pruned, issued again, removed",
         pruned_before_it_was_issued,
-        ["entry 12 of the ledger (issued certificate 20 of"],
+        ["entry 13 of the ledger (issued certificate 20 of"],
     ),
 ]
 

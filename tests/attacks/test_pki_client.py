@@ -165,7 +165,7 @@ def test_the_service_as_it_is_enrols(tmp_path: Path) -> None:
     assert Credentials.load(tmp_path).thumbprint == made.thumbprint
     assert TrustBundles.load(tmp_path / "bundle.json").by_domain["fleet.example"].roots == (FORGE.root,)
     assert service.tokens == [f"agent:{TOKEN}"]
-    assert service.paths == [CACERTS, "/bundle", ENROLL]
+    assert service.paths == [CACERTS, "/bundle", CACERTS, ENROLL]
 
 
 @pytest.mark.parametrize("name", IMPOSTORS)

@@ -16,8 +16,11 @@ MODULES = (
     "revocation",
     "gate",
     "pki",
+    "pki_memory",
     "pki_revocation",
+    "pki_service",
     "transports",
+    "step_ca",  # last, for the first time it installs what it compares with
 )
 
 

@@ -30,7 +30,7 @@ class Process:
 
     def resident(self) -> int:
         """Bytes of memory that it and the processes that it has started hold."""
-        return sum(_resident(pid) for pid in (self.pid, *_children(self.pid)))
+        return sum(resident(pid) for pid in (self.pid, *_children(self.pid)))
 
 
 class Load:
@@ -110,7 +110,8 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int | str = "self") -> int:
+    """Bytes of memory that a process holds; 0 where the system does not say, or the process is gone."""
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0

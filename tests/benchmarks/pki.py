@@ -28,6 +28,7 @@ AGENT = "spiffe://fleet.example/billing"
 ISSUED = 2_000
 ENROLLED = 500
 OPENSSL_ISSUED = 40
+TOGETHER = 50  # of one caller who has many
 THREADS = 32  # callers that wait at the same time, as those of a service do; their commits are grouped
 
 
@@ -37,11 +38,14 @@ def rows() -> list[Row]:
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(names, critical=True)
     csr = request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
     with tempfile.TemporaryDirectory() as folder:
-        one, many, enrolled = _ours(Path(folder) / "ca", csr)
+        one, together, many, enrolled = _ours(Path(folder) / "ca", csr)
     limit = _cryptography(key)
     goal = Row(name=f"issue, {THREADS} callers", ours=many, peer_name="the goal", peer=1 / 2_000, goal="<= 1x")
+    batched = f"issue, one caller, {TOGETHER} at a time"
     result = [
         goal,
+        Row(name=batched, ours=together, peer_name="the goal", peer=1 / 2_000, goal="<= 1x"),
+        Row(name=batched, ours=together, peer_name="raw verify + sign", peer=limit, goal="-"),
         Row(name=f"issue, {THREADS} callers", ours=many, peer_name="raw verify + sign", peer=limit, goal="-"),
         Row(name="issue, one caller", ours=one, peer_name="raw verify + sign", peer=limit, goal="-"),
         Row(name=f"enrol, {THREADS} callers", ours=enrolled, peer_name="the goal", peer=1 / 300, goal="<= 1x"),
@@ -55,14 +59,19 @@ def rows() -> list[Row]:
     return result
 
 
-def _ours(folder: Path, csr: bytes) -> tuple[float, float, float]:
-    """Seconds for a certificate: issued one after the other, by many callers, and by many with a token each."""
+def _ours(folder: Path, csr: bytes) -> tuple[float, float, float, float]:
+    """Seconds for a certificate: issued one by one, many at a time, by many callers, and by many with a token each."""
     with CertificateAuthority.create(folder, trust_domain="fleet.example", password="benchmark") as ca:
         alone = ISSUED // 10
         start = time.perf_counter()
         for _ in range(alone):
             ca.issue(csr, AGENT)
         one = (time.perf_counter() - start) / alone
+        start = time.perf_counter()
+        for _ in range(ISSUED // TOGETHER):
+            made = ca.together([ca.issuing(csr, AGENT) for _ in range(TOGETHER)])
+            assert not any(isinstance(result, Exception) for result in made)
+        together = (time.perf_counter() - start) / ISSUED
         tokens = [ca.create_token(AGENT).text for _ in range(ENROLLED)]
         with ThreadPoolExecutor(THREADS) as pool:
             start = time.perf_counter()
@@ -71,8 +80,8 @@ def _ours(folder: Path, csr: bytes) -> tuple[float, float, float]:
             start = time.perf_counter()
             list(pool.map(lambda token: ca.enrol(csr, token), tokens))
             enrolled = (time.perf_counter() - start) / ENROLLED
-        assert len(ca.certificates(kind="agent")) == alone + ISSUED + ENROLLED
-    return one, many, enrolled
+        assert len(ca.certificates(kind="agent")) == alone + 2 * ISSUED + ENROLLED
+    return one, together, many, enrolled
 
 
 def _cryptography(key: Any) -> float:

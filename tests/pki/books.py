@@ -108,7 +108,7 @@ class Books:
         return iter(list(self.certificates))
 
     def ledger_rows(self, start: int = 0) -> Iterator[LedgerRow]:
-        return iter([row for row in self.rows if row.position >= start])
+        return iter([row for row in self.rows if row.position >= start or start == 0])
 
     def heads(self) -> Iterator[SealedHead]:
         return iter(list(self.sealed))

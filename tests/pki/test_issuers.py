@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, Issued, PKIError, rotation
-from pki.errors import AgentBanned, AuthorityExists, EnrolmentTokenUsed, KeyStoreError
+from pki import CertificateAuthority, Issued, PKIError, issuers, rotation
+from pki.errors import AgentBanned, AuthorityExists, EnrolmentTokenUsed, KeyStoreError, PolicyMalformed
 from pki.rotation import Action
 from pki.store import DATABASE_FILE
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
@@ -74,13 +75,16 @@ def test_two_instances_on_one_server(server: str, clock: Clock) -> None:
         clock.now = rotation.activate_at(first.issuers()[1])
         with ThreadPoolExecutor(8) as pool:
             done = [action for actions in pool.map(rotate, range(8)) for action in actions]
-        assert sorted(done) == [Action.ACTIVATE, Action.PREPARE]
+        assert done == [Action.PREPARE]
+        clock.forward(rotation.LISTED)
+        with ThreadPoolExecutor(8) as pool:
+            assert [action for actions in pool.map(rotate, range(8)) for action in actions] == [Action.ACTIVATE]
         assert first.intermediate == second.intermediate
         first.ban(AGENT)
         with pytest.raises(AgentBanned):
             second.issue(data, AGENT)
         assert second.bundle() == first.bundle()
-        assert len(second.crl().crls) == 3
+        assert len(second.crl().crls) == 4
         assert second.audit_ledger(first.ledger_head()).problems == ()
         assert all(check.ok for check in second.health())
 
@@ -118,6 +122,7 @@ for modules in ([], ["/tmp/evil.so"]):
 with CertificateAuthority.open(folder, pin=pin, modules=[store.partition("module-path=")[2]]) as ca:
     old = ca.intermediate
     ca.rotate(kind="intermediate", force=True)
+    ca.rotate(now + timedelta(minutes=10))
     assert ca.intermediate != old
     ca.rotate(kind="root", force=True)
     uris = {r.key_uri for r in ca.issuers()}
@@ -156,7 +161,7 @@ def test_the_database_cannot_name_a_module(folder: Path) -> None:
         uri = "pkcs11:token=t;object=o?module-path=/tmp/evil.so"
         connection.execute("UPDATE issuers SET key_pem = NULL, key_uri = ?", (uri,))
         connection.commit()
-    with pytest.raises(PKIError, match="got /tmp/evil.so, from the database.*A2A_PKI_PKCS11_MODULE") as caught:
+    with pytest.raises(PKIError, match=r"got /tmp/evil\.so, from the database.*A2A_PKI_PKCS11_MODULE") as caught:
         CertificateAuthority.open(folder, password=PASSWORD, pin=PIN, modules=[str(MODULE)])
     assert type(caught.value) is KeyStoreError
 
@@ -168,6 +173,8 @@ def test_a_root_that_was_exported_by_another_process_is_offline_here_too(
     ca: CertificateAuthority, folder: Path, tmp_path: Path, clock: Clock
 ) -> None:
     ca.rotate(kind="intermediate", force=True)  # it has the root key open now
+    clock.forward(rotation.LISTED)
+    ca.rotate()
     with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
         other.export_root(tmp_path / "root.pem", "y")
     clock.forward(timedelta(seconds=1))
@@ -188,3 +195,31 @@ def test_a_key_is_opened_once_however_many_need_it(folder: Path, monkeypatch: py
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: ca.crl(), range(8)))
     assert opened == [next(r.key_id for r in ca.issuers() if r.kind == "root")]
+
+
+# A view that cannot be read again.
+
+
+def test_a_policy_that_is_not_understood_stops_everybody_within_seconds(
+    ca: CertificateAuthority, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only the thread that happens to read: the others would go on by a policy that was replaced."""
+    monkeypatch.setattr(issuers, "READ_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(issuers, "BELIEVED_SECONDS", 0.2)
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
+        other._store.set_policy('[[allow]]\nids = ["/x"]\nof_a_later_version = true\n', clock())
+        time.sleep(0.3)
+        with ThreadPoolExecutor(8) as pool:
+            refused = list(pool.map(lambda _: _refusal(ca), range(64)))
+        assert set(refused) == {PolicyMalformed}
+        other.set_policy('[[allow]]\nids = ["/**"]\n')
+        time.sleep(0.1)
+        ca.issue_credentials(AGENT)
+
+
+def _refusal(ca: CertificateAuthority) -> type[BaseException] | None:
+    try:
+        ca.issue_credentials(AGENT)
+    except PKIError as error:
+        return type(error)
+    return None

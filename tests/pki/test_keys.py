@@ -113,7 +113,7 @@ OPENING: list[tuple[str, dict[str, Any], str | None, type[PKIError], str]] = [
     ("another CA's key", {"key_pem": SEALED}, PASSWORD, AuthorityDamaged, "is not the one in its certificate"),
     ("damaged", {"key_pem": b"x"}, PASSWORD, AuthorityDamaged, "key of the intermediate CA is damaged"),
     ("offline", {}, PASSWORD, KeyStoreError, "key of the intermediate CA is not here"),
-    ("bad URI", {"key_uri": "pkcs11:"}, PASSWORD, KeyStoreError, "URI of a key on a token"),
+    ("on a token, without a PIN", {"key_uri": "pkcs11:"}, PASSWORD, WrongPassword, "PIN of the token"),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -160,7 +159,7 @@ def test_what_is_missing_is_said_before_a_module_is_loaded(text: str, line: str)
 
 def test_without_python_pkcs11_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pkcs11", None)
-    with pytest.raises(KeyStoreError, match="install the extra .pkcs11. of a2a-trust"):
+    with pytest.raises(KeyStoreError, match="install the extra `pkcs11` of a2a-trust"):
         open_on_token(GOOD, PIN)
 
 
@@ -494,11 +493,17 @@ def test_the_key_of_a_ca_opens_by_its_uri(token: str) -> None:
         key_id=Issuer.of(certificate).key_id,
         key_uri=key.uri,
     )
-    signs(keys.open_signer(issuer, password=None, pin=PIN))
+    named = [str(MODULE)]
+    signs(keys.open_signer(issuer, password=None, pin=PIN, modules=named))
     with pytest.raises(AuthorityDamaged, match="not the one in its certificate"):
-        keys.open_signer(replace(books.ISSUER, key_uri=key.uri), password=None, pin=PIN)
+        keys.open_signer(replace(books.ISSUER, key_uri=key.uri), password=None, pin=PIN, modules=named)
     with pytest.raises(WrongPassword):
-        keys.open_signer(issuer, password="x", pin=None)
+        keys.open_signer(issuer, password="x", pin=None, modules=named)
+    for others in ([], ["/usr/lib/other.so"]):
+        with pytest.raises(KeyStoreError, match="expected one that you have named"):
+            keys.open_signer(issuer, password=None, pin=PIN, modules=others)
+    with pytest.raises(KeyStoreError, match="URI of a key on a token"):
+        keys.open_signer(replace(issuer, key_uri="pkcs11:"), password=None, pin=PIN, modules=named)
 
 
 def test_the_pins_are_those_of_the_tests() -> None:

@@ -22,7 +22,8 @@ from pki.errors import AuthorityDamaged, KeyStoreError, StoreError, UnknownName
 from pki.list_names import crl_file_name, crl_name
 from pki.profiles import CRL_LIFETIME, CRL_RETENTION, INTERMEDIATE_LIFETIME, Urls
 from pki.records import State
-from pki.store import DATABASE_FILE
+from pki.store import DATABASE_FILE, Store
+from pki.store import store as store_module
 from tests.pki.conftest import DOMAIN, NOW
 from tests.pki.judges import lint, needs_openssl, openssl
 from tests.pki.small_ca import BASE, DAY, SmallCA
@@ -88,7 +89,8 @@ def judge(
 
 def test_a_new_ca_has_an_empty_list_of_each_issuer(ca: SmallCA) -> None:
     lists = by_name(ca.revocations().lists(NOW))
-    assert set(lists) == {f"{ca.root.key_id}.crl", f"{ca.intermediate.key_id}.crl"}
+    # And one ahead: the list of the next shard is known before its first certificate.
+    assert set(lists) == {f"{ca.root.key_id}.crl", f"{ca.intermediate.key_id}.crl", shard_name(ca, 1)}
     assert all(number(crl) == 1 and not serials(crl) for crl in lists.values())
     crl = lists[shard_name(ca)]
     scope = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
@@ -167,7 +169,7 @@ def test_a_list_is_made_anew_at_half_its_life_and_not_before(ca: SmallCA) -> Non
         revocations.lists(NOW + HALF)
     ca.offline.clear()
     second = revocations.lists(NOW + HALF)
-    assert [number(crl) for crl in second.crls] == [2, 2]
+    assert [number(crl) for crl in second.crls] == [2, 2, 2]
     assert all(crl.next_update_utc and crl.next_update_utc >= NOW + HALF + CRL_LIFETIME - MINUTE for crl in second.crls)
 
 
@@ -233,13 +235,42 @@ def test_an_expired_certificate_leaves_the_list_after_a_week(ca: SmallCA) -> Non
 
 
 def test_a_shard_without_living_certificates_needs_no_list(ca: SmallCA) -> None:
-    ca.issue(shard=1)
+    ca.issue(shard=2)
     revocations = ca.revocations()
-    assert shard_name(ca, 1) in by_name(revocations.lists(NOW + DAY + CRL_RETENTION))
+    assert shard_name(ca, 2) in by_name(revocations.lists(NOW + DAY + CRL_RETENTION))
     later = NOW + DAY + CRL_RETENTION + DAY
-    assert shard_name(ca, 1) not in by_name(revocations.lists(later))
+    assert shard_name(ca, 2) not in by_name(revocations.lists(later))
     with pytest.raises(UnknownName):
-        revocations.named(shard_name(ca, 1), later)
+        revocations.named(shard_name(ca, 2), later)
+
+
+def test_the_lists_of_the_next_certificates_are_published_before_them(
+    ca: SmallCA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the CA that issues and of the one that is prepared; of one that has retired no more than it needs."""
+    monkeypatch.setattr(store_module, "SHARD_BITS", 2)
+    while ca.store.shard() < 3:
+        ca.issue(shard=ca.store.shard())
+    revocations, key_id = ca.revocations(), ca.intermediate.key_id
+    ahead = {shard_name(ca, 3), shard_name(ca, 4)}
+    for state in (State.PREPARED, State.ACTIVE):
+        ca.store.change_issuers(states={key_id: state}, now=NOW)
+        assert ahead <= set(revocations.names(NOW)) == set(by_name(revocations.lists(NOW)))
+        assert shard_name(ca, 5) not in revocations.names(NOW)
+    ca.store.change_issuers(states={key_id: State.RETIRING}, now=NOW)
+    assert not ahead & set(revocations.names(NOW)) or ca.store.shards(key_id, NOW)[-1] == 3
+
+
+def test_another_instance_knows_the_shard_that_is_issued_into(
+    ca: SmallCA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SHARD_BITS", 2)
+    other = Store.open(tmp_path / "ca")
+    while ca.store.shard() < 3:
+        ca.issue(shard=ca.store.shard())
+    assert other.shard() < 3
+    assert (other.newest_shard(), other.shard()) == (3, 3)
+    other.close()
 
 
 def test_a_pruned_ca_is_not_published(ca: SmallCA) -> None:
@@ -260,7 +291,7 @@ def test_a_list_by_its_name_is_the_one_of_the_lists(ca: SmallCA) -> None:
     ca.issue(shard=3)
     revocations = ca.revocations()
     lists = by_name(revocations.lists(NOW))
-    assert len(lists) == 3
+    assert len(lists) == 4
     assert revocations.names(NOW) == tuple(lists)
     assert revocations.published(NOW) == {name: crl.public_bytes(Encoding.DER) for name, crl in lists.items()}
     for name, crl in lists.items():
@@ -269,7 +300,7 @@ def test_a_list_by_its_name_is_the_one_of_the_lists(ca: SmallCA) -> None:
 
 NO_NAMES = [
     "", ".crl", "{ca}", "{ca}.pem", "{ca}.crl/", "../{ca}.crl", "{ca}-0.crl", "{ca}-00.crl", "{ca}-01.crl",
-    "{ca}-1.crl", "{ca}--1.crl", "{ca}-4294967296.crl", "{ca}.delta.crl", "{ca}-2.delta.crl", "{ca}-2.crl\n",
+    "{ca}-3.crl", "{ca}--1.crl", "{ca}-4294967296.crl", "{ca}.delta.crl", "{ca}-2.delta.crl", "{ca}-2.crl\n",
     "{CA}.crl", "{ca}.crl.crl", "0" * 40 + ".crl",
 ]  # fmt: skip
 
@@ -283,7 +314,7 @@ def test_there_is_no_such_list(name: str, ca: SmallCA, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
         rows = connection.execute("SELECT shard FROM crls").fetchall()
     connection.close()
-    assert all(shard in (0, 2) for (shard,) in rows), "strangers who guess names fill no table"
+    assert all(shard in (0, 1, 2) for (shard,) in rows), "strangers who guess names fill no table"
 
 
 def test_another_list_in_the_database_is_noticed(ca: SmallCA, tmp_path: Path) -> None:
@@ -415,10 +446,9 @@ def test_a_long_list_says_where_its_delta_is(long: SmallCA) -> None:
     assert (base_of(delta), number(delta), serials(delta)) == (number(base), number(base), set())
     scopes = [c.extensions.get_extension_for_class(x509.IssuingDistributionPoint) for c in (base, delta)]
     assert scopes[0] == scopes[1], "RFC 5280 section 5.2.4: the same scope"
-    assert revocations.names(NOW) == (crl_file_name(long.root.key_id), shard_name(long))
-    assert set(revocations.published(NOW)) == {
-        crl_file_name(long.root.key_id), shard_name(long), shard_name(long, delta=True)
-    }  # fmt: skip
+    names = (crl_file_name(long.root.key_id), shard_name(long), shard_name(long, 1))
+    assert revocations.names(NOW) == names
+    assert set(revocations.published(NOW)) == {*names, shard_name(long, delta=True)}
 
 
 def test_a_delta_has_what_was_revoked_since_its_base(long: SmallCA) -> None:
@@ -574,7 +604,7 @@ def test_nss_sees_the_revocation_on_a_complete_list_and_refuses_a_partition(
         for name, crl in by_name(made.revocations().lists(NOW)).items():
             (folder / name).write_bytes(crl.public_bytes(Encoding.DER))
             result = run("crlutil", "-I", "-d", database, "-t", "1", "-i", folder / name)
-            partition = name == shard_name(made) and not taken
+            partition = name in (shard_name(made), shard_name(made, 1)) and not taken
             assert ("UNKNOWN_CRITICAL_EXTENSION" in result.stderr) == partition, result.stderr
         assert run("certutil", "-V", "-d", database, "-n", "good", "-u", "C").returncode == 0
         judged = run("certutil", "-V", "-d", database, "-n", "victim", "-u", "C")

@@ -19,7 +19,7 @@ from pki.errors import (
     PolicyMalformed,
     PolicyRefused,
 )
-from pki.rules import MAX_POLICY_BYTES, Decision, Pattern, Rules, reserved
+from pki.rules import MAX_POLICY_BYTES, Decision, Pattern, Rules, reserved, spelled
 from tests.pki.conftest import DOMAIN
 from trust.identity import AgentID
 
@@ -136,7 +136,7 @@ def test_the_rule_that_came_closest_is_told() -> None:
     )
     decision = decide("/a", rules)
     assert (decision.rule, decision.error) == ("allow 2", LifetimeRefused)
-    assert "0:01:00" in decision.why
+    assert "60 seconds" in decision.why
 
 
 def test_deny_about_keys_alone() -> None:
@@ -225,6 +225,24 @@ def test_malformed(text: str, says: str) -> None:
 def test_lifetimes(text: str, lifetime: timedelta) -> None:
     (rule,) = Rules.parse(GOOD + f'max_lifetime = "{text}"', DOMAIN).allow
     assert rule.max_lifetime == lifetime
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (timedelta(0), "0 seconds"),
+        (timedelta(seconds=0.5), "0.5 seconds"),
+        (timedelta(seconds=1), "1 second"),
+        (timedelta(seconds=60), "60 seconds"),
+        (1.5 * HOUR, "90 minutes"),
+        (24 * HOUR, "24 hours"),
+        (49 * HOUR, "49 hours"),
+        (720 * HOUR, "30 days"),
+        (24 * HOUR + timedelta(seconds=1), "86401 seconds"),
+    ],
+)
+def test_times_are_spelled(time: timedelta, words: str) -> None:
+    assert spelled(time) == words
 
 
 PARTS = st.lists(st.sampled_from(["a", "b", "*", "**"]), min_size=1, max_size=4)

@@ -210,7 +210,7 @@ def test_a_list_that_makes_no_difference_is_not_hashed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("trust.revocation._Indexed.signed_by", refuse)
     path = tuple(Certificate.read(der) for der in AGENT.chain_der)
-    (answer,) = index.answers(path)
+    (answer,) = index.answers(path, "fleet.example")
     assert (answer.revoked, answer.crls) == (False, ())
 
 
@@ -397,7 +397,7 @@ def test_a_crl_whose_issuer_cannot_be_read_is_a_crl_all_the_same() -> None:
 
 
 def test_without_crls_there_is_nothing_to_ask() -> None:
-    assert RevocationIndex(RevocationLists()).answers(()) == ()
+    assert RevocationIndex(RevocationLists()).answers((), "fleet.example") == ()
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority
+from pki import CertificateAuthority, rotation
 from pki.ledger import verify_head
 from pki.store import DATABASE_FILE
 from tests.pki.cli.parts import Run, mode, one_line
@@ -253,11 +254,12 @@ def test_rotate(run: Run, folder: Path) -> None:
     assert "prepare the next intermediate" in run("rotate", folder, "--plan").out
     assert run("rotate", folder).out == "nothing is due\n"
     done = run("rotate", folder, "--kind", "intermediate", "--json").json
-    assert [step["action"] for step in done] == ["prepare", "activate"]
+    assert [step["action"] for step in done] == ["prepare"]
+    assert "active not before" in done[0]["says"]
     states = [
         i["state"] for i in json.loads(run("status", folder, "--json").out)["issuers"] if i["kind"] == "intermediate"
     ]
-    assert states == ["retiring", "active"]
+    assert states == ["active", "prepared"]
     assert run("prune", folder).out == "0 rows pruned\n"
 
 
@@ -303,8 +305,11 @@ def test_a_root_that_is_kept_offline(run: Run, tmp_path: Path) -> None:
         assert run("show", file).code == 0
     accepted = run("ceremony", "accept", "ca", "next.pem")
     assert accepted.code == 0, accepted.err
-    run("issue", "ca", AGENT, "--replace")
-    new = Credentials.load("billing").chain[1]
+    issuers = json.loads(run("status", "ca", "--json").out)["issuers"]
+    assert [i["state"] for i in issuers if i["kind"] == "intermediate"] == ["active", "prepared"]
+    with CertificateAuthority.open("ca", password=PASSWORD) as ca:
+        ca.rotate(datetime.now(UTC) + rotation.LISTED)  # when every agent has its lists
+        new = ca.intermediate
     assert new.serial_number != old.serial_number
     (root,) = TrustBundles.from_json(run("bundle", "ca").out).by_domain[DOMAIN].roots
     new.verify_directly_issued_by(root)
@@ -342,7 +347,9 @@ def test_the_module_of_a_token_is_named_by_the_operator(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = sqlite3.connect(folder / DATABASE_FILE)
-    connection.execute("UPDATE issuers SET key_pem = NULL, key_uri = 'pkcs11:token=t;object=o?module-path=/tmp/evil.so'")
+    connection.execute(
+        "UPDATE issuers SET key_pem = NULL, key_uri = 'pkcs11:token=t;object=o?module-path=/tmp/evil.so'"
+    )
     connection.commit()
     connection.close()
     Path("pin").write_text("1234\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from datetime import UTC, datetime
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from pki.client import est
 from pki.client.answers import clocks, explained
-from pki.client.est import Answer
-from pki.errors import AnswerRefused, EnrolmentFailed
+from pki.client.est import Answer, Wire
+from pki.errors import AnswerRefused, AuthorityUnreachable, EnrolmentFailed
+from tests.forge import NOW
 from tests.pki.client.fake import FORGE
 from trust.errors import CertificateExpired, PeerNotAllowed
 
@@ -56,6 +58,36 @@ def test_whatever_a_refusal_says(body: bytes) -> None:
     error = est._refusal(answer(body, "application/json", 403), "secret-token")
     assert type(error) is EnrolmentFailed
     assert "secret-token" not in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+
+
+def test_a_renewal_is_not_refused_for_a_token() -> None:
+    body = answer(b'{"check": "pki.policy.id"}', "application/json", 403)
+    assert "the token is for another agent" in str(est._refusal(body, "secret-token"))
+    assert "the CA's policy refuses this agent" in str(est._refusal(body, ""))
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_port_that_speaks_plain_http(verified: bool) -> None:
+    """As `enrol` begins, and as `renew` does."""
+
+    async def main() -> None:
+        async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(100)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            wire = (
+                Wire.verified(url, FORGE.domain, FORGE.bundles, FORGE.leaf("/billing"), lambda: NOW)
+                if verified
+                else Wire.unverified(url)
+            )
+            async with wire:
+                with pytest.raises(AuthorityUnreachable, match=r"plain HTTP: is it the --http-port\?"):
+                    await wire.cacerts()
+
+    asyncio.run(main())
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))

@@ -50,6 +50,25 @@ def test_who_writes_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pass
 
 
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        ({}, "is not enrolled: got no chain.pem; run `a2a-pki enrol`"),
+        ({"chain.pem": FORGE.leaf().chain_pem}, "key.pem: got cannot read"),
+        ({"chain.pem": b"x", "key.pem": FORGE.leaf().key_pem()}, "chain.pem: got certificate chain is not readable"),
+        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": b"x"}, "key.pem: got"),
+        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": FORGE.leaf().key_pem()}, "key.pem: got"),
+    ],
+    ids=["nothing", "no key", "no chain", "no key in it", "another key"],
+)
+def test_credentials_that_are_none_name_the_file(damage: dict[str, bytes], line: str, tmp_path: Path) -> None:
+    for name, content in damage.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CredentialsError, match=line) as caught:
+        AgentFolder(tmp_path).credentials()
+    assert "enrol" in str(caught.value)
+
+
 def test_a_key_that_is_damaged_or_of_another_kind_is_made_anew(tmp_path: Path) -> None:
     files = AgentFolder(tmp_path)
     assert files.enrolling_key("a" * 64) is None

@@ -161,7 +161,7 @@ def test_no_call_fails_while_everybody_renews(ca: CA, tmp_path: Path) -> None:
     asyncio.run(work())
     problems = [agent.problems for agent in agents.values()]
     assert not failures, (calls, Counter(f"{type(f).__name__}: {str(f)[:110]}" for f in failures), problems)
-    assert calls > 200
+    assert calls > 50
     assert problems == [[], [], []]
     for agent in agents.values():
         assert len(set(agent.seen)) >= RENEWALS

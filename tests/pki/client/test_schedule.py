@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from pki.client.schedule import (
     LONGEST_WAIT_EXPIRED,
     LONGEST_WAIT_REFUSED,
     MAX_LOOK,
+    SHORTEST_WAIT_REFUSED,
     Schedule,
 )
 
@@ -82,16 +84,30 @@ def test_waits_grow_are_bounded_and_are_never_nothing(life: timedelta, dice: flo
 
 
 @given(life=LIVES, dice=DICE)
-def test_after_the_end_and_after_a_refusal_the_service_is_left_in_peace(life: timedelta, dice: float) -> None:
-    late, refused = of(life), of(life)
+def test_after_the_end_the_service_is_left_in_peace(life: timedelta, dice: float) -> None:
+    late, refused, end = of(life), of(life), NOON + life + DAY
     for _ in range(40):
-        late = late.failed(NOON + life + DAY, refused=False, dice=dice)
-        refused = refused.failed(NOON, refused=True, dice=dice)
+        late = late.failed(end, refused=False, dice=dice)
+        refused = refused.failed(end, refused=True, dice=dice)
         assert refused.retry_at is not None
-        assert refused.retry_at - NOON >= FIRST_WAIT_REFUSED / 2
+        assert refused.retry_at - end >= FIRST_WAIT_REFUSED / 2
     assert late.retry_at is not None and refused.retry_at is not None
-    assert LONGEST_WAIT_EXPIRED / 2 <= late.retry_at - (NOON + life + DAY) <= LONGEST_WAIT_EXPIRED
-    assert LONGEST_WAIT_REFUSED / 2 <= refused.retry_at - NOON <= LONGEST_WAIT_REFUSED
+    assert LONGEST_WAIT_EXPIRED / 2 <= late.retry_at - end <= LONGEST_WAIT_EXPIRED
+    assert LONGEST_WAIT_REFUSED / 2 <= refused.retry_at - end <= LONGEST_WAIT_REFUSED
+
+
+@given(life=LIVES, dice=DICE, failures=st.integers(0, 50), refused=st.booleans(), used=st.floats(0.6, 1))
+def test_no_wait_takes_more_than_a_fifth_of_what_is_left(
+    life: timedelta, dice: float, failures: int, refused: bool, used: float
+) -> None:
+    """One refusal, by a policy that was wrong for a moment, must not be the end of an agent with a short life."""
+    now = NOON + life * used
+    schedule = replace(of(life), failures=failures).failed(now, refused=refused, dice=dice)
+    assert schedule.retry_at is not None
+    least = SHORTEST_WAIT_REFUSED if refused else timedelta(seconds=1)
+    if now < schedule.end:
+        assert schedule.retry_at - now <= max(least, (schedule.end - now) / 5)
+    assert schedule.retry_at - now >= (SHORTEST_WAIT_REFUSED / 2 if refused else timedelta(seconds=0.125))
 
 
 def test_a_failure_is_followed_by_a_wait() -> None:

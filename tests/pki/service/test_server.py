@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -23,8 +23,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority
-from pki.service import program, serve
+from pki import CertificateAuthority, rotation
+from pki.service import program, serve, steady
 from pki.service.server import Endpoints, Sockets
 from tests.pki.service.parts import (
     AGENT,
@@ -88,19 +88,57 @@ def own_serial(running: Running) -> int:
     return run(main())
 
 
-def test_rotation_by_the_clock(own_ca: CertificateAuthority) -> None:
+def test_rotation_by_the_clock(own_ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
     """The intermediate that comes to its end is replaced, and agents enrol under the next one."""
+    monkeypatch.setattr(steady, "SETTLED_SECONDS", 0.0)
     clock = Clock()
     with started(own_ca, clock=clock, lifetime=timedelta(days=1)) as running:
         first = own_ca.intermediate
         left = first.not_valid_after_utc - clock() - timedelta(days=5)
         clock.ahead = left
         running.serving.upkeep.round()
+        clock.ahead += rotation.LISTED
         until(lambda: own_ca.intermediate != first)
         assert own_ca.intermediate.not_valid_after_utc > first.not_valid_after_utc
         upkeep = running.serving.upkeep
+        clock.ahead += timedelta(days=1)
         upkeep.round()
         assert upkeep.credentials.current().chain[1] == own_ca.intermediate  # past two thirds by that clock
+
+
+def test_a_clock_that_jumps_rotates_nothing_for_a_while(own_ca: CertificateAuthority) -> None:
+    clock = Clock()
+    with started(own_ca, clock=clock) as running:
+        before, upkeep = own_ca.issuers(), running.serving.upkeep
+        clock.ahead = timedelta(days=3700)
+        upkeep.round()
+        assert [(c.name, c.says) for c in upkeep.checks if c.name == "upkeep.rotation"] == [
+            ("upkeep.rotation", "pki.clock")
+        ]
+        assert ready(running)["upkeep.rotation"] is False
+        clock.ahead = timedelta()
+        upkeep.round()
+        assert own_ca.issuers() == before
+
+
+def test_how_long_a_clock_is_not_gone_by() -> None:
+    now, tick = datetime.now(UTC), [1000.0]
+    clock = steady.Steady(now - timedelta(days=39), now, ticks=lambda: tick[0])
+    assert clock.wait(now + timedelta(minutes=59)) == 0, "NTP, and a clock that was set to another minute"
+    tick[0] += 7200
+    assert clock.wait(now + timedelta(hours=3)) == 0, "both went on"
+    for step in (timedelta(days=100), -timedelta(days=100)):
+        now += step
+        assert clock.wait(now + timedelta(hours=3)) == steady.SETTLED_SECONDS
+        tick[0] += steady.SETTLED_SECONDS / 2
+        now += timedelta(seconds=steady.SETTLED_SECONDS / 2)
+        assert clock.wait(now + timedelta(hours=3)) == steady.SETTLED_SECONDS / 2
+    tick[0] += steady.SETTLED_SECONDS / 2
+    now += timedelta(seconds=steady.SETTLED_SECONDS / 2)
+    assert clock.wait(now + timedelta(hours=3)) == 0, "and not for ever"
+    absent = steady.Steady(now - timedelta(days=41), now, ticks=lambda: tick[0])
+    assert absent.wait(now) == steady.SETTLED_SECONDS
+    assert steady.Steady(None, now, ticks=lambda: tick[0]).wait(now) == 0
 
 
 def test_a_tainted_intermediate_takes_the_services_own_certificate_along(own_ca: CertificateAuthority) -> None:
@@ -383,6 +421,19 @@ def test_serve_says_where_and_ends_on_a_signal(
         "trust bundle (https_web)",
     ]
     assert lines[3] == f"root fingerprint {fingerprint(own_ca.root.public_bytes(Encoding.DER))}"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_metrics_are_announced_where_there_are_some(
+    installed: bool, own_ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "find_spec", lambda _: object() if installed else None)
+    sockets = Sockets(Endpoints(port=0, http_port=0))
+    try:
+        program._announce(own_ca, sockets)
+    finally:
+        sockets.close()
+    assert ("metrics" in capsys.readouterr().err) is installed
 
 
 def test_a_worker_that_ends_at_once_ends_the_service(own_ca: CertificateAuthority, tmp_path: Path) -> None:

@@ -118,6 +118,23 @@ def create(where: str | Path) -> None:
     Store.create(where, SETTINGS, [ROOT.row, CA1.row], [ROOT.record, CA1.record], now=NOW, seal=seal)
 
 
+def opened(where: str | Path) -> Store:
+    """The store, with the key that signs its heads."""
+    store = Store.open(where)
+    store.seal = seal
+    return store
+
+
+def sign_first(where: str | Path) -> None:
+    """Sign the one head that an upgrade has made, as it does where the keys are beside the database."""
+    store = Store.open(where)
+    head = store.head()
+    assert head is not None
+    text = seal(Head(trust_domain=DOMAIN, size=head.size, root=head.root, time=head.time))
+    store.close()
+    sql(where, f"UPDATE heads SET jws = '{text}'")
+
+
 def issue(store: Store, *records: Record) -> None:
     for record in records:
         store.issue(Issue(record=record, now=NOW))

@@ -29,6 +29,7 @@ SECRET = "hunter2"
         ("sqlite:///ca/ca.db", "ca/ca.db", "sqlite:///ca/ca.db"),
         ("sqlite:////srv/ca/ca.db", "/srv/ca/ca.db", "sqlite:////srv/ca/ca.db"),
         ("postgresql://u:p@h/d", None, "postgresql+psycopg://u:p@h/d"),
+        ("postgres://u:p@h/d", None, "postgresql+psycopg://u:p@h/d"),
         ("postgresql+psycopg://u:p@h:1/d?sslmode=require", None, "postgresql+psycopg://u:p@h:1/d?sslmode=require"),
         ("postgresql:///d?host=/run/postgresql", None, "postgresql+psycopg:///d?host=%2Frun%2Fpostgresql"),
     ],
@@ -85,6 +86,13 @@ def test_a_refused_login_does_not_tell_the_password(postgresql: str) -> None:
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_database_that_was_not_created(postgresql: str) -> None:
+    url = make_url(postgresql).set(database="no_such_database")
+    with pytest.raises(PKIError, match="create it first") as caught:
+        Store.open(url.render_as_string(hide_password=False))
+    assert type(caught.value) is StoreError
+
+
 def test_a_row_that_is_refused_is_not_shown(where: str) -> None:
     """The statement's parameters would be keys and token digests."""
     opened = Store.open(where)
@@ -106,7 +114,7 @@ def test_a_row_that_is_refused_is_not_shown(where: str) -> None:
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
-    with pytest.raises(PKIError, match=r"a2a-trust\[postgresql\]") as caught:
+    with pytest.raises(PKIError, match="install the extra `postgresql` of a2a-trust") as caught:
         Store.open("postgresql://h/d")
     assert type(caught.value) is StoreError
 

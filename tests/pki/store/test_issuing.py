@@ -180,7 +180,7 @@ def test_a_token_is_burnt_once_in_a_batch(store: Store) -> None:
 
 
 def test_a_token_is_burnt_once_by_many_threads(where: str) -> None:
-    first, second = Store.open(where), Store.open(where)
+    first, second = parts.opened(where), parts.opened(where)
     ready(first)
     records = [leaf() for _ in range(16)]
     start = threading.Barrier(16)

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from pki.profiles import BACKDATE
 from pki.records import Issue
@@ -144,24 +142,15 @@ def test_lookups_use_their_index(ask: Callable[[Store], object], plan: str, fold
     store = Store.open(folder)
     store._issue([Issue(record=fake(n), now=NOW) for n in range(1, 300)])
     store.revoke(range(1, 30), reason=x509.ReasonFlags.unspecified, now=NOW)
-    asked: list[tuple[str, Any]] = []
-
-    def listen(_c: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        asked.append((statement, parameters))
-
-    event.listen(Engine, "before_cursor_execute", listen)
-    try:
-        ask(store)
-    finally:
-        event.remove(Engine, "before_cursor_execute", listen)
-    selects = [(statement, given) for statement, given in asked if statement.startswith("SELECT")]
-    assert selects
-    with store._read() as connection:
-        plans = [
-            row[3]
-            for statement, given in selects
-            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
-        ]
+    asked: list[str] = []
+    with store._database.driver() as plain:  # the one connection of the pool
+        plain.set_trace_callback(asked.append)
+    ask(store)
+    with store._database.driver() as plain:
+        plain.set_trace_callback(None)
+        selects = [statement for statement in asked if statement.startswith("SELECT")]
+        assert selects
+        plans = [row[3] for statement in selects for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}")]
     assert any(line.startswith(plan) for line in plans), plans
     scans = [line for line in plans if line.startswith("SCAN") and not line.startswith("SCAN heads")]
     assert not [line for line in scans if "CONSTANT ROW" not in line], plans

@@ -154,6 +154,10 @@ def test_nothing_is_lost(old: str) -> None:
     assert store.bundle_sequence() == 1
     assert store.ledger_size() == 6 + 2 + 2
     assert [head.size for head in store.heads()] == [10]
+    store.seal = parts.seal
+    with pytest.raises(LedgerDamaged, match="none of its heads is signed"):
+        issue(store, leaf())
+    parts.sign_first(old)
     assert problems(store) == ()
     # It goes on where it was.
     listed = crl(store)
@@ -162,6 +166,18 @@ def test_nothing_is_lost(old: str) -> None:
     issue(store, leaf())
     store.revoke([OLD[1].serial], reason=COMPROMISE, now=NOW)
     assert number(crl(store)) == 43
+    assert problems(store) == ()
+    store.close()
+
+
+def test_the_first_head_is_signed_with_the_password(old_folder: Path) -> None:
+    upgrade(old_folder, now=NOW)
+    store = Store.open(old_folder)
+    assert len(problems(store)) == 1, "nobody has signed it yet"
+    assert upgrade(old_folder, password=PASSWORD) == ("0002", "0002")
+    assert problems(store) == ()
+    store.seal = parts.seal
+    issue(store, leaf())
     assert problems(store) == ()
     store.close()
 
@@ -197,6 +213,7 @@ def test_an_older_ca_and_a_revoked_one(empty: str) -> None:
     upgrade(empty, now=NOW)
     store = Store.open(empty)
     assert [one.state for one in store.issuers()] == [State.ACTIVE, State.RETIRING, State.REVOKED, State.ACTIVE]
+    parts.sign_first(empty)
     assert problems(store) == ()
     store.close()
 

@@ -112,8 +112,8 @@ def rotate(store: Store) -> CA:
 
 def run(where: str, folder: str) -> None:
     store = Store.open(where)
+    store.seal = lambda head: sign_head(head, FIRST.key, FIRST.issuer.key_id)
     current = [rotate(store)]
-    store.seal = lambda head: sign_head(head, current[0].key, current[0].issuer.key_id)
     issued: list[int] = []
 
     def keep_issuing() -> None:
@@ -143,8 +143,8 @@ def run(where: str, folder: str) -> None:
 
 def issue(where: str, number: str) -> None:
     store = Store.open(where)
+    store.seal = lambda head: sign_head(head, FIRST.key, FIRST.issuer.key_id)
     under = rotate(store)
-    store.seal = lambda head: sign_head(head, under.key, under.issuer.key_id)
 
     def some() -> None:
         for _ in range(int(number) // 4):

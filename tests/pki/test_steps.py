@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import pytest
+
+from pki.errors import AgentBanned, StoreError
+from pki.records import Issue, Record
+from pki.steps import Find, Steps, alone, together
+from tests.pki.conftest import NOW
+from tests.pki.store.parts import fake
+
+ABSENT = "not there"
+
+
+class Books:
+    """Remembers what was asked of it, and in how many goes."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.asked: list[object] = []
+        self.broken = broken
+
+    def find_thumbprint(self, x5t: str) -> Record | None:
+        return self.find_thumbprints({x5t}).get(x5t)
+
+    def find_thumbprints(self, several: Collection[str]) -> dict[str, Record]:
+        self.asked.append(sorted(several))
+        if self.broken:
+            raise StoreError("broken")
+        return {one: replace(fake(1), thumbprint=one) for one in several if one != ABSENT}
+
+    def issue(self, item: Issue) -> None:
+        (error,) = self.issue_many([item])
+        if error is not None:
+            raise error
+
+    def issue_many(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
+        self.asked.append([item.record.serial for item in items])
+        return [AgentBanned("banned") if item.record.serial == 13 else None for item in items]
+
+
+def steps(serial: int, *, presented: str = "a", again: int | None = None) -> Steps[int]:
+    """Looks for a certificate, stores another one, and tries with `again` where that is refused."""
+    if (yield Find(thumbprint=presented)) is None:
+        raise LookupError(presented)
+    try:
+        yield Issue(record=fake(serial), now=NOW)
+    except AgentBanned:
+        if again is None:
+            raise
+        yield Issue(record=fake(again), now=NOW)
+        return again
+    return serial
+
+
+def nothing() -> Steps[int]:
+    """Is done at once."""
+    yield from ()
+    return 0
+
+
+def test_alone() -> None:
+    books = Books()
+    assert alone(steps(1), books) == 1
+    assert alone(steps(13, again=2), books) == 2
+    assert alone(nothing(), books) == 0
+    with pytest.raises(AgentBanned):
+        alone(steps(13), books)
+    with pytest.raises(LookupError):
+        alone(steps(3, presented=ABSENT), books)
+    with pytest.raises(StoreError):
+        alone(steps(4), Books(broken=True))
+    assert books.asked == [["a"], [1], ["a"], [13], [2], ["a"], [13], [ABSENT]]
+
+
+def test_together() -> None:
+    """Each gets its own end, in its own place, and every round is one look and one transaction."""
+    books = Books()
+    given = [steps(1), steps(13), steps(2, presented=ABSENT), nothing(), steps(13, again=5), steps(3, presented="b")]
+    results = together(given, books)
+    assert [result if isinstance(result, int) else type(result) for result in results] == [
+        1,
+        AgentBanned,
+        LookupError,
+        0,
+        5,
+        3,
+    ]
+    assert books.asked == [["a", "b", ABSENT], [1, 13, 13, 3], [5]]
+
+
+def test_a_database_that_does_not_answer() -> None:
+    results = together([steps(1), nothing(), steps(2)], Books(broken=True))
+    assert [type(result) for result in results] == [StoreError, int, StoreError]
+
+
+def test_nobody() -> None:
+    assert together([], Books()) == []
