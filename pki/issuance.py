@@ -107,9 +107,7 @@ class Issuance:
             WrongPassword: the CA was opened without its password.
             StoreError: the certificate could not be stored, and so was not made.
         """
-        steps = self.issuing(
-            csr, agent_id, dns_names=dns_names, ip_addresses=ip_addresses, lifetime=lifetime, now=now
-        )
+        steps = self.issuing(csr, agent_id, dns_names=dns_names, ip_addresses=ip_addresses, lifetime=lifetime, now=now)
         return alone(steps, self._store)
 
     def issuing(

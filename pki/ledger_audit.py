@@ -242,6 +242,10 @@ class _Audit:
                 self._check_pruned(row.position, entry)
             case "retired":
                 before = int((entry.time - CRL_RETENTION).timestamp())
+                ended = """SELECT 1 FROM issued WHERE serial = ? AND role IN ('root', 'intermediate')
+                           AND not_after < ?"""
+                if self._scratch.execute(ended, (serial, before)).fetchone() is None:
+                    self._problem(f"entry {row.position} of the ledger ({entry.describe()}): no CA that has ended")
                 self._insert("retired", (serial, row.position, before))
                 self._states.pop(str(facts["key_id"]), None)
                 self._note(self._issuers, facts["key_id"], None)
@@ -484,7 +488,9 @@ class _Audit:
         """(10) Each pruning removed all that had ended, and says how many certificates that were."""
         mark = """UPDATE issued SET pruned = 1 WHERE pruned = 0 AND issuer = ? AND not_after < ? AND position < ?
                   AND role NOT IN ('root', 'intermediate')"""
-        found = self._scratch.execute("SELECT position, issuer, before, removed FROM pruned ORDER BY position").fetchall()
+        found = self._scratch.execute(
+            "SELECT position, issuer, before, removed FROM pruned ORDER BY position"
+        ).fetchall()
         for position, issuer, before, removed in found:
             count = self._scratch.execute(mark, (issuer, before, position)).rowcount
             if count != removed:

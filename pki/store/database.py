@@ -34,7 +34,12 @@ _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
 # PostgreSQL: an instance that is frozen (a paused machine, a lost network) must not keep its turn for ever.
 _IDLE_MS = 15_000  # within a transaction, with nothing to do: then the server ends it
-_TCP: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+_TCP: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 _MISSING = re.compile(r'database "[^"]*" does not exist')  # PostgreSQL has no code for it before there is a connection
@@ -211,7 +216,9 @@ def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
         with connection.cursor() as cursor:
             cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MS}")
             for name in ("tcp_keepalives_idle", "tcp_keepalives_interval"):
-                cursor.execute(f"SET {name} = {_TCP['keepalives_idle']}")  # where it is a socket of the machine: ignored
+                cursor.execute(
+                    f"SET {name} = {_TCP['keepalives_idle']}"
+                )  # where it is a socket of the machine: ignored
             cursor.execute(f"SET lock_timeout = {int(patience * 1000)}")
             # Durable means on disk, whatever the server's default is.
             cursor.execute(

@@ -90,6 +90,16 @@ class Guard:
         if checked:
             self._checked = {point for point in self._checked if point == self._written} | {self._pending}
 
+    @property
+    def pending(self) -> tuple[int, bytes] | None:
+        """What the transaction that runs has written; to be given to `committed` after it."""
+        return self._pending
+
+    def committed(self, point: tuple[int, bytes] | None) -> None:
+        """That head is on the disk; unless another transaction has found it there already."""
+        if point is not None and point == self._pending:
+            self._written = point
+
     def is_checked(self, last: SealedHead | None) -> bool:
         return last is None or (last.size, last.root) in self._checked
 
@@ -114,7 +124,7 @@ class Guard:
 
     def _verify(self, connection: Connection, signed: SealedHead, tail: list[tuple[int, Entry]], now: datetime) -> None:
         assert signed.jws is not None  # noqa: S101  the query's condition
-        states = {key_id: state for key_id, state in connection.execute(select(issuers.c.key_id, issuers.c.state))}
+        states = {row.key_id: row.state for row in connection.execute(select(issuers.c.key_id, issuers.c.state))}
         # (1)
         signer = head_signer(signed.jws)
         head = verify_head(signed.jws, self._key(connection, signer))
@@ -143,9 +153,7 @@ class Guard:
         return key
 
 
-def _wrong(
-    connection: Connection, entry: Entry, states: dict[str, str], sealed: int, now: datetime
-) -> str | None:
+def _wrong(connection: Connection, entry: Entry, states: dict[str, str], sealed: int, now: datetime) -> str | None:
     if ledger.needs_key(entry):  # (3)
         return "nobody without the CA's key writes that, and no head with a signature covers it"
     if entry.kind not in ("pruned", "retired"):
@@ -187,7 +195,7 @@ def _stands(connection: Connection, position: int) -> bool:
     frontier = Frontier() if first is None else Frontier.from_bytes(rows.head_of(first).frontier)
     at = ledger_table.c.position
     query = select(ledger_table.c.entry).where(at >= frontier.size, at < last["size"]).order_by(at)
-    return frontier.extended(leaf_hash(data) for (data,) in connection.execute(query)).root() == last["root"]
+    return frontier.extended(leaf_hash(data) for (data,) in connection.execute(query)).root() == rows.head_of(last).root
 
 
 def _newest_signed(connection: Connection) -> SealedHead | None:

@@ -216,7 +216,9 @@ class Reads(ABC):
     def heads(self) -> Iterator[SealedHead]:
         """All tree heads, the smallest first, as stored."""
         for row in self._pages(
-            lambda _, last: select(heads).where(heads.c.size > last).order_by(heads.c.size).limit(_PAGE), "size", _BEFORE_ALL
+            lambda _, last: select(heads).where(heads.c.size > last).order_by(heads.c.size).limit(_PAGE),
+            "size",
+            _BEFORE_ALL,
         ):
             with intact():
                 found = rows.head_of(row)

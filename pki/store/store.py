@@ -143,9 +143,11 @@ class Store(Reads):
                 errors, size = issue(
                     connection, items, trust_domain=self._trust_domain, seal=self.seal, guard=self.guard
                 )
+                point = self.guard.pending
         except DuplicateCertificate as error:
             # The others are not to suffer for it. Each is now told of its own transaction, and of nobody else's.
             return [error] if len(items) == 1 else [self._alone(item) for item in items]
+        self.guard.committed(point)
         self._size = size
         return errors
 
@@ -317,4 +319,6 @@ class Store(Reads):
             journal = Journal(connection, self.guard)
             yield connection, journal
             journal.write(trust_domain=self._trust_domain, now=now, seal=self.seal)
+            point = self.guard.pending
+        self.guard.committed(point)
         self._size = journal.size

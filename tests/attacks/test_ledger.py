@@ -644,7 +644,11 @@ BOOKS: list[tuple[str, Mutation, list[str]]] = [
         ["entry 12 of the ledger (pruned", f"{AT_5}: the row of the certificate was removed"],
     ),
     ("pruning with another number", wrong_count, ["1 certificates removed, and 4 could be"]),
-    ("agent retired as if it were a CA", retired_agent, [f"{AT_5}: the row of the certificate was removed"]),
+    (
+        "agent retired as if it were a CA",
+        retired_agent,
+        ["no CA that has ended", f"{AT_5}: the row of the certificate was removed"],
+    ),
     ("issued under an unsigned head", issued_without_a_signature, ["entry 11 of the ledger (issued certificate 20"]),
     (
         "revoked CA active again",

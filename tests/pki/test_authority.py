@@ -331,6 +331,7 @@ def test_without_its_password_it_answers_and_revokes_but_signs_nothing(folder: P
 
 def test_every_key_needs_the_password(folder: Path, clock: Clock) -> None:
     with CertificateAuthority.open(folder, clock=clock) as ca:
+        ca.ban(f"spiffe://{DOMAIN}/bad")  # nobody has signed that yet
         for action in (
             lambda: ca.rotate(kind="intermediate", force=True),
             lambda: ca.rotate(kind="root", force=True),

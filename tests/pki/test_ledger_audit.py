@@ -293,7 +293,9 @@ def test_memory_does_not_grow_with_the_ledger() -> None:
         finally:
             tracemalloc.stop()
         assert report.size == length
-        assert report.problems[-1] == f"and {length - 4 + 1 - ledger_audit.MAX_PROBLEMS} more"  # and that no head is signed
+        assert (
+            report.problems[-1] == f"and {length - 4 + 1 - ledger_audit.MAX_PROBLEMS} more"
+        )  # and that no head is signed
     assert peaks[1] < peaks[0] + (256 << 10)
 
 

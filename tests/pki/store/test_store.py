@@ -7,12 +7,15 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from sqlalchemy import insert
 
+from pki import ledger
 from pki.errors import (
     AuthorityDamaged,
     AuthorityExists,
@@ -24,9 +27,13 @@ from pki.errors import (
     UnknownSerial,
 )
 from pki.ledger import verify_head
-from pki.records import Record
+from pki.records import Record, State
 from pki.store import DATABASE_FILE, Store
-from tests.pki.conftest import NOW
+from pki.store.appending import Journal
+from pki.store.guarding import Guard
+from pki.store.rows import issuer_row
+from pki.store.schema import issuers
+from tests.pki.conftest import DOMAIN, NOW
 from tests.pki.judges import listing
 from tests.pki.store import parts
 from tests.pki.store.parts import AGENT, CA1, DAY, ROOT, SECOND, SETTINGS, fake, issue, leaf, problems, sql
@@ -458,7 +465,7 @@ def test_forgetting_while_somebody_reads(folder: Path) -> None:
     reader = sqlite3.connect(folder / DATABASE_FILE, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM settings").fetchall()
-    with pytest.raises(DatabaseLocked, match="another program that reads it, .*; end the other program"):
+    with pytest.raises(DatabaseLocked, match=r"another program that reads it, .*; end the other program"):
         store.forget_key(ROOT.row.key_id)
     reader.close()
     assert store.issuers()[0].key_pem is None
@@ -466,3 +473,65 @@ def test_forgetting_while_somebody_reads(folder: Path) -> None:
     for name in folder.iterdir():
         assert (ROOT.row.key_pem or b"").splitlines()[3] not in name.read_bytes()
     store.close()
+
+
+def forge(where: str, *entries: ledger.Entry) -> None:
+    """What somebody does who can write the database and has no key: entries, and an unsigned head over them."""
+    store = Store.open(where)
+    with store._database.write() as connection:
+        journal = Journal(connection, Guard(DOMAIN))
+        for entry in entries:
+            journal.add(entry)
+        journal.write(trust_domain=DOMAIN, now=NOW, seal=None)
+    store.close()
+
+
+FORGED = {
+    "a certificate": ledger.entry_for_record(leaf()),
+    "a CA that goes on": ledger.entry_for_issuer(replace(CA1.row, state=State.RETIRING)),
+    "a pruning": ledger.entry_for_pruning(CA1.row.key_id, before=NOW, removed=1, now=NOW + 9 * DAY),
+    "a retired agent": ledger.Entry(kind="retired", time=NOW, serial=5, facts={"key_id": "x"}),
+}
+
+
+@pytest.mark.parametrize("entry", FORGED.values(), ids=FORGED)
+def test_what_nobody_has_signed_is_not_signed_over(entry: ledger.Entry, where: str) -> None:
+    forge(where, entry)
+    store = parts.opened(where)
+    with pytest.raises(LedgerDamaged, match="entry 4"):
+        issue(store, leaf())
+    with pytest.raises(LedgerDamaged, match="entry 4"):
+        store.sealed_head()
+    store.ban(AGENT, NOW)  # that waits for nobody
+    head = store.head()
+    assert head is not None and (head.size, head.jws) == (6, None)
+    assert problems(store) != ()
+    store.close()
+
+
+def test_what_a_ca_without_its_password_does_is_signed_over(where: str, store: Store) -> None:
+    record = leaf()
+    issue(store, record)
+    other = Store.open(where)
+    other.revoke([record.serial], reason=COMPROMISE, now=NOW)
+    other.set_policy("a", NOW)
+    other.close()
+    issue(store, leaf())
+    head = store.head()
+    assert head is not None and head.jws is not None
+    assert problems(store) == ()
+
+
+def test_a_ledger_that_became_shorter_is_not_continued(where: str, store: Store) -> None:
+    issue(store, leaf(), leaf())
+    sql(where, "DELETE FROM heads WHERE size = 6", "DELETE FROM ledger WHERE position = 5")
+    with pytest.raises(LedgerDamaged, match="do not continue what this process has written"):
+        issue(store, leaf())
+
+
+def test_a_root_that_somebody_has_put_there_is_not_covered(where: str, store: Store) -> None:
+    other = parts.root()
+    forge(where, ledger.entry_for_record(other.record), ledger.entry_for_issuer(other.row))
+    with store._database.write() as connection:
+        connection.execute(insert(issuers).values(issuer_row(other.row, 5)))
+    assert [store.is_covered(one) for one in store.issuers()] == [True, True, False]

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from pki import keys, profiles
 from pki.errors import PKIError, StateChanged
-from pki.ledger import sign_head
+from pki.ledger import Head, sign_head
 from pki.policy import Approved
 from pki.profiles import Issuer
 from pki.records import Issue, IssuerRecord, Record, Settings, State
@@ -77,6 +77,10 @@ def intermediate(state: State) -> CA:
     return ca("intermediate", keys.sign(builder, ROOT_KEY), key, ROOT.issuer.key_id, state)
 
 
+def sealed(head: Head) -> str:
+    return sign_head(head, ROOT_KEY, ROOT.issuer.key_id)
+
+
 def leaf(under: CA) -> Record:
     content = Approved(
         agent_id=AgentID.parse(ID),
@@ -112,7 +116,7 @@ def rotate(store: Store) -> CA:
 
 def run(where: str, folder: str) -> None:
     store = Store.open(where)
-    store.seal = lambda head: sign_head(head, FIRST.key, FIRST.issuer.key_id)
+    store.seal = sealed
     current = [rotate(store)]
     issued: list[int] = []
 
@@ -143,7 +147,7 @@ def run(where: str, folder: str) -> None:
 
 def issue(where: str, number: str) -> None:
     store = Store.open(where)
-    store.seal = lambda head: sign_head(head, FIRST.key, FIRST.issuer.key_id)
+    store.seal = sealed
     under = rotate(store)
 
     def some() -> None:
@@ -163,7 +167,7 @@ def issue(where: str, number: str) -> None:
 def create(where: str) -> None:
     first = intermediate(State.ACTIVE)
     records = [ROOT.record, first.record]
-    Store.create(where, Settings(trust_domain=DOMAIN), [ROOT.row, first.row], records, now=NOW)
+    Store.create(where, Settings(trust_domain=DOMAIN), [ROOT.row, first.row], records, now=NOW, seal=sealed)
 
 
 def fork(what: Callable[..., None], *given: str) -> int:
