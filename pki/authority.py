@@ -353,10 +353,10 @@ class CertificateAuthority(Issuance):
         in it would cut off the whole domain, and putting a new one in does nothing until verifiers have heard of it. So
         it goes in two steps, as with SPIRE (taint, then revoke). The first call prepares a new root. It becomes
         active when it has been in the bundle for five refresh hints, a new intermediate another one later, and then
-        everything below the tainted one is to be renewed at once; `rotate` does that, on any instance. The second call, when renewals have
-        gone through, takes the tainted root out of the bundle; whoever missed it enrols again. Until then a forger
-        with its key is believed: how long to wait is the operator's choice, and the plan says what happens without one.
-        A prepared root, which nobody needs yet, leaves at the first call.
+        everything below the tainted one is to be renewed at once; `rotate` does that, on any instance. The second call,
+        when renewals have gone through, takes the tainted root out of the bundle; whoever missed it enrols again. Until
+        then a forger with its key is believed: how long to wait is the operator's choice, and the plan says what
+        happens without one. A prepared root, which nobody needs yet, leaves at the first call.
 
         Raises:
             UnknownName: there is no such CA.

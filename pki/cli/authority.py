@@ -16,6 +16,7 @@ from pki import founding, pkcs11, store
 from pki.authority import CertificateAuthority
 from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret
+from pki.cli.ledger import kept_head
 from pki.cli.output import coloured, hint, iso, life_bar, now, say, show_table, words
 from pki.errors import AuthorityExists, WrongPassword
 from pki.records import State
@@ -171,6 +172,9 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `a2a-pki backup`.")],
     where: Where,
     replace: Annotated[bool, typer.Option(help="Put it in the place of the CA that is there.")] = False,
+    head: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A `ledger head` that was kept elsewhere: is the backup as new?")
+    ] = None,
     password_file: PasswordFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -183,11 +187,21 @@ def restore(
             expected="the CA's",
             do="give --password-file: they are verified, too",
         )
-    report = store.restore(file, where, password=password, replace=replace)
+    report = store.restore(file, where, password=password, replace=replace, head=kept_head(head))
+    newest = None if report.newest is None else iso(report.newest)
     say(
-        {"certificates": report.certificates, "ledger_size": report.ledger_size},
+        {
+            "trust_domain": report.trust_domain,
+            "root_fingerprints": list(report.roots),
+            "certificates": report.certificates,
+            "ledger_size": report.ledger_size,
+            "newest_entry": newest,
+        },
         as_json,
-        f"restored: {report.certificates:,} certificates, ledger of {report.ledger_size:,} entries, verified",
+        f"restored: CA of {report.trust_domain}, {report.certificates:,} certificates, ledger of "
+        f"{report.ledger_size:,} entries, verified",
+        f"Its newest entry is of {newest}; what was issued, revoked or banned since is not in it",
+        *(f"Root: {root}" for root in report.roots),
     )
 
 

@@ -56,15 +56,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare the log, its signed heads and the database, row by row: exit code 0 only if all agree."""
-    try:
-        text = None if kept is None else read_bounded(kept, MAX_HEAD_BYTES).decode().strip()
-    except UnicodeDecodeError:
-        raise PKIError(f"{kept}", got="other bytes", expected="what `a2a-pki ledger head` printed") from None
-    if text is not None:
-        try:
-            claimed_head(text)
-        except LedgerDamaged:
-            raise PKIError(f"{kept} is no tree head", expected="what `a2a-pki ledger head` printed") from None
+    text = kept_head(kept)
     with opened(where) as ca:
         report = ca.audit_ledger(text)
     say(
@@ -76,6 +68,18 @@ def verify(
     )
     if report.problems:
         raise typer.Exit(1)
+
+
+def kept_head(file: Path | None) -> str | None:
+    """A tree head that was kept elsewhere; None where there is no file."""
+    if file is None:
+        return None
+    try:
+        text = read_bounded(file, MAX_HEAD_BYTES).decode().strip()
+        claimed_head(text)
+    except (UnicodeDecodeError, LedgerDamaged):
+        raise PKIError(f"{file} is no tree head", expected="what `a2a-pki ledger head` printed") from None
+    return text
 
 
 app.add_typer(ledger, name="ledger")

@@ -428,6 +428,7 @@ def test_a_head_of_another_past(run: Run, folder: Path, tmp_path: Path) -> None:
     assert run("backup", folder, "copy.db").code == 0
     run("issue", folder, AGENT)
     Path("kept.jws").write_text(run("ledger", "head", folder).out)
+    one_line(run("restore", "copy.db", folder, "--replace", "--head", "kept.jws"))
     assert run("restore", "copy.db", folder, "--replace").code == 0
     answer = run("ledger", "verify", folder, "--head", "kept.jws")
     assert answer.code == 1
