@@ -29,6 +29,7 @@ from trust.revocation import RevocationIndex
 
 FOLDER = os.environ.get("A2A_TRUST_LIMBO")
 NOW = datetime.now(UTC)
+DOMAIN = "limbo.example"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +87,10 @@ def verdict(case: Case) -> TrustError | None:
                 raise ChainTooLong("certificate chain is too long", got=len(case.chain), expected=MAX_CERTIFICATES)
             presented = [Certificate.read(der) for der in case.chain]
             check_end_entity(presented[0], case.usage)
-            roots = [Root.of(x509.load_der_x509_certificate(der), "limbo.example") for der in case.roots]
+            roots = [Root.of(x509.load_der_x509_certificate(der), DOMAIN) for der in case.roots]
             path = build_path(presented, roots, now=case.now, usage=case.usage)
             lists = RevocationLists.of(x509.load_der_x509_crl(der) for der in case.crls)
-            for answer in RevocationIndex(lists).answers(path):
+            for answer in RevocationIndex(lists).answers(path, DOMAIN):
                 answer.check(case.now)
         except TrustError as error:
             return error
