@@ -380,7 +380,9 @@ MISSING = {
 }
 
 WRONG_TYPES = {
-    f"{name} is {json.dumps(value)[:20]}": Attack(TokenClaimMalformed, forge(**{name: value}))
+    f"{name} is {json.dumps(value).replace(PEER.thumbprint, 'thumbprint')[:20]}": Attack(
+        TokenClaimMalformed, forge(**{name: value})
+    )
     for names, values in {
         ("iss", "sub", "client_id", "jti"): (None, 7, True, "", ["x"], {"x": 1}, [ISSUER]),
         ("aud",): (None, 7, True, {"x": 1}, [AUDIENCE, 7], [[AUDIENCE]], {AUDIENCE: 1}),

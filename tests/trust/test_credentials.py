@@ -181,7 +181,7 @@ def test_what_is_not_a_private_key_of_ours(key_pem: bytes, password: str | None)
     assert type(caught.value) is CredentialsError
 
 
-@pytest.mark.parametrize("chain_pem", [b"", b"rubbish", MINE.key_pem(), MINE.chain_pem[:100]])
+@pytest.mark.parametrize("chain_pem", [b"", b"rubbish", MINE.key_pem(), MINE.chain_pem[:100]], ids=range(4))
 def test_what_is_not_a_chain(chain_pem: bytes) -> None:
     with pytest.raises(CredentialsError, match="chain is not readable"):
         Credentials.from_pem(chain_pem, MINE.key_pem())

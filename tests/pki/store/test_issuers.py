@@ -175,7 +175,7 @@ def test_a_root_stays_while_anything_below_it_does(store: Store) -> None:
     assert old_root.row.key_id in states(store)
 
 
-@pytest.mark.parametrize("key_id", ["00" * 20, I])
+@pytest.mark.parametrize("key_id", ["00" * 20, I], ids=["unknown", "active"])
 def test_only_what_issues_no_more_is_pruned(key_id: str, store: Store) -> None:
     with pytest.raises(PKIError) as caught:
         store.prune(issuer=key_id, now=NOW)

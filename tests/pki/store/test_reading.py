@@ -61,7 +61,6 @@ def several(store: Store) -> Store:
         ({"pattern": "billing"}, []),
         ({"pattern": AGENT}, [9, 3]),
     ],
-    ids=str,
 )
 def test_narrowed_and_in_order(filters: dict[str, Any], expected: list[int], several: Store) -> None:
     known = {ROOT.record.serial, CA1.record.serial}
