@@ -526,7 +526,7 @@ def test_health_that_changes_is_logged(own_ca: CertificateAuthority, caplog: pyt
         running.serving.upkeep.round()
         assert ready(running)["clock"] is True
     said = [record.getMessage() for record in caplog.records if "health, clock" in record.getMessage()]
-    assert len(said) == 2
+    assert len(said) in (2, 3), "the service's own round may run at the very moment of ours"
 
 
 def health_count(program: Program) -> float:
