@@ -142,7 +142,7 @@ class Credentials:
         Files that are read one after the other may be of different moments. A pair that fits is a pair; while none
         does, the folder is looked at again, until it says the same twice.
         """
-        seen: list[bytes] = []
+        seen: object = None
         for _ in range(MAX_LOOKS):
             found, problems = [read_bounded(folder / CHAIN_FILE)], []
             for name in (KEY_FILE, NEW_KEY_FILE):
@@ -151,9 +151,10 @@ class Credentials:
                     return cls.from_pem(found[0], found[-1], password)
                 except CredentialsError as error:
                     problems.append(error)
-            if found == seen:
+            look = (found, _stamp(folder / CHAIN_FILE))  # the same bytes may be there again, of another `save`
+            if look == seen:
                 break
-            seen = found
+            seen = look
         raise problems[0]
 
     @property
@@ -229,6 +230,14 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _cannot_write(path: Path, error: OSError) -> CredentialsError:
