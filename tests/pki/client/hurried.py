@@ -14,7 +14,7 @@ from pki import CertificateAuthority, rotation
 from pki.service import serve, upkeep
 from tests.pki.client.parts import PASSWORD
 
-HINT = timedelta(seconds=2)
+HINT = timedelta(seconds=3)  # of which a busy machine needs one for a renewal
 LIFETIME = timedelta(seconds=12)  # of agents' certificates
 
 
