@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -118,7 +119,9 @@ class SmallCA:
         pairs = [root.records(), intermediate.records()]
         settings = Settings(trust_domain=DOMAIN, crl_base_url=urls.crl_base)
         Store.create(folder, settings, [pair[0] for pair in pairs], [pair[1] for pair in pairs], now=now)
-        return cls(Store.open(folder), root, intermediate, urls)
+        made = cls(Store.open(folder), root, intermediate, urls)
+        weakref.finalize(made, made.store.close)  # Python 3.13 warns of each connection that nobody closed
+        return made
 
     def signer_of(self, key_id: str) -> keys.Signer:
         self.asked += 1
