@@ -37,7 +37,6 @@ from pki.errors import (
 from pki.records import State
 from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import request, uri
-from trust import private_keys
 from trust.credentials import Credentials
 from trust.identity import AgentID
 
@@ -96,16 +95,13 @@ class World:
 def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two CAs, made once; tests work on copies of them."""
     folder = tmp_path_factory.mktemp("attacks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_keys, "SCRYPT_P", 1)
-        for name in ("ca", "foreign"):
-            CertificateAuthority.create(folder / name, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
+    for name in ("ca", "foreign"):
+        CertificateAuthority.create(folder / name, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
     return folder
 
 
 @pytest.fixture
 def world(founded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     shutil.copytree(founded, tmp_path, dirs_exist_ok=True)
     clock = Clock(NOW)
     with (

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from pki import CertificateAuthority, revocation
-from trust import private_keys
 from trust.credentials import Credentials
 
 DOMAIN = "fleet.example"
@@ -83,9 +82,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Publisher]:
 
 def new_ca(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> CertificateAuthority:
     folder = tmp_path_factory.mktemp("ca") / "ca"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_keys, "SCRYPT_P", 1)  # less scrypt than usual
-        return CertificateAuthority.create(folder, trust_domain=DOMAIN, password="pw", name_constraint=True, **options)
+    return CertificateAuthority.create(folder, trust_domain=DOMAIN, password="pw", name_constraint=True, **options)
 
 
 def populated(ca: CertificateAuthority) -> Publisher:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.interop.conftest import Publisher
 from tests.interop.programs import needs, run
+from tests.pki.judges import pkilint
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +21,7 @@ ZLINT = {
     "what was revoked in that minute is listed nevertheless",
 }
 
-KINDS = {
-    "certificates": [Path(sys.executable).parent / "lint_pkix_cert", "lint"],
-    "crls": [Path(sys.executable).parent / "lint_crl", "lint", "-t", "CRL", "-p", "PKIX"],
-    "answers": [Path(sys.executable).parent / "lint_ocsp_response", "lint"],
-}
+KINDS = {"certificates": ("cert",), "crls": ("crl", "-t", "CRL", "-p", "PKIX"), "answers": ("ocsp",)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,10 +31,8 @@ def test_pkilint(kind: str, published: Publisher, tmp_path: Path) -> None:
     for name, der in files.items():
         file = tmp_path / "linted.der"
         file.write_bytes(der)
-        result = run(*KINDS[kind], "-s", "NOTICE", "-f", "JSON", "--document-format", "DER", file)
-        found = {
-            finding["code"] for node in json.loads(result.stdout)["results"] for finding in node["finding_descriptions"]
-        }
+        _, said = pkilint(*KINDS[kind], "-s", "NOTICE", "-f", "JSON", "--document-format", "DER", file)
+        found = {finding["code"] for node in json.loads(said)["results"] for finding in node["finding_descriptions"]}
         assert found <= set(PKILINT), name
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from pki import CertificateAuthority
 from pki.store import DATABASE_FILE, database
-from trust import private_keys
 
 DOMAIN = "fleet.example"
 PASSWORD = "correct horse"
@@ -38,9 +37,7 @@ class Clock:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a new CA, made once, with less scrypt than usual: tests open it often. Never written to."""
     folder = tmp_path_factory.mktemp("template") / "ca"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_keys, "SCRYPT_P", 1)
-        CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
+    CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=NOW).close()
     return folder
 
 

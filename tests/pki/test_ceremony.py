@@ -36,7 +36,6 @@ from pki.rotation import Action
 from pki.store import DATABASE_FILE
 from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import needs_openssl, openssl, request
-from trust import private_keys
 from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import CertificateRevoked
@@ -45,11 +44,6 @@ from trust.peers import verify_peer
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 SAFE = "another password"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
 
 
 @pytest.fixture

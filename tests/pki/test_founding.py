@@ -15,7 +15,6 @@ from pki.errors import AuthorityExists, AuthorityMissing, PKIError, PolicyRefuse
 from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import DOMAIN, PASSWORD
 from tests.pki.judges import listing
-from trust import private_keys
 from trust.errors import IdentityError
 
 
@@ -95,7 +94,6 @@ def test_wrong_arguments_leave_nothing(changes: dict[str, object], expected: typ
 def test_an_interruption_leaves_nothing(
     stage: str, interruption: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     real = keys.write
     written = []
 
@@ -147,7 +145,6 @@ def test_somebody_who_was_faster_is_not_replaced(tmp_path: Path, monkeypatch: py
         real(*arguments, **named)
 
     monkeypatch.setattr(Store, "create", slow)
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     with pytest.raises(AuthorityExists):
         create(target)
     assert listing(tmp_path) == ["ca"]

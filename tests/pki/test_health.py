@@ -15,15 +15,9 @@ from pki import CertificateAuthority, HealthCheck, profiles, rotation
 from pki.store import DATABASE_FILE, lists
 from tests.pki.conftest import AGENT, PASSWORD, Clock
 from tests.pki.judges import request
-from trust import private_keys
 
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NAMES = ["clock", "store", "intermediate", "root", "revocation lists", "ledger"]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
 
 
 def ill(ca: CertificateAuthority) -> list[HealthCheck]:

@@ -24,13 +24,6 @@ from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
 from tests.pki.judges import request
 from tests.pki.softhsm import MODULE, PIN, SO_PIN, needs_softhsm
 from tests.pki.store import parts
-from trust import private_keys
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
-
 
 # A database on a server.
 

@@ -25,7 +25,6 @@ from pki.ledger_audit import audit
 from pki.records import LedgerRow, Record, State
 from pki.store import DATABASE_FILE
 from tests.pki.books import AGENT, DOMAIN, ISSUER, ISSUER_RECORD, KEYS, NOW, ROOT_KEY, Books, agent, ca, founded
-from trust import private_keys
 
 ENDED = NOW + timedelta(days=30)  # long after the end of every certificate here
 PRUNED = ENDED + timedelta(days=7)  # when lists need not name anything any more that ended before
@@ -358,7 +357,6 @@ TAMPERED: list[tuple[str, str, str]] = [
 def test_what_is_altered_in_the_database_of_a_ca_is_named(
     sql: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)  # less work for the password
     key = keys.generate()
     csr = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, hashes.SHA256())
     with CertificateAuthority.create(tmp_path / "ca", trust_domain=DOMAIN, password="password") as authority:

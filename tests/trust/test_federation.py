@@ -163,7 +163,7 @@ def test_many_partners_are_asked_at_once_and_one_does_not_hold_up_the_others(
             )
             started = time.monotonic()
             await source.refresh(NOW)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 25  # the slow one answers after 30
         assert trusts(source, THIRD) and not trusts(source, OTHER)
         assert state(source).problem == "no answer within 1 s"
         assert state(source, "third.example").ok
@@ -483,7 +483,7 @@ def test_stopping_does_not_wait_for_a_slow_endpoint(tmp_path: Path) -> None:
             with FederatedBundles(OWN.bundles, [web(url, tmp_path)]):
                 await until(lambda: endpoint.asked)
                 started = time.monotonic()
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 25  # the slow one answers after 30
 
     run(main())
 

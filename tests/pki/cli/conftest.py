@@ -10,7 +10,6 @@ import pytest
 from pki import cli
 from tests.pki.cli.parts import Answer, Run
 from tests.pki.conftest import PASSWORD
-from trust import private_keys
 
 
 @pytest.fixture
@@ -19,7 +18,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("A2A_PKI_PASSWORD", raising=False)
     monkeypatch.delenv("A2A_PKI_TOKEN", raising=False)
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
     def run(*arguments: object) -> Answer:

@@ -33,7 +33,7 @@ from tests.authority import Trail
 from tests.pki.client.hurried import LIFETIME, hurry
 from tests.pki.client.parts import DOMAIN, PASSWORD
 from tests.pki.client.test_renewal import until
-from trust import agent_client, private_keys
+from trust import agent_client
 from trust.authorize import exactly, members_of
 from trust.credentials import Credentials
 from trust.errors import CertificateRevoked, TrustError, UntrustedChain
@@ -101,7 +101,6 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
     hurry(monkeypatch.setattr)
     made = Fleet(tmp_path)
     try:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +22,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from pki import CertificateAuthority
 from pki.service import Serving, serving
-from trust import private_keys
 from trust.authorize import exactly
 from trust.bundles import BundleSource
 from trust.credentials import Credentials
@@ -65,11 +63,9 @@ class Clock:
 
 def new_ca(folder: Path, **options: Any) -> CertificateAuthority:
     """A CA of a moment ago, with less scrypt than usual."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_keys, "SCRYPT_P", 1)
-        return CertificateAuthority.create(
-            folder, trust_domain=DOMAIN, password=PASSWORD, **{"public_url": PUBLIC_URL, **options}
-        )
+    return CertificateAuthority.create(
+        folder, trust_domain=DOMAIN, password=PASSWORD, **{"public_url": PUBLIC_URL, **options}
+    )
 
 
 @dataclass

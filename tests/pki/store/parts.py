@@ -23,7 +23,6 @@ from pki.profiles import Issuer, RevokedSerial
 from pki.records import Issue, IssuerRecord, Record, Settings, State
 from pki.store import DATABASE_FILE, Store
 from tests.pki.conftest import DOMAIN, NOW
-from trust import private_keys
 from trust.identity import AgentID
 
 DAY = timedelta(days=1)
@@ -72,9 +71,7 @@ def _ca(
 ) -> CA:
     issuer = Issuer.of(certificate)
     above = parent.issuer.key_id if parent else issuer.key_id
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_keys, "SCRYPT_P", 1)
-        pem = keys.write(key, PASSWORD)
+    pem = keys.write(key, PASSWORD)
     record = Record.of(certificate, kind=kind, issuer=above, spiffe_id=f"spiffe://{DOMAIN}")
     row = IssuerRecord(
         key_id=issuer.key_id,

@@ -72,7 +72,7 @@ def client(credentials: Credentials | None = AGENT, **options: Any) -> httpx.Asy
     return httpx.AsyncClient(transport=AgentTransport(credentials, **arguments), trust_env=False)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     """Wait until a condition holds; a test that waits in vain fails."""
     async with asyncio.timeout(seconds):
         while not condition():
