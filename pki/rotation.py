@@ -143,6 +143,8 @@ def _roots(issuers: Sequence[IssuerRecord], now: datetime, online: bool) -> list
 
 def _intermediates(issuers: Sequence[IssuerRecord], now: datetime, online: bool) -> list[Step]:
     root = signing_root(issuers)
+    if root is None:
+        return []  # by this clock no root is valid yet, so nothing that is signed now is of use: nor is one a round
     active = newest(issuers, "intermediate", State.ACTIVE)
     prepared = newest(issuers, "intermediate", State.PREPARED)
     if prepared is not None and root is not None and prepared.parent == root.key_id:

@@ -22,7 +22,6 @@ from pki.records import IssuerRecord, Settings, State
 from pki.rotation import LISTED, MARGIN, OVERLAP, Action, Step, plan
 from tests.pki.conftest import AGENT, DOMAIN, NOW, PASSWORD, Clock
 from tests.pki.judges import request
-from trust import private_keys
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import CertificateRevoked, UntrustedChain
@@ -341,11 +340,6 @@ def _simulate(made: Generations, step: Step, now: datetime) -> None:
 # Carried out.
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_keys, "SCRYPT_P", 1)
-
-
 def verified(credentials: Credentials, bundle: TrustBundle, now: datetime, lists: RevocationLists) -> None:
     verify_peer(credentials.chain_der, bundles=TrustBundles.of(bundle), now=now, crls=lists.crls, usage="client")
 
@@ -455,6 +449,16 @@ def test_a_forced_root_has_its_time_in_the_bundle(ca: CertificateAuthority, cloc
     assert told(ca.rotate()) == [(Action.WITHDRAW, "root")]
     assert ca.bundle().roots == both.roots[1:]
     assert ca.bundle().sequence > both.sequence
+
+
+def test_a_clock_before_the_first_root_makes_no_ca_after_another(ca: CertificateAuthority, clock: Clock) -> None:
+    clock.now = ca.issuers()[0].not_before - HOUR
+    assert [(step.action, step.kind) for step in ca.rotate()] == [(Action.PREPARE, "root")]
+    for _ in range(3):
+        assert ca.rotate() == ()
+    assert [record.state for record in ca.issuers()] == [State.ACTIVE, State.ACTIVE, State.PREPARED]
+    clock.forward(2 * HOUR)
+    verified(ca.issue_credentials(AGENT), ca.bundle(), clock(), ca.crl())
 
 
 def test_by_the_clock_alone_for_ten_months(ca: CertificateAuthority, clock: Clock) -> None:
