@@ -467,11 +467,34 @@ class CertificateAuthority(Issuance):
         head = self._store.head()
         return None if head is None else head.time
 
-    def audit_ledger(self, head: str | None = None) -> LedgerReport:
-        """Compare the ledger with everything else in the database, and with a head that was kept elsewhere."""
+    def audit_ledger(self, head: str | None = None, *, root: str | None = None) -> LedgerReport:
+        """Compare the ledger with everything else in the database, and with what was kept elsewhere.
+
+        Args:
+            head: what `ledger_head` gave once.
+            root: the fingerprint of the root (`sha256:...`). Without one of the two, the database is only compared
+                with itself, and one that was replaced as a whole, keys and all, is not noticed.
+        """
         with self._store.snapshot() as books:
             public = {record.key_id: _public_key(record) for record in books.issuers()}
-            return ledger_audit.audit(books, keys=public, head=head)
+            return ledger_audit.audit(books, keys=public, head=head, root=root)
+
+    def change_password(self, password: str) -> int:
+        """Encrypt every private key in the database with another password: all of them in one transaction.
+
+        Not changed: PINs of tokens, the file of an offline root, and keys in backups that were made before; those the
+        old password still opens. Another process that has the CA open goes on with the keys that it has opened, and
+        cannot make new ones until it is started again with the new password.
+
+        Returns:
+            how many keys there are.
+
+        Raises:
+            WrongPassword: the CA was opened without its password, or the new one is empty.
+            StateChanged: a CA was made at the same moment; do it again.
+            StoreError: nothing has changed; or, where a server is lost while it commits, that is not known.
+        """
+        return self._issuers.change_password(password)
 
     def health(self, now: datetime | None = None) -> tuple[HealthCheck, ...]:
         """What is well and what is not, each in a line for people; all of it is asked now."""

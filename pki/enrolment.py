@@ -3,22 +3,29 @@
 A token is `a2ae_ID_SECRET`. The CA keeps the ID, by which it finds the token, and a SHA-256 digest of the whole; the
 secret has 256 random bits, so that a slow hash would protect nothing more. A token is bound to one SPIFFE ID and to its
 DNS names when it is made; whoever has it chooses the key, and nothing else.
+
+Whoever can write the CA's database, and has not its keys, gets nothing by that. What a token is good for is signed by
+the CA that issued when it was made, so no row can be made up or altered. And a token has one serial number, which
+follows from its text: there is one certificate for it, however often its row says that it was not used, for the store
+takes no serial number twice and the ledger names each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
 
-from pki import policy
+from pki import keys, policy
 from pki.errors import (
     EnrolmentTokenExpired,
+    EnrolmentTokenForged,
     EnrolmentTokenMalformed,
     EnrolmentTokenUnknown,
     EnrolmentTokenUsed,
@@ -30,7 +37,9 @@ from pki.records import TokenRecord
 from pki.requests import PublicKey, Request
 from pki.rules import Rules, spelled
 from trust.clock import shown
+from trust.errors import SignatureError
 from trust.identity import AgentID
+from trust.signing import jws
 
 DEFAULT_VALIDITY = timedelta(minutes=30)
 MAX_VALIDITY = timedelta(hours=24)
@@ -39,6 +48,7 @@ ID_BYTES = 12  # random, too: nobody learns from an ID how many tokens there are
 SECRET_BYTES = 32
 CLOCK_SKEW = timedelta(minutes=1)  # between two instances of one CA, of which one makes a token and one burns it
 
+SEAL_TYPE = "a2a-enrolment-token+jws"  # a typ of its own: no tree head and no message can stand for the seal of a token
 _TEXT = re.compile(r"a2ae_([0-9a-f]{24})_([0-9a-f]{64})", re.ASCII)
 
 
@@ -120,6 +130,68 @@ def check(presented: PresentedToken, record: TokenRecord | None, *, now: datetim
     return record
 
 
+def seal(record: TokenRecord, signer: keys.Signer, key_id: str) -> str:
+    """What a CA says about a token: a detached JWS (RFC 7515 appendix F) over what it is good for.
+
+    Args:
+        key_id: the subject key identifier of the CA, lower-case hex.
+    """
+    return jws.sign_detached(_good_for(record), key=keys.private_key(signer), header={"typ": SEAL_TYPE, "kid": key_id})
+
+
+def check_seal(record: TokenRecord, key_of: Callable[[str], ec.EllipticCurvePublicKey | None]) -> None:
+    """Return for a token as a CA has made it.
+
+    Not checked: whether it was used; that is not signed, and `serial` is what holds.
+
+    Args:
+        key_of: the key of a CA by its key id; None for one that does not vouch for tokens.
+
+    Raises:
+        EnrolmentTokenForged: somebody without such a key has written it, or some of it.
+    """
+    try:
+        parsed = jws.parse_detached(record.seal, algorithms=("ES256", "ES384"), typ=SEAL_TYPE)
+        kid = parsed.header.get("kid")
+        key = key_of(kid) if isinstance(kid, str) else None
+        if key is None:
+            raise forged(record, f"a seal by {kid!r}")
+        parsed.verify_payload(key, _good_for(record))
+    except SignatureError as error:
+        raise forged(record, error) from None
+
+
+def forged(record: TokenRecord, got: object) -> EnrolmentTokenForged:
+    return EnrolmentTokenForged(
+        f"enrolment token {record.id} is in the database, and no CA has made it like that",
+        got=got,
+        expected="the seal of a CA that is not revoked",
+        do="ask for another token, and run `a2a-pki ledger verify`",
+    )
+
+
+def serial(digest: bytes) -> int:
+    """The serial number of the one certificate that a token is good for; from `TokenRecord.digest`.
+
+    As random as the token's secret, which only its holder knows. RFC 5280 section 4.1.2.2: positive, of 20 octets.
+    """
+    return int.from_bytes(hashlib.sha256(b"a2a-pki serial" + digest).digest()[:20]) >> 1 | 1 << 158
+
+
+def _good_for(record: TokenRecord) -> bytes:
+    return json.dumps(
+        [
+            record.id,
+            record.digest.hex(),
+            record.spiffe_id,
+            record.dns_names,
+            int(record.lifetime.total_seconds()),
+            int(record.created_at.timestamp()),
+            int(record.expires_at.timestamp()),
+        ]
+    ).encode()
+
+
 def check_unused(record: TokenRecord, *, key_digest: bytes) -> None:
     """Return for a token that nobody has used, or that was used for this very key.
 
@@ -189,5 +261,8 @@ def grantable(
 _SAMPLES: tuple[PublicKey, ...] = (
     ec.derive_private_key(1, ec.SECP256R1()).public_key(),
     ec.derive_private_key(1, ec.SECP384R1()).public_key(),
+    mldsa.MLDSA44PrivateKey.from_seed_bytes(bytes(32)).public_key(),
+    mldsa.MLDSA65PrivateKey.from_seed_bytes(bytes(32)).public_key(),
+    mldsa.MLDSA87PrivateKey.from_seed_bytes(bytes(32)).public_key(),
     ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key(),
 )

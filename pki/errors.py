@@ -18,7 +18,8 @@ PKIError
 |  `- IDRefused, NameRefused, KeyTypeRefused, LifetimeRefused, ReasonRefused, AgentBanned
 |- PolicyMalformed          a policy file
 |- EnrolmentRefused         a one-time token
-|  |- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed
+|  |- EnrolmentTokenMissing, EnrolmentTokenMalformed, EnrolmentTokenUnknown, EnrolmentTokenExpired, EnrolmentTokenUsed,
+|  |  EnrolmentTokenForged
 |  `- TooManyAttempts       nobody looked at the token
 |- RenewalRefused           the certificate that was presented for renewal
 |  `- CertificateNotPresented, NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired, TooManyRenewals
@@ -28,7 +29,19 @@ PKIError
 
 from __future__ import annotations
 
+import copy
+
 from trust.errors import Fault, TrustError
+
+
+def copied(error: Exception) -> Exception:
+    """The same error for one of several whom it concerns: each raises its own, with its own traceback."""
+    try:
+        made = copy.copy(error)
+    except Exception:  # of a class that cannot be copied
+        return error
+    made.__cause__ = error
+    return made
 
 
 class PKIError(TrustError):
@@ -53,7 +66,12 @@ class AuthorityDamaged(PKIError):
 
 
 class AuthorityNotValid(PKIError):
+    """No CA can do this now; one that was revoked or has ended is followed by another."""
+
     check = "pki.validity"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
 
 
 class WrongPassword(PKIError):
@@ -211,6 +229,12 @@ class EnrolmentTokenExpired(EnrolmentRefused):
 
 class EnrolmentTokenUsed(EnrolmentRefused):
     check = "pki.token.used"
+
+
+class EnrolmentTokenForged(EnrolmentRefused):
+    """Its row in the database was not written, or not like that, by a CA with its key."""
+
+    check = "pki.token.forged"
 
 
 class TooManyAttempts(EnrolmentRefused):

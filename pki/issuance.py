@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -25,7 +25,7 @@ from pki.records import Issue, Record, Settings, State, TokenRecord, TokenUse
 from pki.renewal import RenewalInfo
 from pki.requests import PublicKey
 from pki.rules import Rules
-from pki.steps import Find, Steps, alone, together
+from pki.steps import Find, FindToken, Steps, alone, together
 from pki.store import Store
 from trust import identity
 from trust.clock import Clock, utc
@@ -201,6 +201,7 @@ class Issuance:
         Raises:
             PolicyRefused: an ID, name or lifetime that this CA does not issue, or a banned ID.
             IdentityError: the ID is malformed.
+            AuthorityNotValid, WrongPassword: as `issue`; a token is signed, or whoever can write rows could make one.
             StoreError: it could not be stored.
         """
         moment = self._moment(now)
@@ -216,17 +217,17 @@ class Issuance:
         made = enrolment.parse(text)
         # Rounded up: a token of a second that is made late in a second would be born expired.
         expires_at = (moment + valid_for + timedelta(microseconds=999_999)).replace(microsecond=0)
-        self._store.add_token(
-            TokenRecord(
-                id=made.id,
-                digest=made.digest,
-                spiffe_id=str(agent_id),
-                dns_names=names,
-                lifetime=lifetime,
-                created_at=moment,
-                expires_at=expires_at,
-            )
+        record = TokenRecord(
+            id=made.id,
+            digest=made.digest,
+            spiffe_id=str(agent_id),
+            dns_names=names,
+            lifetime=lifetime,
+            created_at=moment,
+            expires_at=expires_at,
         )
+        key_id = self._issuers.view().issuing.key_id
+        self._store.add_token(replace(record, seal=enrolment.seal(record, self._issuers.signer(key_id), key_id)))
         return EnrolmentToken(text=text, id=made.id, agent_id=agent_id, expires_at=expires_at)
 
     def tokens(self, now: datetime | None = None) -> list[TokenRecord]:
@@ -238,7 +239,10 @@ class Issuance:
         return self._store.cancel_token(token_id)
 
     def is_good_token(self, token: str, *, now: datetime | None = None) -> bool:
-        """Whether a token is one that `enrol` would take now. One look in an index, and nothing is changed."""
+        """Whether a token looks like one that `enrol` would take now. One look in an index, and nothing is changed.
+
+        Not checked: its seal.
+        """
         try:
             presented = enrolment.parse(token)
             grant = enrolment.check(presented, self._store.token(presented.id), now=self._moment(now))
@@ -252,8 +256,8 @@ class Issuance:
         Whoever lost the answer may ask again with the same key while the token lives, and gets the same certificate.
 
         Raises:
-            EnrolmentRefused: the token is malformed, unknown, expired, or was used for another key. None of these
-                repeats the token.
+            EnrolmentRefused: the token is malformed, unknown, expired, forged in the database, or was used for
+                another key. None of these repeats the token.
             RequestRefused: as `issue`.
             PolicyRefused: the request asks for another ID than the token's, or the policy refuses it now.
             AuthorityNotValid, WrongPassword, StoreError: as `issue`.
@@ -265,7 +269,8 @@ class Issuance:
         moment = self._moment(now)
         # The token before the request: who has none learns nothing, and costs no signature check.
         presented = enrolment.parse(token)
-        grant = enrolment.check(presented, self._store.token(presented.id), now=moment)
+        grant = enrolment.check(presented, (yield FindToken(id=presented.id)), now=moment)
+        enrolment.check_seal(grant, self._issuers.vouching)
         request = requests.parse(csr)
         digest = key_digest(request.public_key)
         agent_id = AgentID.parse(grant.spiffe_id)
@@ -274,11 +279,12 @@ class Issuance:
             return self._approve(request, agent_id, grant.dns_names, (), grant.lifetime, rules)
 
         if grant.used_by is None:
+            use = TokenUse(id=grant.id, key_digest=digest, serial=enrolment.serial(grant.digest))
             try:
-                return (yield from self._making(approve, now=moment, burns=TokenUse(id=grant.id, key_digest=digest)))
+                return (yield from self._making(approve, now=moment, burns=use))
             except EnrolmentTokenUsed:
                 # Somebody was faster, perhaps the same agent, which had given up waiting and asked again.
-                grant = enrolment.check(presented, self._store.token(presented.id), now=moment)
+                grant = enrolment.check(presented, (yield FindToken(id=presented.id)), now=moment)
         enrolment.check_unused(grant, key_digest=digest)
         approve(self._issuers.view().rules)
         return self._again(grant, moment)
@@ -361,7 +367,8 @@ class Issuance:
         signer = self._issuers.signer(issuer.key_id)
         issuer.check_valid("intermediate CA", now)
         shard = self._store.shard() if self._urls.crl_base else 0
-        builder = profiles.agent(approved, issuer=issuer, serial=self._serials(), now=now, urls=self._urls, shard=shard)
+        serial = self._serials() if burns is None else burns.serial
+        builder = profiles.agent(approved, issuer=issuer, serial=serial, now=now, urls=self._urls, shard=shard)
         leaf = keys.sign(builder, signer)
         record = Record.of(leaf, kind="agent", issuer=issuer.key_id, spiffe_id=str(approved.agent_id), shard=shard)
         yield Issue(record=record, now=now, burns=burns, renews=renews)

@@ -81,6 +81,8 @@ class Issuers:
         self._pin = pin
         self._modules = modules
         self._signers = known
+        # By key identifier: what was found out about a row, for as long as it is the one that was read.
+        self._known_keys: dict[str, tuple[IssuerRecord, ec.EllipticCurvePublicKey]] = {}
         self._opening = threading.Lock()
         self._reading = threading.Lock()
         self._read_at = 0.0
@@ -168,14 +170,51 @@ class Issuers:
         except UnknownName:
             return self.read().record(key_id)
 
+    def vouching(self, key_id: str) -> ec.EllipticCurvePublicKey | None:
+        """The key of a CA of ours that is not revoked, by which tokens are verified; None: there is none.
+
+        Raises:
+            WrongPassword, KeyStoreError, AuthorityDamaged, StoreError: it cannot be told.
+        """
+        if not self.unlocked:
+            raise locked()
+        try:
+            if self.record(key_id).state is not State.REVOKED:
+                return self._believed(key_id)
+        except (UnknownName, LedgerDamaged):
+            pass
+        return None
+
+    def change_password(self, password: str) -> int:
+        """Encrypt every key of the database with another password, all at once; returns how many there are.
+
+        Raises:
+            WrongPassword: the one before does not open all of them, or the new one is empty.
+            StateChanged: a CA was made meanwhile.
+        """
+        pending = self._store.pending_key()
+        kept: list[IssuerRecord | PendingKey] = [*self._store.issuers(), *([] if pending is None else [pending])]
+        changed: dict[bytes, bytes] = {}
+        for one in kept:
+            if one.key_pem is not None:
+                if self._password is None:
+                    raise locked()
+                changed[one.key_pem] = keys.write(keys.read(one.key_pem, self._password), password)
+        self._store.replace_keys(changed)
+        self._password = password
+        self.read()
+        return len(changed)
+
     def new_key(self, beside: IssuerRecord) -> KeyPair:
         """A new key where the key of another CA is kept: on the same token, or encrypted with the CA's password.
 
         Raises:
-            WrongPassword: there is nothing to protect it with.
+            WrongPassword: there is nothing to protect it with, or the password was changed by another process.
             KeyStoreError: the token cannot be used.
         """
         if beside.key_uri is None:
+            if beside.key_pem is not None:  # the password may have been changed since it was given to this process
+                self._open(beside)
             return make_key(None, self._password, self._pin)
         where = replace(pkcs11.TokenUri.parse(pkcs11.named(beside.key_uri, self._modules)), object=None, id=None)
         return make_key(str(where), self._password, self._pin)
@@ -201,6 +240,7 @@ class Issuers:
     def forget(self, key_id: str) -> None:
         """Drop a key that has left this CA."""
         self._signers.pop(key_id, None)
+        self._known_keys.pop(key_id, None)
 
     def _open(self, record: IssuerRecord) -> Signer:
         if record.key_pem is not None and self._password is None:
@@ -261,6 +301,9 @@ class Issuers:
             record = self.record(key_id)
         except UnknownName as error:
             raise _stranger(key_id) from error
+        known = self._known_keys.get(key_id)
+        if known is not None and known[0] is record:
+            return known[1]
         certificate = record.certificate
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -270,6 +313,7 @@ class Issuers:
                 self.signer(key_id)
             except WrongPassword as error:
                 raise _stranger(key_id) from error
+            self._known_keys[key_id] = record, key
             return key
         for below in self._view.records:
             if below.parent == key_id and below.online:

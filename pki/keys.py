@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki import pkcs11
+from pki.der import Unsigned
 from pki.errors import AuthorityDamaged, KeyStoreError, WrongPassword
 from pki.records import IssuerRecord, PendingKey
 from trust import errors, private_keys
@@ -170,7 +171,7 @@ def _opened(
     return pkcs11.open_on_token(pkcs11.named(kept.key_uri or "", modules), pin)
 
 
-def sign(builder: x509.CertificateBuilder, signer: Signer) -> x509.Certificate:
+def sign(builder: x509.CertificateBuilder | Unsigned, signer: Signer) -> x509.Certificate:
     """Sign a certificate; where the key is ours, deterministically (RFC 6979): no weak random number gives it away.
 
     Raises:

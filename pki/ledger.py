@@ -29,7 +29,7 @@ from trust.json_text import NotStrictJson, parse
 from trust.signing import jws
 
 if TYPE_CHECKING:
-    from pki.records import IssuerRecord, Record
+    from pki.records import IssuerRecord, Record, Settings
 
 HEAD_TYPE = "a2a-ledger-head+jws"  # a typ of its own: no token and no message can stand for a tree head
 MAX_ENTRY_BYTES = 4096  # a SPIFFE ID has at most 2048 characters, all else together some 500
@@ -197,6 +197,12 @@ def policy_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def settings_digest(settings: Settings) -> bytes:
+    """Of what was decided once, when the CA was made."""
+    values = [settings.trust_domain, settings.crl_base_url, settings.public_url, settings.name_constraint]
+    return hashlib.sha256(_ENCODER.encode(values).encode()).digest()
+
+
 # The tree. RFC 9162 section 2.1.1: a leaf and a node are hashed with different prefixes, or a node could be passed off
 # as an entry.
 
@@ -257,12 +263,17 @@ class Frontier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a signature commits to: the first `size` entries of the ledger of one trust domain."""
+    """What a signature commits to: the first `size` entries of the ledger of one trust domain.
+
+    And what has no entry: heads of earlier releases lack it, and those without a change of roots lack `bundle`.
+    """
 
     trust_domain: str
     size: int
     root: bytes
     time: datetime  # whole seconds
+    settings: bytes | None = None  # `settings_digest` of the CA
+    bundle: int | None = None  # the sequence number of the trust bundle, which never goes back
 
 
 def sign_head(head: Head, signer: keys.Signer, key_id: str) -> str:
@@ -319,9 +330,13 @@ def _head(payload: bytes) -> Head:
             size=members["tree_size"],
             root=jws.decode(members["root_hash"]),
             time=_moment(members["time"]),
+            settings=jws.decode(members["settings"]) if "settings" in members else None,
+            bundle=members.get("bundle_sequence"),
         )
         if payload != _payload(head) or type(head.size) is not int or head.size < 0 or len(head.root) != HASH_BYTES:
             raise ValueError("another payload than ours")
+        if head.bundle is not None and type(head.bundle) is not int:
+            raise ValueError("bundle_sequence is no number")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, SignatureError) as error:
         raise _damaged("tree head cannot be read", error) from None
     return head
@@ -335,14 +350,17 @@ def _parsed(text: str) -> jws.Parsed:
 
 
 def _payload(head: Head) -> bytes:
-    return _ENCODER.encode(
-        {
-            "trust_domain": head.trust_domain,
-            "tree_size": head.size,
-            "root_hash": jws.encode(head.root),
-            "time": int(head.time.timestamp()),
-        }
-    ).encode()
+    members: dict[str, str | int] = {
+        "trust_domain": head.trust_domain,
+        "tree_size": head.size,
+        "root_hash": jws.encode(head.root),
+        "time": int(head.time.timestamp()),
+    }
+    if head.settings is not None:
+        members["settings"] = jws.encode(head.settings)
+    if head.bundle is not None:
+        members["bundle_sequence"] = head.bundle
+    return _ENCODER.encode(members).encode()
 
 
 def _moment(seconds: object) -> datetime:

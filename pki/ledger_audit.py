@@ -16,23 +16,27 @@ What is found, and named:
     (10) a pruning of what lists still have to name, of a CA that may issue, or of another number of certificates;
          the removal of a CA that has not ended
     (11) a CA that was revoked and is not any more, or whose certificate is revoked and which goes on
+    (12) settings other than those that a signed head commits to, and a bundle's sequence number that went back
+    (13) a one-time token that no CA has made, or made like that, or that was used and does not look it
+    (14) a revocation list that its CA did not sign, with a number that went back, or that lacks a revocation
+    (15) an order of certificates, revocations or CAs that is not the ledger's
+    (16) where the caller has the fingerprint of a root: that no signed head is by a CA below it
 
 What is written while the audit runs is not mistaken for damage: the ledger is read before the tables and its new end
-after them, and the tables may be as any entry of that end says. Memory stays small at any size: what has to be compared
-waits in a temporary SQLite database on disk.
+after them, and the tables may be as any entry of that end says. What has a table of many rows is compared in
+`pki.table_audit`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Protocol
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -44,35 +48,34 @@ from pki.ledger import (
     Head,
     claimed_head,
     entry_for_issuer,
-    entry_for_record,
     head_signer,
     leaf_hash,
     needs_key,
     policy_digest,
+    settings_digest,
     verify_head,
 )
 from pki.profiles import CRL_RETENTION
-from pki.records import IssuerRecord, LedgerRow, Record, SealedHead, Settings
+from pki.records import IssuerRecord, LedgerRow, SealedHead, Settings
+from pki.table_audit import Findings, TableAudit, Tables, key_of, verify_certificate
 from trust.clock import shown
 from trust.errors import SignatureError
-from trust.identity import thumbprint
+from trust.identity import fingerprint
 from trust.signing import jws
 
 _KEPT = "tree head kept elsewhere"
 _HOLDER = "only a CA with its key writes that, and it signs"
-MAX_PROBLEMS = 1000  # of a database that is altogether another one, the rest says nothing new
 NAMED = 3  # of the entries of a rewritten part, so that the line stays readable
 
 
-class Books(Protocol):
+class Books(Tables, Protocol):
     """What is audited: a `pki.store.Store`, or one moment of it."""
 
     def settings(self) -> Settings: ...
+    def bundle_sequence(self) -> int: ...
     def policy_text(self) -> str | None: ...
     def issuers(self) -> list[IssuerRecord]: ...
     def bans(self) -> list[tuple[str, datetime]]: ...
-    def each_record(self) -> Iterator[Record]: ...
-    def ledger_rows(self, start: int = 0) -> Iterator[LedgerRow]: ...
     def heads(self) -> Iterator[SealedHead]: ...
 
 
@@ -86,38 +89,30 @@ class LedgerReport:
 
 
 def audit(
-    books: Books, *, keys: Mapping[str, ec.EllipticCurvePublicKey], head: str | None = None, upgraded: bool = False
+    books: Books,
+    *,
+    keys: Mapping[str, ec.EllipticCurvePublicKey],
+    head: str | None = None,
+    root: str | None = None,
+    upgraded: bool = False,
 ) -> LedgerReport:
     """Compare everything with everything, as the head of this file lists it.
 
-    Not checked: that `keys` are the CA's, for which the caller must have a root that was kept elsewhere; one-time
-    tokens and revocation lists, which the ledger does not cover.
+    Not checked, without `root`: that `keys` are the CA's; a database that was replaced as a whole, keys and all, is
+    found by a `head` or a `root` that was kept elsewhere, and by nothing else. Not found either: a token that was
+    cancelled and is there again, and a revocation list that is not there any more.
 
     Args:
         keys: the public keys of the CAs by key id. Certificates and heads are verified with these and no others.
         head: a signed tree head that was kept elsewhere.
+        root: the fingerprint (`sha256:...`) of the root that signs now, or signed when the CA last wrote something.
         upgraded: an upgrade has just made the ledger, so that nothing of it is signed yet.
 
     Raises:
         PKIError: the database cannot be read at all.
     """
     with closing(sqlite3.connect("")) as scratch:  # a file without a name, gone when it is closed
-        scratch.executescript(_SCRATCH)
-        return _Audit(books, keys, scratch, head, upgraded).run()
-
-
-_SCRATCH = """
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-CREATE TABLE issued (serial TEXT PRIMARY KEY, position INTEGER, facts BLOB, issuer TEXT, not_after INTEGER,
-                     role TEXT, pruned INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX ending ON issued (pruned, issuer, not_after);
-CREATE TABLE revoked (serial TEXT PRIMARY KEY, position INTEGER, says TEXT);
-CREATE TABLE row (serial TEXT PRIMARY KEY, facts BLOB, says TEXT, spiffe_id TEXT);
-CREATE TABLE pruned (position INTEGER, issuer TEXT, before INTEGER, removed INTEGER);
-CREATE TABLE retired (serial TEXT PRIMARY KEY, position INTEGER, before INTEGER);
-BEGIN;
-"""
+        return _Audit(books, keys, scratch, head, root, upgraded).run()
 
 
 class _Audit:
@@ -127,15 +122,15 @@ class _Audit:
         keys: Mapping[str, ec.EllipticCurvePublicKey],
         scratch: sqlite3.Connection,
         head: str | None,
+        root: str | None,
         upgraded: bool,
     ) -> None:
         self._upgraded = upgraded
         self._books = books
         self._keys = keys
-        self._scratch = scratch
-        self._problems: list[str] = []
-        self._last = "nothing"  # the row that could still be read
-        self._more = 0
+        self._findings = Findings()
+        self._problem = self._findings.add
+        self._tables = TableAudit(books, keys, scratch, self._findings)
         self._domain = books.settings().trust_domain
         # The ledger, as far as it has been read, and the next head to compare with it.
         self._size = 0
@@ -163,42 +158,36 @@ class _Audit:
         self._loose: list[tuple[int, str]] = []
         self._loose_count = 0
         self._kept, self._kept_text = self._claimed(head), head
+        self._first: dict[str, int] = {}  # CA to the position of its first entry
+        # What signed heads say about what has no entry: the last settings, the largest number.
+        self._settings: tuple[int, bytes] | None = None
+        self._bundle = 0
+        self._root, self._below = root, self._below_root(root)
+        self._anchored = False  # whether a CA below that root has signed a head
 
     def run(self) -> LedgerReport:
         try:
             self._read_ledger()
             self._known = self._size
-            self._read_certificates()
+            self._tables.read_certificates()
             bans = {spiffe_id: int(since.timestamp()) for spiffe_id, since in self._books.bans()}
             issuers, policy = self._books.issuers(), self._books.policy_text()
+            sequence = self._books.bundle_sequence()
             self._read_ledger()
-            self._compare_prunings()
-            self._compare_certificates(self._known)
-            self._compare_revocations(self._known)
+            self._tables.compare(self._known)
+            self._tables.check_tokens(self._known)
+            self._tables.check_lists(self._known)
             self._compare_state("ban of", self._bans, bans)
             self._compare_state("CA", self._issuers, {issuer.key_id: self._issuer(issuer) for issuer in issuers})
             self._compare_state("policy", self._policy, {} if policy is None else {"": policy_digest(policy)})
+            self._compare_unlogged(issuers, sequence)
             self._check_end()
             self._check_signed()
             if self._kept_text is not None:  # not before: the ledger knows the keys of CAs that are no more
                 self._verified(self._kept_text, _KEPT)
         except AuthorityDamaged as error:
-            self._problem(f"the audit ends after {self._last}, because a row cannot be read: {error}")
-        more = [f"and {self._more} more"] if self._more else []
-        return LedgerReport(size=self._size, sealed=self._sealed, problems=(*self._problems, *more))
-
-    def _problem(self, text: str) -> None:
-        if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(text)
-        else:
-            self._more += 1
-
-    def _problem_at(self, position: int, text: str) -> None:
-        """A problem that is named by an entry, which is read again for it, unless nobody will see it."""
-        if len(self._problems) < MAX_PROBLEMS:
-            row = next(self._books.ledger_rows(position))
-            text = f"entry {position} of the ledger ({Entry.decode(row.entry).describe()}): {text}"
-        self._problem(text)
+            self._problem(f"the audit ends after {self._findings.last}, because a row cannot be read: {error}")
+        return LedgerReport(size=self._size, sealed=self._sealed, problems=self._findings.all())
 
     # The ledger against itself: (1) to (4).
 
@@ -213,7 +202,7 @@ class _Audit:
                 self._size = row.position
                 self._pass_heads()
             self._read_entry(row)
-            self._last = f"entry {row.position} of the ledger"
+            self._findings.last = f"entry {row.position} of the ledger"
             self._tree = self._tree.extended([row.leaf])
             self._size += 1
             self._pass_heads()
@@ -226,27 +215,24 @@ class _Audit:
             return
         if leaf_hash(row.entry) != row.leaf:
             self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {entry.describe()}")
-        serial, facts = _key(entry.serial), entry.facts
+        serial, facts = key_of(entry.serial), entry.facts
         if needs_key(entry):
             self._loose = self._loose or [(row.position, entry.describe())]
             self._loose_count += 1
         match entry.kind:
             case "issued":
-                about = (facts["issuer"], facts["not_after"], facts["role"], 0)
-                values = (serial, row.position, leaf_hash(row.entry), *about)
-                if not self._insert("issued", values):
+                about = (facts["issuer"], facts["shard"], facts["not_after"], facts["role"])
+                if not self._tables.note("issued", serial, row.position, leaf_hash(row.entry), *about):
                     self._problem(f"entry {row.position} of the ledger: {entry.describe()}, for the second time")
             case "revoked":
-                self._insert("revoked", (serial, row.position, f"{int(entry.time.timestamp())} {facts['reason']}"))
+                self._tables.note("revoked", serial, row.position, f"{int(entry.time.timestamp())} {facts['reason']}")
             case "pruned":
                 self._check_pruned(row.position, entry)
             case "retired":
                 before = int((entry.time - CRL_RETENTION).timestamp())
-                ended = """SELECT 1 FROM issued WHERE serial = ? AND role IN ('root', 'intermediate')
-                           AND not_after < ?"""
-                if self._scratch.execute(ended, (serial, before)).fetchone() is None:
+                if not self._tables.is_ended_ca(serial, before):
                     self._problem(f"entry {row.position} of the ledger ({entry.describe()}): no CA that has ended")
-                self._insert("retired", (serial, row.position, before))
+                self._tables.note("retired", serial, row.position, before)
                 self._states.pop(str(facts["key_id"]), None)
                 self._note(self._issuers, facts["key_id"], None)
             case "banned":
@@ -267,7 +253,7 @@ class _Audit:
         elif before > int((entry.time - CRL_RETENTION).timestamp()):
             self._problem(f"entry {position} of the ledger ({entry.describe()}): lists still had to name some of it")
         else:
-            self._insert("pruned", (position, issuer, before, entry.facts["removed"]))
+            self._tables.note("pruned", position, issuer, before, entry.facts["removed"])
 
     def _follow(self, position: int, entry: Entry) -> None:
         """The states of a CA, in their order."""
@@ -277,7 +263,8 @@ class _Audit:
         if state == "revoked":
             self._revoked.setdefault(key_id, position)
         self._states[key_id] = state
-        self._ca_serials[key_id] = _key(entry.serial) or ""
+        self._ca_serials[key_id] = key_of(entry.serial) or ""
+        self._first.setdefault(key_id, position)
         if key_id not in self._introduced:
             self._announced.add(key_id)
 
@@ -292,11 +279,6 @@ class _Audit:
             key = load_der_public_key(jws.decode(str(facts["spki"])))
             if isinstance(key, ec.EllipticCurvePublicKey):
                 self._declared[str(facts["key_id"])] = key
-
-    def _insert(self, table: str, values: tuple[object, ...]) -> bool:
-        """Whether it was not there."""
-        marks = ", ".join("?" * len(values))
-        return self._scratch.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values).rowcount == 1  # noqa: S608  our own names
 
     def _pass_heads(self) -> None:
         """Compare with every head of at most the present size."""
@@ -330,6 +312,10 @@ class _Audit:
             elif self._is_introduced(head_signer(head.jws), head.size):
                 self._signed = True
                 self._covered()
+                self._anchored |= head_signer(head.jws) in self._below
+                self._bundle = max(self._bundle, signed.bundle or 0)
+                if signed.settings is not None:
+                    self._settings = head.size, signed.settings
                 self._introduced |= self._announced
                 self._announced = set()
                 if head_signer(head.jws) in self._keys:
@@ -360,7 +346,7 @@ class _Audit:
         parent = self._keys.get(record.parent)
         if kid in self._announced and record.parent in self._introduced and parent is not None:
             with suppress(InvalidSignature, UnsupportedAlgorithm, AuthorityDamaged):
-                _verify_certificate(record.certificate, parent)
+                verify_certificate(record.certificate, parent)
                 return True
         self._problem(f"tree head at {size}: by CA {kid}, about which there is nothing under a head of another CA")
         self._covered()
@@ -382,12 +368,15 @@ class _Audit:
         for head in newer:  # written while the audit ran
             self._check_head(head)
         self._report_loose()
-        if self._size and not self._signed and not self._problems and not self._upgraded:
+        if self._size and not self._signed and not self._findings.problems and not self._upgraded:
             self._problem(f"no signed head commits to any of the {self._size} entries of the ledger")
         for key_id, serial in self._ca_serials.items():
-            revoked = self._scratch.execute("SELECT 1 FROM revoked WHERE serial = ?", (serial,)).fetchone()
-            if revoked and self._states.get(key_id, "revoked") != "revoked":
+            if self._tables.is_revoked(serial) and self._states.get(key_id, "revoked") != "revoked":
                 self._problem(f"CA {key_id} goes on, and its certificate is revoked")
+        if self._root is not None and not self._anchored:
+            self._problem(
+                f"no tree head is signed by a CA below the root {self._root}: this is the ledger of another CA"
+            )
 
     def _claimed(self, text: str | None) -> Head | None:
         try:
@@ -441,80 +430,7 @@ class _Audit:
                     names.append(Entry.decode(row.entry).describe())
         return "; ".join(names) + ("; and others" if end - start > NAMED else "")
 
-    # The tables against the ledger: (5) to (7).
-
-    def _read_certificates(self) -> None:
-        for record in self._books.each_record():
-            says = None
-            if record.revoked_at is not None:
-                says = f"{int(record.revoked_at.timestamp())} {record.reason.value if record.reason else ''}"
-            facts = leaf_hash(entry_for_record(record).encode())
-            if not self._insert("row", (_key(record.serial), facts, says, record.spiffe_id)):
-                self._problem(f"{_who(record.serial, record.spiffe_id)} is there twice")
-            if wrong := self._wrong(record):
-                self._problem(f"{_who(record.serial, record.spiffe_id)} {wrong}")
-            self._last = _who(record.serial, record.spiffe_id)
-
-    def _wrong(self, record: Record) -> str | None:
-        """What is wrong with the certificate itself."""
-        if thumbprint(record.der) != record.thumbprint:
-            return "is not the certificate that its thumbprint was made of"
-        try:
-            certificate = x509.load_der_x509_certificate(record.der)
-            uris = certificate.extensions.get_extension_for_class(
-                x509.SubjectAlternativeName
-            ).value.get_values_for_type(x509.UniformResourceIdentifier)
-        except x509.ExtensionNotFound:
-            uris = []
-        except ValueError:
-            return "is not a certificate"
-        if (
-            certificate.serial_number != record.serial
-            or certificate.not_valid_before_utc != record.not_before
-            or certificate.not_valid_after_utc != record.not_after
-            or (uris != [record.spiffe_id] and record.kind != "ocsp")
-        ):
-            return "has a row that differs from the certificate"
-        key = self._keys.get(record.issuer)
-        if key is None:
-            return f"is by a CA that is not known, {record.issuer}"
-        try:
-            _verify_certificate(certificate, key)
-        except (InvalidSignature, UnsupportedAlgorithm):
-            return f"was not signed by its CA, {record.issuer}"
-        return None
-
-    def _compare_prunings(self) -> None:
-        """(10) Each pruning removed all that had ended, and says how many certificates that were."""
-        mark = """UPDATE issued SET pruned = 1 WHERE pruned = 0 AND issuer = ? AND not_after < ? AND position < ?
-                  AND role NOT IN ('root', 'intermediate')"""
-        found = self._scratch.execute(
-            "SELECT position, issuer, before, removed FROM pruned ORDER BY position"
-        ).fetchall()
-        for position, issuer, before, removed in found:
-            count = self._scratch.execute(mark, (issuer, before, position)).rowcount
-            if count != removed:
-                self._problem_at(position, f"{removed} certificates removed, and {count} could be")
-
-    def _compare_certificates(self, known: int) -> None:
-        unlogged = "SELECT serial, spiffe_id FROM row WHERE serial NOT IN (SELECT serial FROM issued)"
-        for serial, spiffe_id in self._scratch.execute(unlogged):
-            self._problem(f"{_who(int(serial, 16), spiffe_id)} was inserted: the ledger has no entry about it")
-        differing = "SELECT position FROM issued JOIN row USING (serial) WHERE issued.facts != row.facts"
-        for (position,) in self._scratch.execute(differing):
-            self._problem_at(position, "the row of the certificate differs from this entry")
-        for (position,) in self._scratch.execute(_REMOVED, (known,)):
-            self._problem_at(position, "the row of the certificate was removed")
-
-    def _compare_revocations(self, known: int) -> None:
-        inserted = """SELECT serial, spiffe_id FROM row
-                      WHERE says IS NOT NULL AND serial NOT IN (SELECT serial FROM revoked)"""
-        for serial, spiffe_id in self._scratch.execute(inserted):
-            self._problem(f"{_who(int(serial, 16), spiffe_id)} is revoked, and the ledger has no entry about it")
-        differing = """SELECT revoked.position, row.says FROM revoked JOIN row USING (serial)
-                       WHERE revoked.says != row.says OR (row.says IS NULL AND revoked.position < ?)"""
-        for position, says in self._scratch.execute(differing, (known,)):
-            self._problem_at(position, f"the revocation {'was removed' if says is None else 'differs from this entry'}")
+    # The few rows against the ledger: (7), (12) and (15).
 
     def _compare_state(self, what: str, logged: dict[str, list[object]], found: Mapping[str, object]) -> None:
         for name in sorted(logged.keys() | found.keys()):
@@ -526,6 +442,27 @@ class _Audit:
                     happened = "was inserted" if expected == [None] else "differs from the last entry about it"
                 self._problem(f"{what} {name}".rstrip() + f" {happened}")
 
+    def _compare_unlogged(self, issuers: Sequence[IssuerRecord], sequence: int) -> None:
+        if self._settings is not None and settings_digest(self._books.settings()) != self._settings[1]:
+            self._problem(f"the settings of the CA are not those that the tree head at {self._settings[0]} commits to")
+        if sequence < self._bundle:
+            self._problem(f"the trust bundle has sequence number {sequence}, and had {self._bundle} before")
+        for issuer in issuers:
+            if issuer.position is not None and self._first.get(issuer.key_id, issuer.position) != issuer.position:
+                self._problem(f"CA {issuer.key_id} is at another place in the order than its first entry")
+
+    def _below_root(self, root: str | None) -> frozenset[str]:
+        """The CAs that a pinned root vouches for: itself, and those whose certificates it has signed."""
+        issuers = [] if root is None else self._books.issuers()
+        pinned = [one for one in issuers if one.kind == "root" and fingerprint(one.der) == root]
+        found = {one.key_id for one in pinned}
+        for issuer in issuers:
+            for above in pinned:
+                with suppress(InvalidSignature, UnsupportedAlgorithm, AuthorityDamaged, KeyError):
+                    verify_certificate(issuer.certificate, self._keys[above.key_id])
+                    found.add(issuer.key_id)
+        return frozenset(found)
+
     def _issuer(self, issuer: IssuerRecord) -> bytes:
         """What the ledger should say about a CA; nothing that it ever says, where its row is damaged."""
         try:
@@ -535,27 +472,3 @@ class _Audit:
         except AuthorityDamaged as error:
             self._problem(f"CA {issuer.key_id}: {error}")
         return b""
-
-
-# An entry whose certificate is gone and was not pruned: not with the others of its CA, and not with its CA.
-_REMOVED = """
-SELECT position FROM issued WHERE position < ? AND pruned = 0 AND serial NOT IN (SELECT serial FROM row)
-AND NOT EXISTS (SELECT 1 FROM retired WHERE retired.serial = issued.serial AND retired.position > issued.position
-                AND issued.role IN ('root', 'intermediate') AND issued.not_after < retired.before)
-ORDER BY position
-"""
-
-
-def _key(serial: int | None) -> str | None:
-    return None if serial is None else f"{serial:040x}"
-
-
-def _who(serial: int, spiffe_id: str) -> str:
-    return f"certificate {serial:x} of {spiffe_id}"
-
-
-def _verify_certificate(certificate: x509.Certificate, key: ec.EllipticCurvePublicKey) -> None:
-    algorithm = certificate.signature_hash_algorithm
-    if algorithm is None:
-        raise InvalidSignature
-    key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))

@@ -15,10 +15,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pki.errors import IDRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
+from pki.errors import IDRefused, KeyTypeRefused, LifetimeRefused, NameRefused, PolicyRefused, ReasonRefused
 from pki.requests import PublicKey, Request
-from pki.rules import RESERVED, Rules, reserved, spelled
+from pki.rules import BY_NAME_ONLY, RESERVED, Rules, reserved, spelled
 from trust.identity import AgentID
+from trust.private_keys import ml_dsa
 
 DEFAULT_LIFETIME = timedelta(hours=24)
 MIN_LIFETIME = timedelta(seconds=1)  # certificates count whole seconds
@@ -70,7 +71,7 @@ def approve(
     2. The request asks for that ID, or for none; one that asks for another, or for several, is refused.
     3. DNS names and addresses are well-formed, and not too many.
     4. The lifetime is between a second and 7 days.
-    5. The rules allow all of it. Without rules, all of it is allowed.
+    5. The rules allow all of it. Without rules, all of it is allowed but post-quantum keys (`rules.BY_NAME_ONLY`).
 
     Not checked here: the name constraints of the CA that will sign; `pki.profiles` does that.
 
@@ -96,10 +97,16 @@ def approve(
     approved = _content(agent_id, request.public_key, dns_names, ip_addresses, lifetime)
 
     # 5.
-    if rules is not None:
-        decision = rules.decide(
-            agent_id, approved.dns_names, approved.ip_addresses, key_type(request.public_key), lifetime
+    kind = key_type(request.public_key)
+    if rules is None and kind in BY_NAME_ONLY:
+        raise KeyTypeRefused(
+            "key of the certificate request",
+            got=kind,
+            expected="P-256, P-384 or Ed25519 where no policy names other keys",
+            do=f'allow keys = ["{kind}"] in the policy of this CA',
         )
+    if rules is not None:
+        decision = rules.decide(agent_id, approved.dns_names, approved.ip_addresses, kind, lifetime)
         if not decision.allowed:
             raise decision.error(
                 "the policy of this CA refuses it",
@@ -134,7 +141,7 @@ def key_type(public_key: PublicKey) -> str:
     """What a policy file calls the kind of a key that `pki.requests` has let through."""
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         return "P-256" if public_key.curve.name == "secp256r1" else "P-384"
-    return "Ed25519"
+    return ml_dsa(public_key) or "Ed25519"
 
 
 def _content(

@@ -1,11 +1,12 @@
 """What each certificate and revocation list of the CA looks like (RFC 5280, SPIFFE X509-SVID).
 
-Pure: the time, the serial number and the public key are arguments, and what comes back is an unsigned builder.
+Pure: the time, the serial number and the public key are arguments, and what comes back lacks its signature.
 Nothing of a certificate request reaches these functions but a public key and names that `pki.policy` has approved.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,13 +14,16 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
-from pki import constraints
+from pki import constraints, der
+from pki.der import Unsigned
 from pki.errors import AuthorityNotValid, NameRefused, PolicyRefused
 from pki.list_names import crl_file_name
 from pki.policy import Approved, dns_name
 from pki.records import Settings
+from pki.requests import PublicKey
 from trust.clock import utc
 
 BACKDATE = timedelta(minutes=1)  # a verifier whose clock is a little behind must not refuse a new certificate
@@ -42,6 +46,7 @@ class Issuer:
     certificate: x509.Certificate
     key_id: str  # subject key identifier, lower-case hex
     authority_key: x509.AuthorityKeyIdentifier
+    name: bytes  # its subject, DER
     constraints: x509.NameConstraints | None
     not_before: datetime
     not_after: datetime
@@ -57,6 +62,7 @@ class Issuer:
             certificate=certificate,
             key_id=ski.digest.hex(),
             authority_key=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
+            name=certificate.subject.public_bytes(),
             constraints=limits,
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
@@ -155,13 +161,13 @@ def intermediate(
         host = x509.UniformResourceIdentifier(_constrainable(trust_domain))
         builder = builder.add_extension(x509.NameConstraints([host], None), critical=True)
     for extension in _pointers(urls or Urls(), issuer.key_id, shard=0, ocsp=False):
-        builder = builder.add_extension(extension.value, extension.critical)
+        builder = builder.add_extension(extension, critical=False)
     return builder
 
 
 def agent(
     approved: Approved, *, issuer: Issuer, serial: int, now: datetime, urls: Urls | None = None, shard: int = 0
-) -> x509.CertificateBuilder:
+) -> Unsigned:
     """An agent's leaf: exactly one SPIFFE ID, client and server, signatures only.
 
     The subject is empty, so that the ID stands in one place only; RFC 5280 section 4.1.2.6 then wants the SAN
@@ -182,27 +188,21 @@ def agent(
     names += [x509.DNSName(name) for name in approved.dns_names]
     names += [x509.IPAddress(address) for address in approved.ip_addresses]
     constraints.check(names, issuer.constraints)
-    extensions = [
-        *_AGENT_EXTENSIONS,
-        _extension(x509.SubjectAlternativeName(names), critical=True),
-        _extension(x509.SubjectKeyIdentifier.from_public_key(approved.public_key)),
-        _extension(issuer.authority_key),
-    ]
-    if approved.lifetime <= NO_REVOCATION_UP_TO:
-        # RFC 9608 section 4: it then names neither a revocation list nor a responder.
-        extensions.append(_extension(NO_REV_AVAIL))
-        extensions += _pointers(Urls(issuers=urls.issuers if urls else None), issuer.key_id, shard=0, ocsp=False)
-    else:
-        extensions += _pointers(urls or Urls(), issuer.key_id, shard=shard, ocsp=True)
-    # All at once: `add_extension` copies the builder for each.
-    return x509.CertificateBuilder(
-        issuer.certificate.subject,
-        _NO_NAME,
-        approved.public_key,
-        serial,
-        start,
-        end.replace(microsecond=0),
-        extensions,
+    spki = approved.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    extensions = (
+        _AGENT_EXTENSIONS,
+        der.extension(x509.SubjectAlternativeName(names), critical=True),
+        der.extension(_key_identifier(approved.public_key, spki)),
+        _shared(urls or _NO_URLS, issuer.key_id, shard, approved.lifetime <= NO_REVOCATION_UP_TO),
+    )
+    return Unsigned(
+        serial=serial,
+        issuer=issuer.name,
+        not_before=start,
+        not_after=end.replace(microsecond=0),
+        subject=_NO_NAME,
+        public_key=spki,
+        extensions=b"".join(extensions),
     )
 
 
@@ -362,12 +362,29 @@ def _ca_extensions(
     )
 
 
+def _key_identifier(key: PublicKey, spki: bytes) -> x509.SubjectKeyIdentifier:
+    """RFC 5280 section 4.2.1.2 (1). An EC point ends the key's encoding; encoding it once more takes longer."""
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return x509.SubjectKeyIdentifier.from_public_key(key)
+    point = spki[-1 - 2 * ((key.key_size + 7) // 8) :]
+    return x509.SubjectKeyIdentifier(hashlib.sha1(point, usedforsecurity=False).digest())
+
+
 @lru_cache(maxsize=64)  # a CA has few issuers, and issues in one shard for long
-def _pointers(urls: Urls, key_id: str, *, shard: int, ocsp: bool) -> tuple[x509.Extension[x509.ExtensionType], ...]:
+def _shared(urls: Urls, key_id: str, shard: int, short_lived: bool) -> bytes:
+    """The extensions that an issuer's agents have in common."""
+    if short_lived:  # RFC 9608 section 4: it then names neither a revocation list nor a responder
+        urls = Urls(issuers=urls.issuers)
+    authority_key = x509.AuthorityKeyIdentifier(bytes.fromhex(key_id), None, None)
+    values = [authority_key, *([NO_REV_AVAIL] if short_lived else []), *_pointers(urls, key_id, shard=shard, ocsp=True)]
+    return b"".join(der.extension(value) for value in values)
+
+
+def _pointers(urls: Urls, key_id: str, *, shard: int, ocsp: bool) -> tuple[x509.ExtensionType, ...]:
     """Where revocation is asked for, and where the issuer's certificate is (RFC 5280 sections 4.2.1.13, 4.2.2.1)."""
-    found = []
+    found: list[x509.ExtensionType] = []
     if urls.crl_base:
-        found.append(_extension(x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, key_id, shard))])))
+        found.append(x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, key_id, shard))]))
     access = []
     if urls.ocsp and ocsp:
         access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _uri(urls.ocsp)))
@@ -375,12 +392,8 @@ def _pointers(urls: Urls, key_id: str, *, shard: int, ocsp: bool) -> tuple[x509.
         url = _uri(f"{urls.issuers}/{key_id}.cer")
         access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url))
     if access:
-        found.append(_extension(x509.AuthorityInformationAccess(access)))
+        found.append(x509.AuthorityInformationAccess(access))
     return tuple(found)
-
-
-def _extension(value: x509.ExtensionType, *, critical: bool = False) -> x509.Extension[x509.ExtensionType]:
-    return x509.Extension(value.oid, critical, value)
 
 
 def _crl_url(base: str, key_id: str, shard: int) -> str:
@@ -422,9 +435,12 @@ def _key_usage(
     )
 
 
-_NO_NAME = x509.Name([])
-_AGENT_EXTENSIONS = (
-    _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
-    _extension(_key_usage(digital_signature=True), critical=True),
-    _extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])),
+_NO_URLS = Urls()
+_NO_NAME = x509.Name([]).public_bytes()
+_AGENT_EXTENSIONS = b"".join(
+    (
+        der.extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+        der.extension(_key_usage(digital_signature=True), critical=True),
+        der.extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])),
+    )
 )

@@ -50,6 +50,8 @@ class Record:
     shard: int = 0  # which of its issuer's revocation lists would name it
     revoked_at: datetime | None = None
     reason: x509.ReasonFlags | None = None
+    position: int | None = field(default=None, compare=False)  # of its ledger entry, as the row says it
+    revoked_position: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, certificate: x509.Certificate, *, kind: str, issuer: str, spiffe_id: str, shard: int = 0) -> Record:
@@ -99,6 +101,7 @@ class IssuerRecord:
     der: bytes = field(repr=False)
     key_pem: bytes | None = field(default=None, repr=False)  # encrypted PKCS#8; None: offline, or on a token
     key_uri: str | None = field(default=None, repr=False)  # "pkcs11:..." (RFC 7512): the key is on a token
+    position: int | None = field(default=None, compare=False)  # of its first ledger entry, as the row says it
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -155,14 +158,16 @@ class TokenRecord:
     used_at: datetime | None = None
     used_by: bytes | None = None  # SHA-256 of the public key (SPKI) that burnt it
     serial: int | None = None  # of the certificate that it was burnt for
+    seal: str = field(default="", repr=False)  # detached JWS by a CA over what the token is good for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUse:
-    """Which token an issuance burns, and for which public key (SHA-256 of the SPKI)."""
+    """Which token an issuance burns, for which public key (SHA-256 of the SPKI), and the one serial number it gets."""
 
     id: str
     key_digest: bytes
+    serial: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +188,21 @@ class CertificateStatus:
     issuer: str | None = None
     revoked_at: datetime | None = None
     reason: x509.ReasonFlags | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRow:
+    """A revocation list as it is stored, with its delta. Numbers and positions are the row's; nothing is verified."""
+
+    issuer: str
+    shard: int
+    number: int
+    position: int  # the ledger's size when it was made
+    stale: bool
+    der: bytes = field(repr=False)
+    base_number: int
+    base_position: int
+    delta_der: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

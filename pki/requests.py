@@ -7,22 +7,29 @@ from dataclasses import dataclass, field
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from pki.errors import PossessionNotProven, RequestKeyRefused, RequestMalformed, RequestTooLarge
 from trust.identity import AgentID
+from trust.private_keys import PrivateKey, ml_dsa
 
 MAX_REQUEST_BYTES = 16 << 10  # a P-384 key, a dozen names and a signature are about 1 KiB
 
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+_PostQuantumKey = mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | _PostQuantumKey
 
 _CURVES = ("secp256r1", "secp384r1")
 _ECDSA = {
     SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
     SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
     SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
+_ONLY = {  # what a key of this kind signs with, and no other key does
+    "ML-DSA-44": SignatureAlgorithmOID.ML_DSA_44,
+    "ML-DSA-65": SignatureAlgorithmOID.ML_DSA_65,
+    "ML-DSA-87": SignatureAlgorithmOID.ML_DSA_87,
 }
 
 
@@ -39,11 +46,11 @@ def parse(data: bytes) -> Request:
 
     1. The size is bounded.
     2. It is one PKCS#10 request.
-    3. The key is one that agents use: P-256, P-384 or Ed25519.
+    3. The key is one that agents use: P-256, P-384, Ed25519 or ML-DSA.
     4. The request is signed by that key, with a hash that cannot be collided (SHA-2).
     5. The names can be read.
 
-    Not checked here: whether the sender may have the IDs; `pki.policy` decides that.
+    Not checked here: whether the sender may have the IDs, and a key of this kind; `pki.policy` decides that.
 
     Raises:
         RequestTooLarge, RequestMalformed, RequestKeyRefused, PossessionNotProven: by the steps above.
@@ -69,7 +76,7 @@ def parse(data: bytes) -> Request:
     if isinstance(key, ec.EllipticCurvePublicKey):
         if key.curve.name not in _CURVES:
             raise _key_refused(key.curve.name)
-    elif not isinstance(key, ed25519.Ed25519PublicKey):
+    elif not isinstance(key, (ed25519.Ed25519PublicKey, _PostQuantumKey)):
         raise _key_refused(type(key).__name__)
 
     # 4. Possession.
@@ -91,27 +98,28 @@ def parse(data: bytes) -> Request:
     return Request(public_key=key, uris=tuple(uris))
 
 
-def make(key: ec.EllipticCurvePrivateKey, agent_id: AgentID | None) -> bytes:
+def make(key: PrivateKey, agent_id: AgentID | None) -> bytes:
     """A certificate request (PKCS#10, DER) that names the ID, where it is known."""
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
     if agent_id is not None:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(agent_id))])
         builder = builder.add_extension(names, critical=True)
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None  # the others bring their own
+    return builder.sign(key, algorithm).public_bytes(Encoding.DER)
 
 
 def _signed_by(key: PublicKey, csr: x509.CertificateSigningRequest) -> bool:
     """As `csr.is_signature_valid`, with the key that was read already, and with these algorithms only."""
     try:
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            if csr.signature_algorithm_oid != SignatureAlgorithmOID.ED25519:
-                return False
-            key.verify(csr.signature, csr.tbs_certrequest_bytes)
-        else:
+        if isinstance(key, ec.EllipticCurvePublicKey):
             algorithm = _ECDSA.get(csr.signature_algorithm_oid)
             if algorithm is None:
                 return False
             key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm)
+        else:
+            if csr.signature_algorithm_oid != _ONLY.get(ml_dsa(key), SignatureAlgorithmOID.ED25519):
+                return False
+            key.verify(csr.signature, csr.tbs_certrequest_bytes)
     except (InvalidSignature, ValueError, UnsupportedAlgorithm):
         return False
     return True
@@ -128,5 +136,5 @@ def _malformed(got: str) -> RequestMalformed:
 
 def _key_refused(got: str) -> RequestKeyRefused:
     return RequestKeyRefused(
-        "key of the certificate request", got=got, expected="P-256, P-384 or Ed25519", do="make a new key"
+        "key of the certificate request", got=got, expected="P-256, P-384, Ed25519 or ML-DSA", do="make a new key"
     )

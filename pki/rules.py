@@ -4,7 +4,7 @@
     ids = ["/billing/*", "/team-a/**"]      # paths below the trust domain
     dns = ["*.billing.svc"]                 # without it, no DNS names
     ip = ["10.0.0.0/8"]                     # without it, no addresses
-    keys = ["P-256", "Ed25519"]             # without it, every kind that the CA takes
+    keys = ["P-256", "Ed25519"]             # without it, every kind that the CA takes, but ML-DSA
     max_lifetime = "24h"                    # without it, the CA's own limit
 
     [[deny]]
@@ -30,10 +30,13 @@ from typing import TypeVar
 
 from pki.errors import IDRefused, KeyTypeRefused, LifetimeRefused, NameRefused, PolicyMalformed, PolicyRefused
 from trust.identity import AgentID
+from trust.private_keys import KINDS, POST_QUANTUM
 
 MAX_POLICY_BYTES = 256 << 10  # some thousand rules; every decision reads through them
 RESERVED = "a2a-pki"  # the first segment of the CA's own IDs
-KEY_TYPES = ("P-256", "P-384", "Ed25519")
+KEY_TYPES = KINDS
+# Post-quantum keys are opted into by name: most programs cannot read such certificates yet, and each is 4 to 7 KiB.
+BY_NAME_ONLY = POST_QUANTUM
 
 _ALLOW = ("ids", "dns", "ip", "keys", "max_lifetime")
 _DENY = ("ids", "dns", "ip", "keys")
@@ -234,6 +237,8 @@ def _allows(rule: Rule, asked: _Asked) -> tuple[int, Decision | None]:
             return 1, no(f"{rule.name} does not have the address {address}", NameRefused)
     if rule.keys and asked.key_type not in rule.keys:
         return 2, no(f"{rule.name} wants keys of kind {' or '.join(rule.keys)}, not {asked.key_type}", KeyTypeRefused)
+    if not rule.keys and asked.key_type in BY_NAME_ONLY:
+        return 2, no(f"{rule.name} does not name keys of kind {asked.key_type}", KeyTypeRefused)
     if rule.max_lifetime is not None and asked.lifetime > rule.max_lifetime:
         wants, got = spelled(rule.max_lifetime), spelled(asked.lifetime)
         return 3, no(f"{rule.name} allows at most {wants}, not {got}", LifetimeRefused)

@@ -7,11 +7,12 @@ Python hands over to another one, which costs as much as a signature. Pure: the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pki.records import Issue, Record
+from pki.errors import copied
+from pki.records import Issue, Record, TokenRecord
 
 T = TypeVar("T")
 
@@ -23,16 +24,25 @@ class Find:
     thumbprint: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindToken:
+    """Asks for the record of a one-time token; None is the answer for one that is not there."""
+
+    id: str
+
+
 # An `Issue` asks for nothing: it is stored, or what went wrong is raised where it was yielded.
-Steps = Generator[Find | Issue, Any, T]
+Ask = Find | FindToken | Issue
+Answer = Record | TokenRecord | Exception | None
+Steps = Generator[Ask, Any, T]
 
 
 class Books(Protocol):
     """What of `pki.store.Store` is needed here."""
 
-    def find_thumbprint(self, x5t: str) -> Record | None: ...
-
     def find_thumbprints(self, several: Collection[str]) -> Mapping[str, Record]: ...
+
+    def find_tokens(self, several: Collection[str]) -> Mapping[str, TokenRecord]: ...
 
     def issue(self, item: Issue) -> None: ...
 
@@ -62,9 +72,9 @@ def together(many: Sequence[Steps[T]], books: Books) -> list[T | Exception]:
         for each its result, or what it has raised; one that fails takes none of the others with it.
     """
     results: dict[int, T | Exception] = {}
-    asked: list[tuple[int, Find | Issue]] = []
+    asked: list[tuple[int, Ask]] = []
 
-    def advance(index: int, answer: Record | Exception | None) -> None:
+    def advance(index: int, answer: Answer) -> None:
         steps = many[index]
         try:
             asked.append((index, steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)))
@@ -84,22 +94,40 @@ def together(many: Sequence[Steps[T]], books: Books) -> list[T | Exception]:
     return [results[index] for index in range(len(many))]
 
 
-def _answer(asked: Find | Issue, books: Books) -> Record | None:
-    if isinstance(asked, Find):
-        return books.find_thumbprint(asked.thumbprint)
-    books.issue(asked)
-    return None
+def _answer(asked: Ask, books: Books) -> Answer:
+    if isinstance(asked, Issue):
+        books.issue(asked)
+        return None
+    (answer,) = _answers([asked], books)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _answers(asked: Sequence[Find | Issue], books: Books) -> list[Record | Exception | None]:
+def _answers(asked: Sequence[Ask], books: Books) -> list[Answer]:
     """The answer to each; an exception is what is to be raised."""
-    wanted = {ask.thumbprint for ask in asked if isinstance(ask, Find)}
-    failed: Exception | None = None
-    records: Mapping[str, Record] = {}
-    try:
-        records = books.find_thumbprints(wanted) if wanted else {}
-    except Exception as error:
-        failed = error
-    items = [ask for ask in asked if isinstance(ask, Issue)]
-    errors = iter(books.issue_many(items) if items else ())
-    return [(failed or records.get(ask.thumbprint)) if isinstance(ask, Find) else next(errors) for ask in asked]
+    answers: list[Answer] = [None] * len(asked)
+
+    def fill(kind: type[Ask], find: Callable[[list[Any]], Sequence[Answer]]) -> None:
+        places = [place for place, ask in enumerate(asked) if isinstance(ask, kind)]
+        if not places:
+            return
+        try:
+            found = find([asked[place] for place in places])
+        except Exception as error:  # of all who have asked for that, and of nobody else
+            found = [copied(error) for _ in places]
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+
+    def certificates(asks: list[Find]) -> Sequence[Answer]:
+        records = books.find_thumbprints({ask.thumbprint for ask in asks})
+        return [records.get(ask.thumbprint) for ask in asks]
+
+    def tokens(asks: list[FindToken]) -> Sequence[Answer]:
+        records = books.find_tokens({ask.id for ask in asks})
+        return [records.get(ask.id) for ask in asks]
+
+    fill(Find, certificates)
+    fill(FindToken, tokens)
+    fill(Issue, books.issue_many)
+    return answers

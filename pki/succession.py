@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
 
@@ -17,12 +18,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import ceremony, founding, keys, rotation
 from pki.ceremony import ListRequest
-from pki.errors import AuthorityNotValid, DuplicateCertificate, StateChanged
+from pki.errors import AuthorityNotValid, DuplicateCertificate, PKIError, StateChanged
 from pki.issuers import Issuers, View
+from pki.keys import Signer
+from pki.ledger import sign_head
 from pki.profiles import Issuer, RevokedSerial
 from pki.records import IssuerRecord, PendingKey, Record, Settings, State
 from pki.rotation import Action, Step
 from pki.store import Store
+from pki.store.appending import Seal
 from trust.clock import shown
 
 MAX_STEPS = 16  # of one call; a whole rotation of a root has four
@@ -56,8 +60,7 @@ class Succession:
     def taint(self, key_id: str, now: datetime) -> tuple[Step, ...]:
         record = self._issuers.read().record(key_id)
         if record.kind == "intermediate":
-            self.revoke(record.serial, x509.ReasonFlags.ca_compromise, now)
-            return self.rotate(now, kind="intermediate", force=False)
+            return self._taint_intermediate(record, now)
         return (
             *self._attempt(lambda view: self._taint_root(view, record, now)),
             *self.rotate(now, kind=None, force=False),
@@ -161,9 +164,9 @@ class Succession:
     def _prepare(self, view: View, kind: str, now: datetime) -> list[Step]:
         # Where the root that signs is not valid yet, a retiring one does so once more.
         beside = rotation.signing_root(rotation.begun(view.records, now)) or view.record(view.root.key_id)
-        record, listed = self._made(view, kind, beside, State.PREPARED, now)
-        self._change(now, add=[(record, listed)], expect=_states(view))
-        return [_prepared(record, view, now)]
+        made = self._made(view, kind, beside, State.PREPARED, now)
+        self._change(now, add=[made.pair], expect=_states(view))
+        return [_prepared(made.issuer, view, now)]
 
     def _activate(self, view: View, key_id: str, now: datetime) -> list[Step]:
         record = view.record(key_id)
@@ -184,7 +187,7 @@ class Succession:
         steps = [_step(now, Action.ACTIVATE, new, "is active")]
         add = []
         if new.online:
-            add = [self._made(view, "intermediate", new, State.PREPARED, now)]
+            add = [self._made(view, "intermediate", new, State.PREPARED, now).pair]
             steps.append(_step(now, Action.PREPARE, add[0][0], "is prepared"))
             former = [other for other in view.records if other.kind == "intermediate"]
             retiring += [other for other in former if other.state is State.PREPARED]  # below the old root
@@ -196,13 +199,54 @@ class Succession:
         self._change(now, states={key_id: State.REVOKED}, expect=_states(view))
         return [_step(now, Action.WITHDRAW, view.record(key_id), "left the bundle")]
 
+    def _taint_intermediate(self, record: IssuerRecord, now: datetime) -> tuple[Step, ...]:
+        """Revoked, and followed by another one, in one transaction: whoever renews meanwhile notices nothing.
+
+        Where that cannot be, be it that there is no key for the next one, it is revoked all the same, and at once.
+        """
+        for _ in range(MAX_STEPS):
+            view = self._issuers.read()
+            if view.record(record.key_id).state is not State.ACTIVE:
+                break
+            try:
+                return self._replace(view, record, now)
+            except (StateChanged, DuplicateCertificate):
+                continue  # another instance was faster
+            except PKIError:
+                break
+        self.revoke(record.serial, x509.ReasonFlags.ca_compromise, now)
+        return self.rotate(now, kind="intermediate", force=False)
+
+    def _replace(self, view: View, record: IssuerRecord, now: datetime) -> tuple[Step, ...]:
+        begun = rotation.begun(view.records, now)
+        root = rotation.signing_root(begun) or view.record(view.root.key_id)
+        prepared = rotation.newest(begun, "intermediate", State.PREPARED)
+        if prepared is not None and prepared.parent == root.key_id:
+            following, signer, add = prepared, self._issuers.signer(prepared.key_id), []
+        else:
+            made = self._made(view, "intermediate", root, State.ACTIVE, now)
+            following, signer, add = made.issuer, made.signer, [made.pair]
+        states = {} if add else {following.key_id: State.ACTIVE}
+        # The tree head is signed by the one that follows: nobody is to believe the other any more.
+        self._change(
+            now,
+            add=add,
+            states=states,
+            expect=_states(view),
+            revoked=[record.serial],
+            seal=lambda head: sign_head(head, signer, following.key_id),
+        )
+        self._issuers.keep(following.key_id, signer)
+        steps = [_step(now, Action.PREPARE, following, "is prepared")] if add else []
+        return (*steps, _step(now, Action.ACTIVATE, following, "is active"))
+
     def _taint_root(self, view: View, root: IssuerRecord, now: datetime) -> list[Step]:
         if root.state is State.PREPARED:  # nothing depends on it yet
             return self._distrust(root, now)
         if root.state is State.ACTIVE:
             add = []
             if rotation.newest(view.records, "root", State.PREPARED) is None:
-                add = [self._made(view, "root", root, State.PREPARED, now)]
+                add = [self._made(view, "root", root, State.PREPARED, now).pair]
             # Without an active root the prepared one takes over as soon as it may, and not by the schedule.
             self._change(now, add=add, states={root.key_id: State.RETIRING}, expect=_states(view))
             return [_step(now, Action.PREPARE, made, "is prepared, to follow the tainted one") for made, _ in add]
@@ -219,23 +263,23 @@ class Succession:
         self.revoke(root.serial, x509.ReasonFlags.ca_compromise, now)
         return [_step(now, Action.WITHDRAW, root, "left the bundle")]
 
-    def _made(
-        self, view: View, kind: str, beside: IssuerRecord, state: State, now: datetime
-    ) -> tuple[IssuerRecord, Record]:
+    def _made(self, view: View, kind: str, beside: IssuerRecord, state: State, now: datetime) -> _Made:
         """A new CA, not stored yet: a root, or an intermediate below the root `beside`, whose key is kept likewise."""
         parent_key = self._issuers.signer(beside.key_id) if kind == "intermediate" else None
         key, serial = self._issuers.new_key(beside), _serial(view, kind)
         if parent_key is None:
-            return founding.made_root(self._settings, key, state=state, serial=serial, now=now)
-        return founding.made_intermediate(
-            self._settings,
-            key,
-            parent=Issuer.of(beside.certificate),
-            parent_key=parent_key,
-            state=state,
-            serial=serial,
-            now=now,
-        )
+            pair = founding.made_root(self._settings, key, state=state, serial=serial, now=now)
+        else:
+            pair = founding.made_intermediate(
+                self._settings,
+                key,
+                parent=Issuer.of(beside.certificate),
+                parent_key=parent_key,
+                state=state,
+                serial=serial,
+                now=now,
+            )
+        return _Made(pair=pair, signer=key.signer)
 
     def _change(
         self,
@@ -244,9 +288,11 @@ class Succession:
         add: Sequence[tuple[IssuerRecord, Record]] = (),
         states: Mapping[str, State] | None = None,
         expect: Mapping[str, State],
+        revoked: Sequence[int] = (),
+        seal: Seal | None = None,
     ) -> None:
         try:
-            self._store.change_issuers(add=add, states=states or {}, expect=expect, now=now)
+            self._store.change_issuers(add=add, states=states or {}, expect=expect, now=now, revoked=revoked, seal=seal)
         finally:
             self._issuers.read()
 
@@ -255,6 +301,18 @@ class Succession:
             return step(self._issuers.read())
         except (StateChanged, DuplicateCertificate):
             return []  # another instance was faster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A CA that is not stored yet."""
+
+    pair: tuple[IssuerRecord, Record]
+    signer: Signer
+
+    @property
+    def issuer(self) -> IssuerRecord:
+        return self.pair[0]
 
 
 def _planned(view: View, now: datetime) -> tuple[Step, ...]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Literal, Protocol, TextIO
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TextIO
 
 from trust.clock import Clock, wall_clock
 
 LOGGER = "a2a_trust.audit"
 MAX_FACT_CHARACTERS = 256  # a hostile method, path or name must not flood the trail
+MAX_WRITE = 4096  # characters: of POSIX's pipes, which mix what is longer with what other processes write
 
 Decision = Literal["allow", "deny"]
 
@@ -43,25 +46,41 @@ class AuditSink(Protocol):
         """
 
 
+def record_all(sink: AuditSink, decisions: Sequence[Mapping[str, Any]]) -> None:
+    """Write several decisions, each given as the arguments of `AuditSink.record`: in one go where the sink can.
+
+    When it raises, some of them may have been written.
+    """
+    if isinstance(sink, AuditLog):
+        sink.record_many(decisions)
+    else:
+        for decision in decisions:
+            sink.record(**decision)
+
+
 class AuditLog:
     """Writes to the standard logger `a2a_trust.audit`: allowed at INFO, denied at WARNING.
 
-    `logging` shows no INFO until it is configured to; `AuditLog.to(sys.stdout)` needs no configuration.
+    `logging` shows no INFO until it is configured to; `AuditLog.to(sys.stdout)` needs no configuration. Safe for
+    threads.
     """
 
     def __init__(self, logger: logging.Logger | None = None, *, clock: Clock = wall_clock) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
         self._clock = clock
+        self._stream: TextIO | None = None
+        self._writing = threading.Lock()
 
     @classmethod
     def to(cls, stream: TextIO) -> AuditLog:
         """A trail on a stream of its own, such as an open file or `sys.stdout`, whatever `logging` is configured to.
 
-        `record` raises what the stream raises: a decision that cannot be recorded is not to be carried out.
+        `record` raises what the stream raises: a decision that cannot be recorded is not to be carried out. (`logging`
+        prints what goes wrong to stderr, or nothing at all, and lets the caller go on.)
         """
-        logger = logging.Logger(LOGGER)
-        logger.addHandler(_Strict(stream))
-        return cls(logger)
+        log = cls()
+        log._stream = stream
+        return log
 
     def record(
         self,
@@ -74,31 +93,40 @@ class AuditLog:
         target: str = "",
         **facts: str | int,
     ) -> None:
-        level = logging.INFO if decision == "allow" else logging.WARNING
-        if not self._logger.isEnabledFor(level):
+        facts = {"check": check, "peer": peer, "subject": subject, "target": target, **facts}
+        self.record_many([{"event": event, "decision": decision, **facts}])
+
+    def record_many(self, decisions: Sequence[Mapping[str, Any]]) -> None:
+        """As `record` for each, with its arguments by name; a stream is written to, and flushed, once for many."""
+        if self._stream is not None:
+            self._write(self._stream, [self._line(decision) + "\n" for decision in decisions])
             return
-        line = {
-            "time": self._clock().isoformat(timespec="milliseconds"),
-            "event": event,
-            "decision": decision,
-            "check": check,
-            "peer": peer,
-            "subject": subject,
-            "target": target,
-            **facts,
-        }
+        for decision in decisions:
+            level = logging.INFO if decision["decision"] == "allow" else logging.WARNING
+            if self._logger.isEnabledFor(level):
+                self._logger.log(level, self._line(decision))
+
+    def _line(self, decision: Mapping[str, Any]) -> str:
+        time = self._clock().isoformat(timespec="milliseconds")
         # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
-        self._logger.log(level, json.dumps({k: _bounded(v) for k, v in line.items() if v != ""}))
+        return json.dumps({"time": time, **{name: _bounded(fact) for name, fact in decision.items() if fact != ""}})
+
+    def _write(self, stream: TextIO, lines: Sequence[str]) -> None:
+        with self._writing:
+            waiting: list[str] = []
+            size = 0
+            for line in lines:
+                if waiting and size + len(line) > MAX_WRITE:
+                    stream.write("".join(waiting))
+                    stream.flush()
+                    waiting, size = [], 0
+                waiting.append(line)
+                size += len(line)
+            stream.write("".join(waiting))
+            stream.flush()
 
 
-class _Strict(logging.StreamHandler[TextIO]):
-    """`logging` prints what goes wrong to stderr, or nothing at all, and lets the caller go on."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise
-
-
-def _bounded(value: str | int) -> str | int:
-    if isinstance(value, str) and len(value) > MAX_FACT_CHARACTERS:
-        return value[:MAX_FACT_CHARACTERS] + "..."
-    return value
+def _bounded(fact: str | int) -> str | int:
+    if isinstance(fact, str) and len(fact) > MAX_FACT_CHARACTERS:
+        return fact[:MAX_FACT_CHARACTERS] + "..."
+    return fact

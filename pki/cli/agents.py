@@ -12,7 +12,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from pki.cli.app import AsJson, Where, app, duration, opened, secret
+from pki.cli.app import AsJson, KeyType, PasswordFile, PinFile, Where, app, duration, opened, secret, unlocked
 from pki.cli.output import hint, iso, now, say, show_table, words
 from pki.errors import EnrolmentTokenMissing, EnrolmentTokenUnknown
 from trust.identity import AgentID
@@ -29,10 +29,12 @@ def token(
     ] = None,
     lifetime: Annotated[str, typer.Option(help="Of its certificates, such as 45m, 24h or 7d.")] = "24h",
     valid_for: Annotated[str, typer.Option(help="How long the token can be used; at most 24h.")] = "30m",
+    password_file: PasswordFile = None,
+    pin_file: PinFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a one-time token with which one agent enrols. It is printed once and kept nowhere."""
-    with opened(where) as ca:
+    """Make a one-time token with which one agent enrols. It is signed by the CA, printed once and kept nowhere."""
+    with unlocked(where, password_file, pin_file) as ca:
         made = ca.create_token(
             AgentID.parse(spiffe_id), dns_names=dns or (), lifetime=duration(lifetime), valid_for=duration(valid_for)
         )
@@ -87,6 +89,7 @@ def enrol(
     ] = None,
     token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the token.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets chain.pem, key.pem and bundle.json.")] = Path(),
+    key: Annotated[KeyType, typer.Option(help="Kind of the new key; ML-DSA where the CA's policy names it.")] = "P-256",
     as_json: AsJson = False,
 ) -> None:
     """Get an agent's first certificate: the key is made here and stays here. Interrupted? Run it again."""
@@ -95,7 +98,7 @@ def enrol(
     text = token or secret(token_file) or os.environ.get(TOKEN_VARIABLE)
     if not text:
         raise EnrolmentTokenMissing("no token", expected=f"--token, --token-file or ${TOKEN_VARIABLE}")
-    made = client.enrol(ca, root_fingerprint=root_fingerprint, token=text, folder=out)
+    made = client.enrol(ca, root_fingerprint=root_fingerprint, token=text, folder=out, key_type=key)
     end = made.certificate.not_valid_after_utc
     say(
         {

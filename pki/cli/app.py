@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 Where = Annotated[
     str, typer.Argument(metavar="CA", help="Folder of the CA, or the URL of its database (postgresql://...).")
 ]
+KeyType = Literal["P-256", "P-384", "Ed25519", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"]  # `private_keys.KINDS`
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
 PasswordFile = Annotated[
     Path | None,

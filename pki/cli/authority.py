@@ -20,6 +20,7 @@ from pki.cli.ledger import kept_head
 from pki.cli.output import coloured, hint, iso, life_bar, now, say, show_table, words
 from pki.errors import AuthorityExists, WrongPassword
 from pki.records import State
+from trust.credentials import write_atomically
 from trust.identity import fingerprint, thumbprint
 
 SHORT_PASSWORD = 8  # characters; below it there is a warning
@@ -150,6 +151,39 @@ def status(where: Where, as_json: AsJson = False) -> None:
             typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.says}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def passwd(
+    where: Where,
+    password_file: PasswordFile = None,
+    new_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"File with the new password. Else: ${passwords.NEW_VARIABLE}, then a prompt."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the password that protects the CA's private keys. Start `a2a-pki serve` again afterwards.
+
+    Backups that were made before, and the file of an offline root, keep theirs.
+    """
+    password = passwords.existing(where, password_file)
+    # Opened before anybody is asked for a new one.
+    with CertificateAuthority.open(where, password=password) as ca:
+        kept = None if password is None else passwords.kept(where, password)
+        chosen = passwords.changed(new_password_file)
+        if len(chosen) < SHORT_PASSWORD:
+            hint(f"the password has {len(chosen)} characters: whoever gets the database can guess it")
+        count = ca.change_password(chosen)
+    if kept is not None:
+        write_atomically(kept, chosen.encode() + b"\n", mode=0o600)
+    say(
+        {"keys": count, "password_file": None if kept is None else str(kept)},
+        as_json,
+        f"{count} private keys have the new password" + ("" if kept is None else f", and {kept} holds it"),
+    )
 
 
 @app.command()

@@ -23,6 +23,7 @@ from trust.certificates import UNREADABLE
 from trust.credentials import read_bounded
 from trust.errors import BundleError
 from trust.identity import thumbprint
+from trust.private_keys import ml_dsa
 
 SHOWN_SERIALS = 50  # of a revocation list; the count is always told
 
@@ -186,7 +187,7 @@ def _key(key: PublicKeyTypes) -> str:
         return f"EC {key.curve.name}"
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
-    return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else type(key).__name__
+    return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else ml_dsa(key) or type(key).__name__
 
 
 def _extension(extension: x509.Extension[Any]) -> str:

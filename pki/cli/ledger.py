@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from pki.errors import LedgerDamaged, PKIError
 from pki.ledger import claimed_head
 from trust.credentials import read_bounded
 
+FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 MAX_HEAD_BYTES = 4096  # a tree head is about 400 bytes
 
 ledger = typer.Typer(no_args_is_help=True, help="The append-only log (RFC 9162) of what was issued and revoked.")
@@ -52,13 +54,28 @@ def prove(
 @ledger.command()
 def verify(
     where: Where,
-    kept: Annotated[Path | None, typer.Option("--head", metavar="FILE", help="A head that was kept elsewhere.")] = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--head", metavar="FILE", help="What `ledger head` printed, kept elsewhere: has its past been rewritten?"
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(metavar="sha256:...", help="Fingerprint of the root, kept elsewhere: is it this CA at all?"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the log, its signed heads and the database, row by row: exit code 0 only if all agree."""
+    """Compare the log, its signed heads and the database, row by row: exit code 0 only if all agree.
+
+    Without --head or --root the database is compared with itself only: one that was replaced as a whole, with keys of
+    its own, agrees with itself.
+    """
     text = kept_head(kept)
+    if root is not None and not FINGERPRINT.fullmatch(root):
+        raise PKIError("--root", got=root, expected="sha256: and 64 hexadecimal digits, as `a2a-pki status` prints it")
     with opened(where) as ca:
-        report = ca.audit_ledger(text)
+        report = ca.audit_ledger(text, root=root)
     say(
         {"size": report.size, "sealed": report.sealed, "problems": list(report.problems)},
         as_json,

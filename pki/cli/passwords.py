@@ -13,6 +13,7 @@ from pki.errors import PKIError, WrongPassword
 from trust.credentials import read_bounded, sync_folder, write_new
 
 VARIABLE = "A2A_PKI_PASSWORD"
+NEW_VARIABLE = "A2A_PKI_NEW_PASSWORD"
 MAX_BYTES = 4096
 GENERATED_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
 
@@ -53,6 +54,29 @@ def new(where: str, file: Path | None, generate: bool) -> tuple[str, bool]:
             "password of the new CA", got="nothing", expected="a password", do=f"set {VARIABLE} or give --password-file"
         )
     return secrets.token_urlsafe(GENERATED_BYTES), True
+
+
+def changed(file: Path | None) -> str:
+    """The password that is to follow the one of before."""
+    if file is not None:
+        return _read(file)
+    if password := os.environ.get(NEW_VARIABLE):
+        return password
+    if sys.stdin.isatty():
+        return _prompt("New password of the CA", confirm=True)
+    raise WrongPassword(
+        "new password of the CA",
+        got="nothing",
+        expected="a password",
+        do=f"set {NEW_VARIABLE} or give --new-password-file",
+    )
+
+
+def kept(where: str, password: str) -> Path | None:
+    """The file beside the CA's folder, if it is there and holds that password."""
+    if "://" in where or not (file := beside(where)).is_file():
+        return None
+    return file if _read(file) == password else None
 
 
 def keep(folder: str, password: str) -> Path:

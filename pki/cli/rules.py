@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from pki.cli.app import AsJson, Where, app, duration, opened
+from pki.cli.app import AsJson, KeyType, Where, app, duration, opened
 from pki.cli.output import say
 from pki.errors import PolicyMalformed, PolicyRefused
 from pki.policy import approve
@@ -18,12 +17,7 @@ from pki.requests import Request
 from pki.rules import MAX_POLICY_BYTES, Rules
 from trust.credentials import read_bounded
 from trust.identity import AgentID
-
-_KEYS: dict[str, Callable[[], ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey]] = {
-    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
-    "Ed25519": ed25519.Ed25519PrivateKey.generate,
-}
+from trust.private_keys import generate
 
 policy = typer.Typer(no_args_is_help=True, help="Who may have which ID, DNS names, key types and lifetimes.")
 
@@ -54,7 +48,7 @@ def check(
     spiffe_id: Annotated[str, typer.Argument(metavar="SPIFFE-ID")],
     dns: Annotated[list[str] | None, typer.Option(metavar="NAME")] = None,
     ip: Annotated[list[str] | None, typer.Option(metavar="ADDRESS")] = None,
-    key: Annotated[Literal["P-256", "P-384", "Ed25519"], typer.Option()] = "P-256",
+    key: Annotated[KeyType, typer.Option()] = "P-256",
     lifetime: Annotated[str, typer.Option(help="Such as 45m, 24h or 7d.")] = "24h",
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +77,8 @@ def _decide(
     lifetime: timedelta,
 ) -> dict[str, str | bool]:
     """What issuing would decide: first what every CA demands, then the rules."""
-    asked = Request(public_key=_KEYS[key]().public_key(), uris=())
+    # Of what kind it may be, the rules say where there are some.
+    asked = Request(public_key=generate(key if rules is None else "P-256").public_key(), uris=())
     try:
         approved = approve(
             asked,

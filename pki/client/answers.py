@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.errors import AnswerRefused, ClockSkewed
@@ -17,6 +16,7 @@ from trust.credentials import Credentials
 from trust.errors import CertificateExpired, CertificateNotYetValid, HandshakeRefused, TrustError
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import MAX_CERTIFICATES, verify_peer
+from trust.private_keys import PrivateKey
 
 MAX_LIFETIME = timedelta(days=7)  # of an agent's certificate, whatever the CA would give; SPIFFE's are short-lived
 BACKDATE = timedelta(minutes=1)  # so long before they are made do the CA's certificates begin
@@ -26,7 +26,7 @@ SKEW_WORTH_SAYING = timedelta(seconds=30)  # a Date header counts whole seconds,
 def accept(
     certificates: Iterable[x509.Certificate],
     *,
-    key: ec.EllipticCurvePrivateKey,
+    key: PrivateKey,
     bundle: TrustBundle,
     agent_id: AgentID | None,
     now: datetime,
@@ -150,7 +150,7 @@ def _apart(skew: timedelta) -> str:
     return f"{seconds} seconds"
 
 
-def _is_for(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
+def _is_for(certificate: x509.Certificate, key: PrivateKey) -> bool:
     try:
         return certificate.public_key() == key.public_key()
     except (ValueError, UnsupportedAlgorithm):

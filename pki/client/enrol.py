@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import requests
@@ -21,7 +20,7 @@ from pki.client.est import Wire, service_url
 from pki.client.folder import AgentFolder, Enrolment, token_digest
 from pki.client.talk import talk
 from pki.errors import AnswerRefused, EnrolmentFailed, EnrolmentTokenMalformed, PinMismatch
-from trust import identity
+from trust import identity, private_keys
 from trust.bundles import TrustBundle, TrustBundles
 from trust.certificates import Certificate
 from trust.clock import Clock, utc, wall_clock
@@ -29,6 +28,7 @@ from trust.credentials import Credentials
 from trust.errors import CredentialsError, IdentityError, PeerError, TrustError, WrongPassword
 from trust.identity import AgentID, fingerprint
 from trust.peers import verify_peer
+from trust.private_keys import PrivateKey
 
 MAX_TOKEN_BYTES = 512  # ours have 94
 
@@ -44,6 +44,7 @@ def enrol(
     folder: str | os.PathLike[str],
     agent_id: AgentID | str | None = None,
     password: str | bytes | None = None,
+    key_type: str = "P-256",
     clock: Clock = wall_clock,
 ) -> Credentials:
     """Get credentials for a one-time token, and write them into a folder as `a2a-pki issue` does.
@@ -65,6 +66,8 @@ def enrol(
         folder: is made if it is not there. Credentials of the same agent in it are replaced; of another never.
         agent_id: whose certificate it must be; None to take the agent that the token is for.
         password: encrypts the key on the disk.
+        key_type: of the new key, one of `private_keys.KINDS`; a key that an interrupted call has made is used as it is.
+            Renewals keep to a post-quantum one.
         clock: returns the aware time now.
 
     Raises:
@@ -84,14 +87,20 @@ def enrol(
     files.make()
     try:
         with files.writing():
-            return _complete(files, service, enrolment, token, wanted, clock)
+            return _complete(files, service, enrolment, token, wanted, key_type, clock)
     except TrustError:
         files.unmake()
         raise
 
 
 def _complete(
-    files: AgentFolder, service: _Service | None, enrolment: Enrolment, token: str, wanted: AgentID | None, clock: Clock
+    files: AgentFolder,
+    service: _Service | None,
+    enrolment: Enrolment,
+    token: str,
+    wanted: AgentID | None,
+    key_type: str,
+    clock: Clock,
 ) -> Credentials:
     """Steps 3 and 4, while nobody else writes here."""
     # Asked again: another process may have been faster with the same command.
@@ -104,7 +113,7 @@ def _complete(
     found = service or talk(lambda: _find(enrolment))
     key = files.enrolling_key(enrolment.token_digest)
     if key is None:
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = private_keys.generate(key_type)
         files.keep_enrolling_key(enrolment.token_digest, key)
     try:
         credentials, bundle = talk(lambda: _ask(found, enrolment, token, key, wanted, clock))
@@ -156,7 +165,7 @@ async def _ask(
     service: _Service,
     enrolment: Enrolment,
     token: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: PrivateKey,
     wanted: AgentID | None,
     clock: Clock,
 ) -> tuple[Credentials, TrustBundle]:

@@ -60,6 +60,7 @@ REFUSALS = {
     "pki.token.used": ("the token was used already", _NEW_TOKEN),
     "pki.token.expired": ("the token has expired", _NEW_TOKEN),
     "pki.token.unknown": ("the CA does not know the token", "look whether it is this CA's, whole and not cancelled"),
+    "pki.token.forged": ("no CA that is trusted now has made that token", _NEW_TOKEN),
     "pki.token.malformed": ("that is no token", "copy it as `a2a-pki token` printed it"),
     "pki.policy.id": ("the token is for another agent", "ask for the ID that the token was made for"),
     "pki.policy.banned": ("the CA has banned this agent", "ask whoever runs the CA"),

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from trust import json_text, private_keys
@@ -38,6 +37,7 @@ from trust.credentials import (
     write_atomically,
 )
 from trust.errors import BundleError, CredentialsError, WrongPassword
+from trust.private_keys import PrivateKey
 
 try:
     import fcntl
@@ -126,7 +126,7 @@ class AgentFolder:
         found = [_state(self.path / name) for name in (CHAIN_FILE, BUNDLE_FILE, CA_FILE)]
         return found if found[0] else None
 
-    def enrolling_key(self, digest: str) -> ec.EllipticCurvePrivateKey | None:
+    def enrolling_key(self, digest: str) -> PrivateKey | None:
         """The key of an enrolment that was interrupted; None where there is none, or none that can be used.
 
         Args:
@@ -134,12 +134,11 @@ class AgentFolder:
                 because somebody else had got hold of the key.
         """
         try:
-            key = private_keys.read(read_bounded(self._enrolling(digest)), self._password)
+            return private_keys.read(read_bounded(self._enrolling(digest)), self._password)
         except CredentialsError:
             return None
-        return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
 
-    def keep_enrolling_key(self, digest: str, key: ec.EllipticCurvePrivateKey) -> None:
+    def keep_enrolling_key(self, digest: str, key: PrivateKey) -> None:
         if self._password:
             pem = private_keys.write(key, self._password)
         else:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki import requests
 from pki.client import answers, lists
@@ -21,10 +20,12 @@ from pki.client.folder import AgentFolder, Enrolment, token_digest
 from pki.client.lists import KnownLists
 from pki.client.talk import Talk
 from pki.errors import AuthorityUnreachable, EnrolmentFailed
+from trust import private_keys
 from trust.bundles import TrustBundle, TrustBundles
 from trust.clock import Clock, utc
 from trust.credentials import Credentials
 from trust.errors import BundleError, CredentialsError, HandshakeRefused, TrustError, UntrustedChain
+from trust.private_keys import PrivateKey
 from trust.sources import Live
 
 logger = logging.getLogger("a2a_pki.client")
@@ -53,7 +54,7 @@ class Renewer:
         self._clock = clock
         self._state: object = None  # of the folder, at our last look
         self._enrolment = _enrolment(files)
-        self._enrolling: tuple[str, ec.EllipticCurvePrivateKey] | None = None
+        self._enrolling: tuple[str, PrivateKey] | None = None
         if self.bundle is None:
             raise BundleError(
                 "trust bundles of the agent", got="none of its own domain", expected=credentials.agent_id.trust_domain
@@ -75,7 +76,8 @@ class Renewer:
         Raises:
             TrustError: by what went wrong; everything is as it was.
         """
-        present, key = self.credentials.current(), ec.generate_private_key(ec.SECP256R1())
+        present = self.credentials.current()
+        key = private_keys.successor(present.private_key)
         csr = requests.make(key, present.agent_id)
 
         async def ask() -> tuple[x509.Certificate, ...]:
@@ -251,7 +253,7 @@ class Renewer:
         answers.check_clocks(self.now(), wire.date)
         return issuers
 
-    def _replace(self, certificates: tuple[x509.Certificate, ...], key: ec.EllipticCurvePrivateKey) -> None:
+    def _replace(self, certificates: tuple[x509.Certificate, ...], key: PrivateKey) -> None:
         present, bundle = self.credentials.current(), self._own_bundle()
         new = answers.accept(certificates, key=key, bundle=bundle, agent_id=present.agent_id, now=self.now())
         if self._files:
@@ -281,13 +283,13 @@ class Renewer:
         if bundles.to_json() != self.bundles.current().to_json():
             self.bundles.replace(bundles)
 
-    def _enrolling_key(self, token: str) -> ec.EllipticCurvePrivateKey:
+    def _enrolling_key(self, token: str) -> PrivateKey:
         """One key a token, kept until an answer comes, so that a lost answer is had by asking again."""
         digest = token_digest(token)
         if self._enrolling is None or self._enrolling[0] != digest:
             key = self._files.enrolling_key(digest) if self._files else None
             if key is None:
-                key = ec.generate_private_key(ec.SECP256R1())
+                key = private_keys.successor(self.credentials.current().private_key)
                 if self._files:
                     self._files.keep_enrolling_key(digest, key)
             self._enrolling = digest, key

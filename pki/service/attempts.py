@@ -24,9 +24,8 @@ BUCKETS = 1 << 16  # half a megabyte, for good: nobody makes it grow by coming f
 class Attempts:
     """Counts, and says who has had too many. Safe for threads.
 
-    A leaky bucket for each address: so many failures at once, then one every so many seconds. Addresses share a
-    fixed number of buckets, by a keyed hash, so that nobody can choose whose bucket to fill. An IPv6 host owns a /64,
-    which therefore counts as one address.
+    A leaky bucket for each name: so many at once, then one every so many seconds. Names share a fixed number of
+    buckets, by a keyed hash, so that nobody can choose whose bucket to fill. An address is counted by its `network`.
     """
 
     def __init__(self, burst: int | None = None, interval: float | None = None) -> None:
@@ -37,30 +36,30 @@ class Attempts:
         self._full_until = array("d", bytes(8 * BUCKETS))  # when the bucket will have leaked empty
         self._lock = threading.Lock()
 
-    def wait(self, address: str, now: float) -> float:
-        """Seconds until this address may try again; 0 where it may now.
+    def wait(self, name: str, now: float) -> float:
+        """Seconds until this one may try again; 0 where it may now.
 
         Args:
-            address: of the client, as the socket has it; or the name of whatever else is counted.
+            name: of whatever is counted.
             now: seconds, by a clock that does not go back.
         """
-        return max(0.0, self._full_until[self._bucket(address)] - now - (self._burst - 1) * self._interval)
+        return max(0.0, self._full_until[self._bucket(name)] - now - (self._burst - 1) * self._interval)
 
-    def count(self, address: str, now: float) -> None:
+    def count(self, name: str, now: float) -> None:
         """Count one."""
-        bucket = self._bucket(address)
+        bucket = self._bucket(name)
         with self._lock:
-            # Bounded, so that what many requests at once have added does not lock an address out for hours.
+            # Bounded, so that what many requests at once have added does not lock anybody out for hours.
             full = max(self._full_until[bucket], now) + self._interval
             self._full_until[bucket] = min(full, now + self._burst * self._interval)
 
-    def _bucket(self, address: str) -> int:
-        digest = hashlib.blake2b(network(address).encode(), digest_size=8, key=self._key).digest()
+    def _bucket(self, name: str) -> int:
+        digest = hashlib.blake2b(name.encode(), digest_size=8, key=self._key).digest()
         return int.from_bytes(digest) % BUCKETS
 
 
 def network(address: str) -> str:
-    """What counts as one address: an IPv4 address, the /64 of an IPv6 address, and anything else as it is."""
+    """What counts as one address: an IPv4 address, the /64 that an IPv6 host owns, and anything else as it is."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Issuance off the event loop: what waits at the same time is signed and stored together, by one thread.
+"""Issuance off the event loop: what waits at the same time is signed, stored and recorded together, by one thread.
 
 Python runs one thread at a time, and signing holds on to it: more threads would not sign faster, and would share fewer
 waits for the disk. Cores are for processes (`pki.service.program`).
@@ -11,38 +11,53 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from pki.authority import Issued
+from pki.errors import copied
 from pki.steps import Steps
 
 THREADS = 1
 MAX_BATCH = 64  # certificates; the first of them waits for the last to be signed, some 300 us each
+# That a batch waits, at most, until as many are there as last time: one or two waits for the disk. Whoever is alone
+# never waits; of those who ask again and again, each batch would otherwise begin with the first of them alone.
+GATHERING_SECONDS = 0.01
 
+Asked = TypeVar("Asked")
 Together = Callable[[Sequence[Steps[Issued]]], Sequence[Issued | Exception]]
-_Waiting = tuple[Steps[Issued], asyncio.Future[Issued]]
 
 
-class Batches:
-    """For one event loop."""
+class Batches(Generic[Asked]):
+    """For one event loop. `Asked` is what there is to be recorded of whoever asks."""
 
-    def __init__(self, together: Together) -> None:
-        """`together`: `CertificateAuthority.together`."""
+    def __init__(self, together: Together, record: Callable[[Sequence[tuple[Asked, Issued]]], None]) -> None:
+        """
+        Args:
+            together: `CertificateAuthority.together`.
+            record: writes down, before anybody is answered, what was made for whom. What it raises is raised to all of
+                these: what cannot be recorded is not handed out.
+        """
         self._together = together
+        self._record = record
         self._threads = ThreadPoolExecutor(THREADS, "a2a-pki-issue")
         self._mutex = threading.Lock()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[tuple[Steps[Issued], Asked, asyncio.Future[Issued]]] = deque()
         self._working = 0
+        self._expected = 1  # as many as came last time
+        self._gathered = threading.Event()
 
     def close(self) -> None:
         """Wait for what the threads are doing."""
         self._threads.shutdown()
 
-    async def issued(self, steps: Steps[Issued]) -> Issued:
-        """Take the steps, together with others; raises what they raise."""
+    async def issued(self, steps: Steps[Issued], asked: Asked) -> Issued:
+        """Take the steps, together with others; raises what they raise, or what kept them from being recorded."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Issued] = loop.create_future()
         with self._mutex:
-            self._waiting.append((steps, future))
+            self._waiting.append((steps, asked, future))
+            if len(self._waiting) >= self._expected:
+                self._gathered.set()
             starts = self._working < THREADS
             self._working += starts
         if starts:
@@ -51,22 +66,42 @@ class Batches:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while batch := self._taken():
+            results: list[Issued | Exception]
             try:
-                results = self._together([steps for steps, _ in batch])
+                results = self._recorded(
+                    [asked for _, asked, _ in batch], self._together([steps for steps, _, _ in batch])
+                )
             except Exception as error:  # a defect; nobody is left waiting
-                results = [error] * len(batch)
-            loop.call_soon_threadsafe(_answer, batch, results)
+                results = [copied(error) for _ in batch]
+            loop.call_soon_threadsafe(_answer, [future for _, _, future in batch], results)
 
-    def _taken(self) -> list[_Waiting]:
+    def _recorded(self, asked: Sequence[Asked], results: Sequence[Issued | Exception]) -> list[Issued | Exception]:
+        made = [(one, result) for one, result in zip(asked, results, strict=True) if not isinstance(result, Exception)]
+        if made:
+            try:
+                self._record(made)
+            except Exception as error:
+                return [result if isinstance(result, Exception) else copied(error) for result in results]
+        return list(results)
+
+    def _taken(self) -> list[tuple[Steps[Issued], Asked, asyncio.Future[Issued]]]:
+        with self._mutex:
+            if not self._waiting:
+                self._working -= 1
+                return []
+            if len(self._waiting) >= self._expected:
+                self._gathered.set()
+            else:
+                self._gathered.clear()
+        self._gathered.wait(GATHERING_SECONDS)
         with self._mutex:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
-            if not batch:
-                self._working -= 1
+            self._expected = len(batch)
             return batch
 
 
-def _answer(batch: Sequence[_Waiting], results: Sequence[Issued | Exception]) -> None:
-    for (_, future), result in zip(batch, results, strict=True):
+def _answer(futures: Sequence[asyncio.Future[Issued]], results: Sequence[Issued | Exception]) -> None:
+    for future, result in zip(futures, results, strict=True):
         if future.done():  # its client went away
             continue
         if isinstance(result, Exception):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from pki.errors import DecisionNotRecorded
 from pki.service.answers import refusal
 from pki.service.seldom import Seldom, SparingAudit
-from trust.audit import AuditSink
+from trust.audit import AuditSink, record_all
 from trust.errors import TrustError
 from trust.identity import peer_of
 
@@ -44,14 +45,19 @@ class Edge:
     """Shared by the applications of one service, in one event loop."""
 
     def __init__(self, audit: AuditSink, observer: Observer | None) -> None:
-        self.audit = SparingAudit(audit)
+        self._sink = audit
+        self._audit = SparingAudit(audit)
         self.observer = observer
         self._unrecorded = Seldom(lines=1)
         self._reading = ThreadPoolExecutor(READING_THREADS, "a2a-pki-read")
+        self._recording = ThreadPoolExecutor(1, "a2a-pki-audit")  # a trail that hangs holds up nobody who is not in it
+        # Of requests: no other process has the same ones, and asking the system for random bytes each time is slow.
+        self._prefix, self._numbers = secrets.token_hex(5), itertools.count()
 
     def close(self) -> None:
         """Wait for what the threads are doing."""
         self._reading.shutdown()
+        self._recording.shutdown()
 
     async def reading(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, call)
@@ -62,17 +68,17 @@ class Edge:
         @functools.wraps(handler)
         async def endpoint(request: Request) -> Response:
             started = time.perf_counter()
-            request_id = request.state.id = secrets.token_hex(8)
+            request_id = request.state.id = f"{self._prefix}{next(self._numbers) % 0x1000000:06x}"
             try:
                 response = await handler(request)
             except TrustError as error:
                 response = refusal(error, request_id)
-                self.deny(request, event, error.check, str(error))
+                await self.deny(request, event, error.check, str(error))
                 if error.status >= 500:
                     logger.error("%s (request %s) failed: %s", event, request_id, error)
             except Exception:
                 response = refusal(None, request_id)
-                self.deny(request, event, "server")
+                await self.deny(request, event, "server")
                 logger.exception("%s (request %s) failed", event, request_id)
             response.headers["X-Request-ID"] = request_id
             if self.observer is not None:
@@ -81,40 +87,37 @@ class Edge:
 
         return endpoint
 
-    def allow(self, request: Request, event: str, *, subject: str, **facts: str) -> None:
-        """Record that something was done. Called before it is handed out: what cannot be recorded is not.
+    def asked(self, request: Request, event: str) -> dict[str, str]:
+        """What is recorded of a request that is granted: who asked for what."""
+        return {**self._asked(request, event), "decision": "allow", "check": "all"}
+
+    @staticmethod
+    def _asked(request: Request, event: str) -> dict[str, str]:
+        return {"event": event, "peer": _peer(request), "target": _target(request), "request": request.state.id}
+
+    def allow(self, decisions: Sequence[Mapping[str, str]]) -> None:
+        """Record what was done: `asked`, and what was made of it. May be called in any thread.
+
+        Called before it is handed out: what cannot be recorded is not.
 
         Raises:
             DecisionNotRecorded: whatever the trail raised.
         """
         try:
-            self.audit.record(
-                event=event,
-                decision="allow",
-                check="all",
-                peer=_peer(request),
-                subject=subject,
-                target=_target(request),
-                request=request.state.id,
-                **facts,
-            )
+            record_all(self._sink, decisions)
         except Exception as error:
             raise DecisionNotRecorded("audit trail", got=error, expected="one that can be written") from error
 
-    def deny(self, request: Request, event: str, check: str, reason: str = "") -> None:
+    async def deny(self, request: Request, event: str, check: str, reason: str = "") -> None:
+        """Record that something was refused; where that fails, it stays refused."""
         if self.observer is not None:
             self.observer.refused(event, check)
+        facts = {**self._asked(request, event), "check": check, "reason": reason}
         try:
-            self.audit.record(
-                event=event,
-                decision="deny",
-                check=check,
-                peer=_peer(request),
-                target=_target(request),
-                request=request.state.id,
-                reason=reason,
+            await asyncio.get_running_loop().run_in_executor(
+                self._recording, lambda: self._audit.record(decision="deny", **facts)
             )
-        except Exception as error:  # it stays refused
+        except Exception as error:
             if self._unrecorded.says():
                 logger.error("a refusal could not be recorded: %s%s", error, self._unrecorded.left_out())
 
@@ -132,4 +135,4 @@ def _peer(request: Request) -> str:
 
 
 def _target(request: Request) -> str:
-    return f"{request.method} {request.url.path}"
+    return f"{request.method} {request.scope['path']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +20,7 @@ from pki.errors import (
 )
 from pki.service import attempts, est
 from pki.service.answers import body_of
-from pki.service.attempts import Attempts
+from pki.service.attempts import Attempts, network
 from pki.service.batches import Batches
 from pki.service.edge import Edge, address_of
 from pki.steps import Steps
@@ -44,7 +45,7 @@ class Enrolment:
         self._attempts = Attempts()
         self._renewals = Attempts(attempts.RENEWALS_BURST, attempts.RENEWALS_INTERVAL)
         self._of_agents = Attempts(attempts.AGENT_RENEWALS_BURST, attempts.AGENT_RENEWALS_INTERVAL)
-        self._batches = Batches(ca.together)
+        self._batches: Batches[Mapping[str, str]] = Batches(ca.together, self._record)
 
     def close(self) -> None:
         """Wait for what is being issued."""
@@ -70,18 +71,20 @@ class Enrolment:
         4. The rest is decided by the CA, which burns the token in the transaction that stores the certificate.
         """
         token = est.token_of(request.headers.getlist("authorization"))
-        address = address_of(request)
+        address = network(address_of(request))
         if self._wait(address) > 0:
             await self._edge.reading(lambda: self._may_try(address, token))
         csr = await _request(request)
-        issued = await self._batches.issued(self._enrolling(csr, token, address))
-        return self._issued(request, "enrol", issued)
+        asked = self._edge.asked(request, "enrol")
+        return _answer(await self._batches.issued(self._enrolling(csr, token, address), asked))
 
     def _enrolling(self, csr: bytes, token: str, address: str) -> Steps[Issued]:
-        self._may_try(address, token)  # again: what came at once with others has waited until they had failed
         try:
             return (yield from self._ca.enrolling(csr, token, now=self._clock()))
-        except (EnrolmentRefused, RequestRefused, PolicyRefused):
+        except (EnrolmentRefused, RequestRefused, PolicyRefused) as error:
+            wait = self._wait(address)
+            if wait > 0 and isinstance(error, EnrolmentRefused):  # it came at once with others that have failed
+                raise _too_many(wait) from None
             self._attempts.count(address, time.monotonic())
             raise
 
@@ -92,32 +95,39 @@ class Enrolment:
         """Raises: TooManyAttempts: by that address, and the token is none. To know that takes one look in an index."""
         wait = self._wait(address)
         if wait > 0 and not self._ca.is_good_token(token, now=self._clock()):
-            raise TooManyAttempts("enrolment", got="too many failures", do=f"try again in {wait:.0f} s")
+            raise _too_many(wait)
 
     async def _renew(self, request: Request) -> Response:
         """RFC 7030 section 4.2.2. The handshake has proved who asks; whether it may is for the CA's store to say."""
         presented = _presented(request)
         self._may_renew(request, presented)
         csr = await _request(request)
-        issued = await self._batches.issued(self._ca.renewing(csr, presented, now=self._clock()))
-        return self._issued(request, "renew", issued)
+        asked = self._edge.asked(request, "renew")
+        return _answer(await self._batches.issued(self._ca.renewing(csr, presented, now=self._clock()), asked))
 
     def _may_renew(self, request: Request, presented: bytes) -> None:
         """Count a renewal. Raises: TooManyRenewals: of that certificate, or of that ID."""
         now, peer = time.monotonic(), peer_of(request.scope)
-        for renewals, name in ((self._renewals, thumbprint(presented)), (self._of_agents, str(peer and peer.agent_id))):
+        counted = ((self._renewals, thumbprint(presented)), (self._of_agents, str(peer and peer.agent_id)))
+        for renewals, name in counted:
             wait = renewals.wait(name, now)
             if wait > 0:
                 raise TooManyRenewals("renewal", got=f"too many of {name}", do=f"try again in {wait:.0f} s")
-        self._renewals.count(thumbprint(presented), now)
-        self._of_agents.count(str(peer and peer.agent_id), now)
+        for renewals, name in counted:
+            renewals.count(name, now)
 
-    def _issued(self, request: Request, event: str, issued: Issued) -> Response:
-        """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""
+    def _record(self, made: Sequence[tuple[Mapping[str, str], Issued]]) -> None:
         self._edge.allow(
-            request, event, subject=str(issued.agent_id), serial=f"{issued.serial:x}", certificate=issued.thumbprint
+            [
+                {
+                    **asked,
+                    "subject": str(issued.agent_id),
+                    "serial": f"{issued.serial:x}",
+                    "certificate": issued.thumbprint,
+                }
+                for asked, issued in made
+            ]
         )
-        return Response(est.certificates([issued.certificate]), headers=_HEADERS, media_type=est.CERTIFICATES_TYPE)
 
     async def _ca_certificates(self, _: Request) -> Response:
         """RFC 7030 section 4.1.3: the roots, and the intermediates that make a chain of what was issued."""
@@ -136,6 +146,15 @@ class Enrolment:
             {"renewAt": info.renew_at.isoformat(), "urgent": info.urgent, "explanation": info.reason},
             headers={"Cache-Control": "no-store"},
         )
+
+
+def _too_many(wait: float) -> TooManyAttempts:
+    return TooManyAttempts("enrolment", got="too many failures", do=f"try again in {wait:.0f} s")
+
+
+def _answer(issued: Issued) -> Response:
+    """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""
+    return Response(est.certificates([issued.certificate]), headers=_HEADERS, media_type=est.CERTIFICATES_TYPE)
 
 
 async def _request(request: Request) -> bytes:

@@ -126,7 +126,7 @@ class Publications:
         der = await self._edge.reading(lambda: self._ca.revocations.respond(body, self._clock()))
         answer = ocsp.load_der_ocsp_response(der)
         if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            self._edge.deny(request, "ocsp", f"pki.ocsp.{answer.response_status.name.lower()}")
+            await self._edge.deny(request, "ocsp", f"pki.ocsp.{answer.response_status.name.lower()}")
         return der, answer
 
 

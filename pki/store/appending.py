@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, update
@@ -13,7 +14,7 @@ from pki.ledger import Entry, Frontier, Head
 from pki.records import SealedHead, State
 from pki.store import rows
 from pki.store.guarding import Guard
-from pki.store.reading import read_head
+from pki.store.reading import read_head, read_sequence
 from pki.store.schema import heads
 from pki.store.schema import ledger as ledger_table
 from pki.store.statements import fetch, insert_many
@@ -39,6 +40,7 @@ class Journal:
         guard.extends(self._last)
         self._frontier = _frontier(self._last)
         self._entries: list[Entry] = []
+        self.counted = False  # whether the sequence of the trust bundle has changed
 
     @property
     def size(self) -> int:
@@ -73,7 +75,13 @@ class Journal:
         at = rows.seconds(now)
         if self._last is not None:  # a clock that was set back does not make heads go back
             at = max(at, rows.seconds(self._last.time))
-        head = Head(trust_domain=trust_domain, size=frontier.size, root=frontier.root(), time=rows.moment(at))
+        head = Head(
+            trust_domain=trust_domain,
+            size=frontier.size,
+            root=frontier.root(),
+            time=rows.moment(at),
+            settings=self._guard.settings,
+        )
         line = {
             "size": head.size,
             "root": head.root,
@@ -84,11 +92,23 @@ class Journal:
         insert_many(self._connection, heads, [line])
         self._guard.wrote(head.size, head.root, checked=self._guard.is_checked(self._last))
 
+    def check(self, now: datetime) -> None:
+        """See that what is there may be signed over; for a change of CAs to ask before it changes them.
+
+        Raises:
+            LedgerDamaged: it may not.
+        """
+        self._guard.check(self._connection, self._last, now)
+
     def _signed(self, head: Head, seal: Seal | None, now: datetime) -> str | None:
         if seal is None:
             return None
         try:
-            self._guard.check(self._connection, self._last, now)
+            # What was counted without a key, as by a restore, is signed with the first head of a process.
+            counts = self.counted or not self._guard.is_checked(self._last)
+            self.check(now)
+            if counts:
+                head = replace(head, bundle=read_sequence(self._connection))
             return _by_a_ca(self._connection, seal(head))
         except PKIError:
             if any(ledger.needs_key(entry) for entry in self._entries):
@@ -111,7 +131,14 @@ def seal_last(
     _frontier(last)
     guard.check(connection, last, now)
     try:
-        head = Head(trust_domain=trust_domain, size=last.size, root=last.root, time=last.time)
+        head = Head(
+            trust_domain=trust_domain,
+            size=last.size,
+            root=last.root,
+            time=last.time,
+            settings=guard.settings,
+            bundle=read_sequence(connection),
+        )
         jws = _by_a_ca(connection, seal(head))
     except PKIError:
         return last

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection, Integer, delete, insert, select, update
 
@@ -27,6 +26,7 @@ from pki.errors import AuthorityDamaged, AuthorityExists, BackupRefused, Databas
 from pki.ledger import Entry
 from pki.store import rows
 from pki.store.creation import (
+    JOURNEY,
     check_version,
     found_version,
     make_tables,
@@ -37,7 +37,7 @@ from pki.store.creation import (
 )
 from pki.store.database import Database, Location, damaged, intact, locate, own_errors, sqlite_file
 from pki.store.reading import Snapshot
-from pki.store.schema import DATA, REVISION, crls, pending_keys, settings, tokens, version
+from pki.store.schema import DATA, crls, pending_keys, settings, tokens, version
 from pki.store.store import Store
 from pki.store.upgrading import upgrade_at
 from trust.credentials import sync_folder
@@ -119,7 +119,7 @@ def restore(
     """Bring a CA back from a backup, after its ledger and its keys have been verified.
 
     Numbers that verifiers compare (of revocation lists, of the bundle) go on from the time in seconds, because some
-    were used after the backup was made.
+    were used after the backup was made. One-time tokens are left out, for the same reason.
 
     Not verified, but said in the report: that it is the CA that you mean (compare the roots, or give a `head`), and how
     old it is. Keys that are offline or on a token are not opened.
@@ -185,7 +185,7 @@ def _former(location: Location) -> _Former | None:
         return None
     try:
         with _open(location) as database, database.snapshot() as connection, own_errors():
-            if found_version(connection) != REVISION:
+            if found_version(connection) in (None, JOURNEY):
                 return None
             books = Snapshot(connection)
             numbers = [number for (number,) in connection.execute(select(crls.c.number)) if type(number) is int]
@@ -222,9 +222,9 @@ def _rebuilt(
             with new.snapshot() as connection:
                 books = Snapshot(connection)
                 _same(books, former, name)
-                _parse_all(connection, lists=known == REVISION)  # older lists were made stale
+                _parse_all(connection)
                 public, opened = _public_keys(books, password)
-                found = ledger_audit.audit(books, keys=public, head=head, upgraded=known != REVISION)
+                found = ledger_audit.audit(books, keys=public, head=head, upgraded=known == JOURNEY)
                 report = _report(books, copied, opened)
             if found.problems:
                 more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
@@ -264,21 +264,19 @@ def _same(books: Snapshot, former: _Former | None, name: Path) -> None:
         )
 
 
-def _parse_all(connection: Connection, *, lists: bool) -> None:
+def _parse_all(connection: Connection) -> None:
     """The rows that no audit looks at."""
     with intact():
-        for row in connection.execute(select(tokens)).mappings():
-            rows.token_of(row)
         for row in connection.execute(select(pending_keys)).mappings():
             rows.pending_of(row)
-        for listed in connection.execute(select(crls.c.der, crls.c.delta_der)):
-            for data in listed:
-                if lists and data is not None:
-                    x509.load_der_x509_crl(data)
 
 
 def _go_on(connection: Connection, used: int) -> None:
-    """Numbers that were not used before: neither here, nor there, nor after an earlier restore."""
+    """Numbers that were not used before: neither here, nor there, nor after an earlier restore; and no tokens.
+
+    A token that was used after the backup was made would be good once more.
+    """
+    connection.execute(delete(tokens))
     floor = max(used, int(time.time()))
     sequence = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
     numbers = connection.execute(select(crls.c.issuer, crls.c.shard, crls.c.number)).all()

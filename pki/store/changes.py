@@ -31,16 +31,9 @@ _revoke = (
 def revoke(
     connection: Connection, journal: Journal, serials: Sequence[int], *, reason: x509.ReasonFlags, now: datetime
 ) -> list[Record]:
-    found = _by_serial(connection, serials)
-    for serial in serials:
-        if serial not in found:
-            raise UnknownSerial("serial number", got=f"{serial:x}", expected="one that this CA has issued")
-    _revoke_records(connection, journal, found.values(), reason, now)
     known = read_issuers(connection)
-    for issuer in known:
-        if issuer.serial in found:
-            _set_state(connection, journal, issuer, State.REVOKED, now)
-    _count_roots(connection, known)
+    _revoke_all(connection, journal, serials, reason, now, known)
+    _count_roots(connection, journal, known)
     found = _by_serial(connection, serials)
     return [found[serial] for serial in serials]
 
@@ -53,7 +46,10 @@ def change_issuers(
     states: Mapping[str, State],
     now: datetime,
     expect: Mapping[str, State],
+    revoked: Sequence[int] = (),
 ) -> None:
+    if revoked:  # while the CA that signed the last head is still one that may
+        journal.check(now)
     before = read_issuers(connection)
     known = {issuer.key_id: issuer for issuer in before}
     for key_id, state in expect.items():
@@ -72,7 +68,8 @@ def change_issuers(
             got = "a revoked one" if key_id in known else "unknown"
             raise StateChanged(f"CA {key_id}", got=got, expected="a CA of ours that has not been revoked")
         _set_state(connection, journal, known[key_id], state, now)
-    _count_roots(connection, before)
+    _revoke_all(connection, journal, revoked, x509.ReasonFlags.ca_compromise, now, before)
+    _count_roots(connection, journal, before)
 
 
 def prune(connection: Connection, journal: Journal, *, issuer: str | None, now: datetime) -> int:
@@ -103,7 +100,7 @@ def prune(connection: Connection, journal: Journal, *, issuer: str | None, now: 
         connection.execute(delete(issuers).where(issuers.c.key_id == one.key_id))
         connection.execute(delete(crls).where(crls.c.issuer == one.key_id))
         journal.add(ledger.entry_for_retirement(one, now))
-    _count_roots(connection, known)
+    _count_roots(connection, journal, known)
     return removed
 
 
@@ -114,6 +111,25 @@ def _set_state(connection: Connection, journal: Journal, issuer: IssuerRecord, s
     values = {"state": state.value, "since": rows.seconds(now)}
     connection.execute(update(issuers).where(issuers.c.key_id == issuer.key_id).values(**values))
     journal.add(ledger.entry_for_issuer(changed))
+
+
+def _revoke_all(
+    connection: Connection,
+    journal: Journal,
+    serials: Sequence[int],
+    reason: x509.ReasonFlags,
+    now: datetime,
+    known: list[IssuerRecord],
+) -> None:
+    """Certificates, and the CAs whose certificates they are."""
+    found = _by_serial(connection, serials)
+    for serial in serials:
+        if serial not in found:
+            raise UnknownSerial("serial number", got=f"{serial:x}", expected="one that this CA has issued")
+    _revoke_records(connection, journal, found.values(), reason, now)
+    for issuer in known:
+        if issuer.serial in found:
+            _set_state(connection, journal, issuer, State.REVOKED, now)
 
 
 def _revoke_records(
@@ -139,10 +155,11 @@ def _revoke_records(
         connection.execute(stale)
 
 
-def _count_roots(connection: Connection, before: list[IssuerRecord]) -> None:
+def _count_roots(connection: Connection, journal: Journal, before: list[IssuerRecord]) -> None:
     """The bundle's sequence grows whenever the roots that it publishes are others than before."""
     if _roots(before) != _roots(read_issuers(connection)):
         connection.execute(update(settings).values(bundle_sequence=settings.c.bundle_sequence + 1))
+        journal.counted = True
 
 
 def _roots(known: list[IssuerRecord]) -> set[str]:

@@ -21,6 +21,7 @@ from pki.store.schema import REVISION, certificates, issuers, metadata, settings
 from trust.credentials import sync_folder
 
 JOURNEY = "0001"  # the first version: it had no Alembic, and said "1" in its settings
+OLDER = (JOURNEY, "0002")
 
 
 def create(
@@ -75,7 +76,7 @@ def check_version(connection: Connection) -> None:
     found = found_version(connection)
     if found is None:
         raise AuthorityMissing("no CA in this database", expected="its tables", do="make one with `a2a-pki init`")
-    if found == JOURNEY:
+    if found in OLDER:
         raise SchemaOutdated(
             "CA database", got=f"schema {found}", expected=f"schema {REVISION}", do="run `a2a-pki upgrade`"
         )
@@ -129,7 +130,7 @@ def _fill(
                 raise _exists(location)
             make_tables(connection)
             connection.execute(insert(settings).values(rows.settings_row(values)))
-            journal = Journal(connection, Guard(values.trust_domain))
+            journal = Journal(connection, Guard(values))
             for record in records:
                 position = journal.add(ledger.entry_for_record(record))
                 connection.execute(insert(certificates).values(rows.record_row(record, position)))

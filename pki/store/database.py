@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pki.errors import AuthorityDamaged, AuthorityMissing, DatabaseLocked, DuplicateCertificate, PKIError, StoreError
+from pki.store.statements import fetch
 
 DATABASE_FILE = "ca.db"
 BUSY_TIMEOUT = timedelta(seconds=5)  # a transaction takes milliseconds; longer means that somebody holds the lock
@@ -31,6 +33,7 @@ BUSY_TIMEOUT = timedelta(seconds=5)  # a transaction takes milliseconds; longer 
 # rarely enough for many changes of a page to be written as one.
 _CACHE_KIB = 16 << 10  # of each connection
 _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
+_LOOK_SECONDS = 0.001  # until another process has committed, which takes some milliseconds
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
 # PostgreSQL: an instance that is frozen (a paused machine, a lost network) must not keep its turn for ever.
 _IDLE_MS = 15_000  # within a transaction, with nothing to do: then the server ends it
@@ -40,6 +43,9 @@ _TCP: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
+ANSWER_TIMEOUT = timedelta(
+    seconds=30
+)  # of one statement; a server that stands still keeps its connections, and says nothing
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 _MISSING = re.compile(r'database "[^"]*" does not exist')  # PostgreSQL has no code for it before there is a connection
@@ -227,18 +233,75 @@ def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
             )
         connection.commit()
 
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, given: _patient().connect(*args, **given))
     event.listen(engine, "connect", configure)
     return engine
+
+
+@cache
+def _patient() -> Any:
+    """The driver's connection, but that it does not wait for ever.
+
+    A server that hangs still answers at the level of TCP, and nothing at all to the driver's cancelling, so the
+    connection is given up. Whoever waits for it is told; whether a commit was done is not known.
+    """
+    import psycopg
+
+    class Patient(psycopg.Connection[Any]):
+        def wait(self, gen: Any, *args: Any, **given: Any) -> Any:
+            end = time.monotonic() + ANSWER_TIMEOUT.total_seconds()
+            return super().wait(self._bounded(gen, end), *args, **given)
+
+        def _bounded(self, gen: Any, end: float) -> Any:
+            """The driver asks every 0.1 s whether there is news, and this is where it asks."""
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if not ready and time.monotonic() > end:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(f"no answer within {ANSWER_TIMEOUT.total_seconds():g} s")
+                    wanted = gen.send(ready)
+            except StopIteration as answer:
+                return answer.value
+
+    return Patient
 
 
 def _begin(connection: Connection) -> None:
     # A writer takes the lock at the start. SQLite: a reader that turns writer half-way would fail at once, without
     # waiting. PostgreSQL: ledger positions follow one another only if writers do.
     writes = connection.get_execution_options().get("writes", False)
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if connection.dialect.name != "sqlite":
+        if writes:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
     elif writes:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+        _take_turn(connection)
+    else:
+        fetch(connection, "BEGIN")
+
+
+def _take_turn(connection: Connection) -> None:
+    """Begin to write, once no other process does. SQLite itself looks less and less often, down to ten times a second.
+
+    Raises:
+        DatabaseLocked: another process writes for too long.
+    """
+    end = time.monotonic() + BUSY_TIMEOUT.total_seconds()
+    fetch(connection, "PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                fetch(connection, "BEGIN IMMEDIATE")
+                return
+            except DBAPIError as error:
+                if not _is_locked(error.orig):
+                    raise
+                if time.monotonic() > end:
+                    raise locked() from error
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        fetch(connection, f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT.total_seconds() * 1000)}")
 
 
 @contextmanager

@@ -4,7 +4,8 @@ Without its password a CA revokes, bans and prunes, and leaves the head unsigned
 leave an unsigned head as well, so there is nothing in an unsigned end of the ledger that needs a key, and what is
 there is checked before the next signed head covers it:
 
-    (1) the last signed head is there, is by a CA of this process's own, and not by one that was revoked before it
+    (1) the last signed head is there, is by a CA of this process's own, and not by one that was revoked before it, and
+        the CA's settings are those that it commits to
     (2) the entries after it are those that the last head commits to
     (3) each of them is one that a CA without its key writes (`ledger.needs_key`)
     (4) pruned: of a CA that issues no more, and of certificates that ended longer ago than lists name them
@@ -21,16 +22,19 @@ from sqlalchemy import Connection, select
 
 from pki import ledger
 from pki.errors import LedgerDamaged
-from pki.ledger import Entry, Frontier, head_signer, leaf_hash, verify_head
+from pki.ledger import Entry, Frontier, head_signer, leaf_hash, settings_digest, verify_head
 from pki.profiles import CRL_RETENTION
-from pki.records import IssuerRecord, SealedHead, State
+from pki.records import IssuerRecord, LedgerRow, SealedHead, Settings, State
 from pki.store import rows
 from pki.store.schema import heads, issuers
 from pki.store.schema import ledger as ledger_table
+from pki.store.statements import fetch
 from trust.identity import thumbprint
 
 KeyOf = Callable[[str], ec.EllipticCurvePublicKey]
 CLOCKS = timedelta(hours=1)  # how far the clocks of two instances may be apart
+
+_STATES = 'SELECT "key_id", "state" FROM "issuers"'
 
 _Point = tuple[int, bytes]
 
@@ -41,8 +45,9 @@ class Guard:
     One transaction that writes runs at a time, and so does this.
     """
 
-    def __init__(self, trust_domain: str) -> None:
-        self._trust_domain = trust_domain
+    def __init__(self, settings: Settings) -> None:
+        self._trust_domain = settings.trust_domain
+        self.settings = settings_digest(settings)
         # The key of a CA that this process believes; without it, the one of the CA's row.
         self.key_of: KeyOf | None = None
         self._written: _Point | None = None  # the newest head that is known to be committed
@@ -71,14 +76,17 @@ class Guard:
             )
 
     def check(self, connection: Connection, last: SealedHead | None, now: datetime) -> None:
-        """The ledger may be signed over. It costs nothing if this process wrote or checked its end.
+        """The ledger may be signed over.
+
+        It costs nothing if this process wrote or checked its end, and the check of one signature if another process
+        has signed it.
 
         Raises:
             LedgerDamaged: it may not; the line names the entry.
         """
         if last is None or (last.size, last.root) in self._checked:
             return
-        signed = _newest_signed(connection)
+        signed = last if last.jws is not None else _newest_signed(connection)
         if signed is None:  # (1)
             raise _refused("none of its heads is signed", "a signed head", do="restore a backup, or end the upgrade")
         self._verify(connection, signed, _tail(connection, signed, last), now)
@@ -124,7 +132,7 @@ class Guard:
 
     def _verify(self, connection: Connection, signed: SealedHead, tail: list[tuple[int, Entry]], now: datetime) -> None:
         assert signed.jws is not None  # noqa: S101  the query's condition
-        states = {row.key_id: row.state for row in connection.execute(select(issuers.c.key_id, issuers.c.state))}
+        states: dict[str, str] = dict(fetch(connection, _STATES))
         # (1)
         signer = head_signer(signed.jws)
         head = verify_head(signed.jws, self._key(connection, signer))
@@ -135,6 +143,10 @@ class Guard:
             signed.time,
         ):
             raise _refused(f"tree head {signed.size} differs from what was signed", "what was signed")
+        if head.settings not in (None, self.settings):
+            raise _refused(
+                "settings of the CA that are not those of the last head", "what was decided when it was made"
+            )
         left = {entry.facts["key_id"] for _, entry in tail if entry.kind == "issuer"}
         if states.get(signer) == State.REVOKED and signer not in left:
             raise _refused(f"tree head {signed.size} is by CA {signer}, revoked before", "one by a CA of that time")
@@ -207,9 +219,11 @@ def _newest_signed(connection: Connection) -> SealedHead | None:
 def _tail(connection: Connection, signed: SealedHead, last: SealedHead) -> list[tuple[int, Entry]]:
     """(2) The entries between the two heads."""
     frontier = Frontier.from_bytes(signed.frontier)
-    position = ledger_table.c.position
-    query = select(ledger_table).where(position >= signed.size, position < last.size).order_by(position)
-    found = [rows.ledger_row_of(row) for row in connection.execute(query).mappings()]
+    found: list[LedgerRow] = []
+    if signed.size != last.size:
+        position = ledger_table.c.position
+        query = select(ledger_table).where(position >= signed.size, position < last.size).order_by(position)
+        found = [rows.ledger_row_of(row) for row in connection.execute(query).mappings()]
     if frontier.size == signed.size and frontier.root() == signed.root:
         frontier = frontier.extended(leaf_hash(row.entry) for row in found)
     if frontier.size != last.size or frontier.root() != last.root:

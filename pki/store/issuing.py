@@ -5,7 +5,7 @@ Checked for each certificate, in this order; one that is refused takes none of t
 1. its issuer is a CA of ours that has not been revoked;
 2. its ID is not banned;
 3. the certificate that it renews is ours, and not revoked;
-4. the one-time token that it burns is known, and not used.
+4. the one-time token that it burns is known, not used, and no certificate has the serial number that it is good for.
 
 That no serial number and no certificate is stored twice is for the database's unique indexes to say.
 """
@@ -68,7 +68,14 @@ def _refusals(connection: Connection, items: Sequence[Issue]) -> list[PKIError |
         {rows.hex_of(item.renews) for item in items if item.renews is not None},
         certificates.c.revoked_at,
     )
-    used = among(connection, tokens.c.id, {item.burns.id for item in items if item.burns is not None}, tokens.c.used_at)
+    burns = [item.burns for item in items if item.burns is not None]
+    used = among(connection, tokens.c.id, {use.id for use in burns}, tokens.c.used_at)
+    spent = among(
+        connection, certificates.c.serial, {rows.hex_of(use.serial) for use in burns}, certificates.c.not_before
+    )
+    for use in burns:  # what the token's row says can be taken back by whoever can write it
+        if use.id in used and used[use.id] is None:
+            used[use.id] = spent.get(rows.hex_of(use.serial))
     return [_refusal(item, states, banned, renewed, used) for item in items]
 
 

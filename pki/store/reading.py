@@ -16,6 +16,7 @@ from pki.records import (
     CertificateStatus,
     IssuerRecord,
     LedgerRow,
+    ListRow,
     PendingKey,
     Record,
     SealedHead,
@@ -24,7 +25,7 @@ from pki.records import (
 )
 from pki.store import rows
 from pki.store.database import damaged, intact, own_errors
-from pki.store.schema import bans, certificates, heads, issuers, ledger, pending_keys, settings, tokens
+from pki.store.schema import bans, certificates, crls, heads, issuers, ledger, pending_keys, settings, tokens
 from pki.store.statements import every, fetch, one
 
 _BEFORE_ALL = -(1 << 63)  # the smallest number that a database knows: somebody else may have written any
@@ -177,11 +178,39 @@ class Reads(ABC):
             row = one(connection, tokens.c.id, token_id)
             return None if row is None else rows.token_of(row)
 
+    def find_tokens(self, several: Collection[str]) -> dict[str, TokenRecord]:
+        """As `token`, for several in one look."""
+        with self._read() as connection:
+            found = [rows.token_of(row) for row in every(connection, tokens.c.id, several)]
+        return {token.id: token for token in found}
+
     def tokens(self, now: datetime) -> list[TokenRecord]:
         """The tokens that have not expired, used or not, oldest first."""
         query = select(tokens).where(tokens.c.expires_at > rows.seconds(now)).order_by(tokens.c.created_at, tokens.c.id)
         with self._read() as connection:
             return [rows.token_of(row) for row in connection.execute(query).mappings()]
+
+    def each_token(self) -> Iterator[TokenRecord]:
+        """All tokens that are there, also expired ones, as stored."""
+        for row in self._pages(
+            lambda _, last: select(tokens).where(tokens.c.id > last).order_by(tokens.c.id).limit(_PAGE), "id", ""
+        ):
+            with intact():
+                found = rows.token_of(row)
+            yield found
+
+    def each_list(self) -> Iterator[ListRow]:
+        """The revocation lists that are there, as stored; one at a time, because they can be long."""
+        with self._read() as connection:
+            places = connection.execute(select(crls.c.issuer, crls.c.shard).order_by(crls.c.issuer, crls.c.shard)).all()
+        for issuer, shard in places:
+            with self._read() as connection:
+                query = select(crls).where(crls.c.issuer == issuer, crls.c.shard == shard)
+                row = connection.execute(query).mappings().first()
+            if row is not None:
+                with intact():
+                    found = rows.list_of(row)
+                yield found
 
     def issuers(self) -> list[IssuerRecord]:
         """The CAs, oldest first."""
@@ -241,7 +270,7 @@ class Reads(ABC):
             row = one(connection, key, value)
             return None if row is None else rows.record_of(row)
 
-    def _pages(self, page: Any, key: str, last: int) -> Iterator[RowMapping]:
+    def _pages(self, page: Any, key: str, last: Any) -> Iterator[RowMapping]:
         """Rows in ascending order of `key`; no connection is held while the caller works on them."""
         while True:
             with self._read() as connection:
@@ -271,6 +300,11 @@ def read_issuers(connection: Connection) -> list[IssuerRecord]:
 def read_size(connection: Connection) -> int:
     size: int = connection.execute(select(func.coalesce(func.max(heads.c.size), 0))).scalar_one()
     return size
+
+
+def read_sequence(connection: Connection) -> int:
+    sequence: int = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
+    return sequence
 
 
 def read_head(connection: Connection) -> SealedHead | None:

@@ -9,7 +9,17 @@ from typing import Any
 
 from cryptography import x509
 
-from pki.records import IssuerRecord, LedgerRow, PendingKey, Record, SealedHead, Settings, State, TokenRecord
+from pki.records import (
+    IssuerRecord,
+    LedgerRow,
+    ListRow,
+    PendingKey,
+    Record,
+    SealedHead,
+    Settings,
+    State,
+    TokenRecord,
+)
 
 
 def hex_of(serial: int) -> str:
@@ -77,6 +87,8 @@ def record_of(row: Mapping[Any, Any]) -> Record:
         shard=int(row["shard"]),
         revoked_at=_optional(row["revoked_at"]),
         reason=None if reason is None else x509.ReasonFlags(reason),
+        position=row["position"],
+        revoked_position=row["revoked_position"],
     )
 
 
@@ -106,6 +118,7 @@ def issuer_of(row: Mapping[Any, Any]) -> IssuerRecord:
         der=_bytes(row["der"]),
         key_pem=_optional_bytes(row["key_pem"]),
         key_uri=optional_text(row["key_uri"]),
+        position=row["position"],
     )
 
 
@@ -141,6 +154,7 @@ def token_row(token: TokenRecord) -> dict[str, Any]:
         "used_at": None if token.used_at is None else seconds(token.used_at),
         "used_by": token.used_by,
         "serial": None if token.serial is None else hex_of(token.serial),
+        "seal": token.seal,
     }
 
 
@@ -159,6 +173,21 @@ def token_of(row: Mapping[Any, Any]) -> TokenRecord:
         used_at=_optional(row["used_at"]),
         used_by=_optional_bytes(row["used_by"]),
         serial=None if row["serial"] is None else int(row["serial"], 16),
+        seal=_text(row["seal"]),
+    )
+
+
+def list_of(row: Mapping[Any, Any]) -> ListRow:
+    return ListRow(
+        issuer=_text(row["issuer"]),
+        shard=int(row["shard"]),
+        number=int(row["number"]),
+        position=int(row["position"]),
+        stale=bool(row["stale"]),
+        der=_bytes(row["der"]),
+        base_number=int(row["base_number"]),
+        base_position=int(row["base_position"]),
+        delta_der=_optional_bytes(row["delta_der"]),
     )
 
 

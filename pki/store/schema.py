@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0002"  # the Alembic revision that this code reads and writes
+REVISION = "0003"  # the Alembic revision that this code reads and writes
 
 # Every constraint has a name, so that migrations can speak of it on every database.
 metadata = MetaData(
@@ -119,6 +119,7 @@ tokens = Table(
     Column("used_at", BigInteger),
     Column("used_by", LargeBinary),
     Column("serial", String(40)),
+    Column("seal", Text, nullable=False),  # by a CA: who can write a row, and has no key, makes no token
 )
 crls = Table(
     "crls",

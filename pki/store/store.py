@@ -15,7 +15,7 @@ from cryptography import x509
 from sqlalchemy import Connection, delete, insert, select, update
 
 from pki import ledger
-from pki.errors import DuplicateCertificate, StateChanged, StoreError
+from pki.errors import DuplicateCertificate, PKIError, StateChanged, copied
 from pki.records import Issue, IssuerRecord, PendingKey, Record, SealedHead, Settings, State, TokenRecord
 from pki.store import changes, creation, lists, rows
 from pki.store.appending import Journal, Seal, seal_last
@@ -38,8 +38,9 @@ class Store(Reads):
         self._group: GroupCommit[Issue] = GroupCommit(self._issue)
         # Signs tree heads; whoever has the CA's signing key sets it. Without it heads are written unsigned.
         self.seal: Seal | None = None
-        self._trust_domain = self.settings().trust_domain
-        self.guard = Guard(self._trust_domain)
+        settings = self.settings()
+        self._trust_domain = settings.trust_domain
+        self.guard = Guard(settings)
         self._covered: set[bytes] = set()
         self._size = self.ledger_size()
 
@@ -134,8 +135,8 @@ class Store(Reads):
         """As `issue`, for one caller who has several: in one transaction, with the error or None of each."""
         try:
             return self._issue(items)
-        except StoreError as error:
-            return [error] * len(items)
+        except PKIError as error:
+            return [copied(error) for _ in items]
 
     def _issue(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
         try:
@@ -144,7 +145,9 @@ class Store(Reads):
                     connection, items, trust_domain=self._trust_domain, seal=self.seal, guard=self.guard
                 )
                 point = self.guard.pending
-        except DuplicateCertificate as error:
+        except Exception as error:
+            if isinstance(error, PKIError) and not isinstance(error, DuplicateCertificate):
+                raise  # the database or the ledger: it is nobody's item
             # The others are not to suffer for it. Each is now told of its own transaction, and of nobody else's.
             return [error] if len(items) == 1 else [self._alone(item) for item in items]
         self.guard.committed(point)
@@ -230,20 +233,44 @@ class Store(Reads):
         states: Mapping[str, State] = {},
         now: datetime,
         expect: Mapping[str, State] = {},
+        revoked: Sequence[int] = (),
+        seal: Seal | None = None,
     ) -> None:
-        """Add CAs and change states, all of it in one transaction.
+        """Add CAs, change states and revoke compromised CAs, all of it in one transaction.
 
         Args:
             add: new CAs, each with the record of its certificate.
             states: key id to the state from now on; REVOKED is for ever. (`revoke` also brings a CA there.)
             expect: key id to the state that it must still be in: of two instances that rotate, one does it.
+            revoked: serial numbers of CAs whose keys are in other hands.
+            seal: signs the tree head in the place of a CA that is revoked by this.
 
         Raises:
             StateChanged: a CA is unknown or in another state than expected, or has been revoked.
             DuplicateCertificate: a CA is there already.
         """
-        with self._write(now) as (connection, journal):
-            changes.change_issuers(connection, journal, add=add, states=states, now=now, expect=expect)
+        with self._write(now, seal) as (connection, journal):
+            changes.change_issuers(connection, journal, add=add, states=states, now=now, expect=expect, revoked=revoked)
+
+    def replace_keys(self, keys: Mapping[bytes, bytes]) -> None:
+        """Put other encryptions in the place of the CAs' private keys: all of them, or none.
+
+        As with `forget_key`, SQLite's file does not hold the old ones any more; backups that were made before do.
+
+        Args:
+            keys: what is there now to what is to be there.
+
+        Raises:
+            StateChanged: there are other keys than these.
+        """
+        with self._database.overwriting() as connection:
+            for table in (issuers, pending_keys):
+                for (old,) in connection.execute(select(table.c.key_pem).where(table.c.key_pem.is_not(None))).all():
+                    if old not in keys:
+                        raise StateChanged(
+                            "keys of the CA", got="another one", expected="those of before", do="try again"
+                        )
+                    connection.execute(update(table).where(table.c.key_pem == old).values(key_pem=keys[old]))
 
     def crl(
         self, issuer: str, shard: int, *, now: datetime, fresh: Fresh, make: MakeList
@@ -313,12 +340,12 @@ class Store(Reads):
             return changes.prune(connection, journal, issuer=issuer, now=now)
 
     @contextmanager
-    def _write(self, now: datetime) -> Iterator[tuple[Connection, Journal]]:
+    def _write(self, now: datetime, seal: Seal | None = None) -> Iterator[tuple[Connection, Journal]]:
         """One transaction; what the block adds to the journal is appended to the ledger at its end."""
         with self._database.write() as connection:
             journal = Journal(connection, self.guard)
             yield connection, journal
-            journal.write(trust_domain=self._trust_domain, now=now, seal=self.seal)
+            journal.write(trust_domain=self._trust_domain, now=now, seal=seal or self.seal)
             point = self.guard.pending
         self.guard.committed(point)
         self._size = journal.size

@@ -18,7 +18,7 @@ from pki.errors import AuthorityMissing, StoreError
 from pki.ledger import Head, sign_head
 from pki.records import State
 from pki.store import rows
-from pki.store.creation import JOURNEY, check_version, found_version, private_file, remove_sqlite, require
+from pki.store.creation import OLDER, check_version, found_version, private_file, remove_sqlite, require
 from pki.store.database import Database, Location, damaged, locate
 from pki.store.reading import read_issuers
 from pki.store.schema import REVISION, heads, settings, version
@@ -82,7 +82,7 @@ def upgrade_at(location: Location, *, now: datetime, beside: bool = True) -> tup
             before = found_version(connection)
         if before is None:
             raise AuthorityMissing("no CA in this database", expected="its tables", do="make one with `a2a-pki init`")
-        if before != JOURNEY:
+        if before not in OLDER:
             with database.read() as connection:
                 check_version(connection)
             if beside:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from pki.errors import StoreError
+from pki.errors import StoreError, copied
 
 GATHERING_SECONDS = 0.002  # that a leader waits, at most, for as many as came last time: about one wait for the disk
 MAX_BATCH = 256  # items; what is saved by more is less than what the first of them loses by waiting
@@ -81,7 +81,7 @@ class GroupCommit(Generic[Item]):
 
     def _lead(self, leader: _Slot[Item]) -> None:
         batch: list[_Slot[Item]] = []
-        failed: Exception = StoreError("not stored", got="an interrupted transaction", do="try again")
+        failed: Exception | None = None
         errors: Sequence[Exception | None] | None = None
         try:
             with self._mutex:
@@ -101,8 +101,11 @@ class GroupCommit(Generic[Item]):
                 self._expected = len(batch)
                 leader.leads = False
                 self._hand_over()
+            if errors is None and failed is None:
+                failed = StoreError("not stored", got="an interrupted transaction", do="try again")
             for index, slot in enumerate(batch):
-                slot.error = failed if errors is None else errors[index]
+                # Each raises its own, in its own thread.
+                slot.error = errors[index] if errors is not None else failed and copied(failed)
                 slot.done = True
                 slot.wake.release()
 

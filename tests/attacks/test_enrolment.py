@@ -16,13 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, Issued, PKIError, keys
+from pki import CertificateAuthority, Issued, PKIError, enrolment, keys
 from pki.errors import (
     AgentBanned,
-    AuthorityNotValid,
+    AuthorityDamaged,
     CertificateAlreadyExpired,
     CertificateAlreadyRevoked,
     EnrolmentTokenExpired,
+    EnrolmentTokenForged,
     EnrolmentTokenMalformed,
     EnrolmentTokenUnknown,
     EnrolmentTokenUsed,
@@ -181,7 +182,7 @@ TOKENS: list[tuple[str, Callable[[World], str], type[PKIError]]] = [
     (
         "of a CA whose intermediate is revoked",
         lambda w: _after(w, lambda w: w.ca.revoke(w.ca.intermediate.serial_number)),
-        AuthorityNotValid,
+        EnrolmentTokenForged,
     ),
 ]
 
@@ -197,6 +198,144 @@ def test_attacks_with_a_token(attack: Callable[[World], str], expected: type[PKI
     secret = world.token.rpartition("_")[2]
     assert secret not in str(caught.value)
     assert secret not in repr(caught.value)
+
+
+# Who can write the CA's database, and has neither its password nor its keys. He has the text of each token, too.
+
+
+def _written(world: World, statement: str, *values: object) -> str:
+    with world.ca._store._database.write() as connection:
+        connection.exec_driver_sql(statement, values)
+    return world.token
+
+
+def _made_up(world: World, seal: str) -> str:
+    """A token of his own, in a row like others."""
+    text = enrolment.spell(bytes(12), bytes(32))
+    presented = enrolment.parse(text)
+    columns = "spiffe_id, dns_names, lifetime, created_at, expires_at"
+    _written(
+        world,
+        f"INSERT INTO tokens (id, digest, {columns}, seal) SELECT ?, ?, {columns}, {seal} FROM tokens",
+        presented.id,
+        presented.digest,
+    )
+    return text
+
+
+def _freshened(world: World, *others: str) -> str:
+    world.ca.enrol(request(), world.token)
+    for statement in ("UPDATE tokens SET used_at = NULL, used_by = NULL, serial = NULL", *others):
+        _written(world, statement)
+    return world.token
+
+
+_STRANGER = keys.generate()
+
+
+def _sealed_by_a_stranger(world: World, key_id: str) -> str:
+    return _written(world, "UPDATE tokens SET seal = ?", enrolment.seal(world.ca.tokens()[0], _STRANGER, key_id))
+
+
+def _sealed_by_a_ca_of_his_own(world: World) -> str:
+    """Whose row he writes, too, below the root; its key does not open with the password."""
+    _written(
+        world,
+        "INSERT INTO issuers (key_id, kind, parent, state, since, serial, der, key_pem, position)"
+        " SELECT key_id, kind, parent, state, since, serial, der, key_pem, 99 FROM "
+        "(SELECT ? AS key_id, kind, parent, 'retiring' AS state, since, ? AS serial, ? AS der, ? AS key_pem"
+        " FROM issuers WHERE kind = 'intermediate')",
+        "00" * 20,
+        "77" * 20,
+        world.foreign.issuers()[1].der,
+        keys.write(_STRANGER, "his own"),
+    )
+    return _sealed_by_a_stranger(world, "00" * 20)
+
+
+DATABASE: list[tuple[str, Callable[[World], str], type[PKIError]]] = [
+    ("a token of his own", lambda w: _made_up(w, "''"), EnrolmentTokenForged),
+    ("a token of his own, with the seal of another", lambda w: _made_up(w, "seal"), EnrolmentTokenForged),
+    (
+        "a token of his own, with the signed head of the ledger",
+        lambda w: _made_up(w, f"'{w.ca.ledger_head()}'"),
+        EnrolmentTokenForged,
+    ),
+    ("sealed by a stranger", lambda w: _sealed_by_a_stranger(w, "11" * 20), EnrolmentTokenForged),
+    (
+        "sealed by a stranger in the name of the CA",
+        lambda w: _sealed_by_a_stranger(w, w.issuer("intermediate")),
+        EnrolmentTokenForged,
+    ),
+    (
+        "sealed by another CA of that trust domain",
+        lambda w: _written(
+            w,
+            "UPDATE tokens SET seal = ?",
+            enrolment.seal(
+                w.ca.tokens()[0],
+                keys.read(w.foreign.issuers()[1].key_pem or b"", PASSWORD),
+                w.foreign.issuers()[1].key_id,
+            ),
+        ),
+        EnrolmentTokenForged,
+    ),
+    ("for another agent", lambda w: _written(w, "UPDATE tokens SET spiffe_id = ?", OTHER), EnrolmentTokenForged),
+    (
+        "with a DNS name",
+        lambda w: _written(w, "UPDATE tokens SET dns_names = ?", '["payroll.example"]'),
+        EnrolmentTokenForged,
+    ),
+    (
+        "for a longer certificate",
+        lambda w: _written(w, "UPDATE tokens SET lifetime = lifetime + 3600"),
+        EnrolmentTokenForged,
+    ),
+    (
+        "expired, and living longer",
+        lambda w: _after(
+            w,
+            lambda w: (
+                w.clock.forward(HOUR),
+                _written(w, "UPDATE tokens SET expires_at = expires_at + 36000"),
+            ),
+        ),
+        EnrolmentTokenForged,
+    ),
+    (
+        "made anew",
+        lambda w: _written(w, "UPDATE tokens SET created_at = created_at + 1"),
+        EnrolmentTokenForged,
+    ),
+    ("used, and fresh again", _freshened, EnrolmentTokenUsed),
+    (
+        "used, and fresh again, with the certificate revoked",
+        lambda w: _freshened(w, "UPDATE certificates SET revoked_at = 1, reason = 'superseded', revoked_position = 1"),
+        EnrolmentTokenUsed,
+    ),
+]
+
+
+@pytest.mark.parametrize(("attack", "expected"), [row[1:] for row in DATABASE], ids=[row[0] for row in DATABASE])
+def test_who_can_write_the_database_enrols_nobody(
+    attack: Callable[[World], str], expected: type[PKIError], world: World
+) -> None:
+    token = attack(world)
+    before = agents(world.ca)
+    with pytest.raises(PKIError) as caught:
+        world.ca.enrol(world.csr, token)
+    assert type(caught.value) is expected
+    assert agents(world.ca) == before, "nothing was issued"
+    with CertificateAuthority.open(world.ca._store._database.location.file.parent) as audited:  # type: ignore[union-attr]
+        problems = audited.audit_ledger().problems
+    assert any("token" in problem for problem in problems), "and it is found"
+
+
+def test_a_ca_of_his_own_vouches_for_nothing(world: World) -> None:
+    token = _sealed_by_a_ca_of_his_own(world)
+    with pytest.raises(PKIError) as caught:
+        world.ca.enrol(world.csr, token)
+    assert type(caught.value) is AuthorityDamaged
 
 
 def _broken(world: World) -> bytes:

@@ -179,6 +179,13 @@ HEADS: list[tuple[str, str]] = [
     ("root as a number", signed(PAYLOAD | {"root_hash": 7})),
     ("time as text", signed(PAYLOAD | {"time": "now"})),
     ("time beyond all calendars", signed(PAYLOAD | {"time": 2**52})),
+    ("settings as a number", signed(PAYLOAD | {"settings": 7})),
+    ("settings that are padded", signed(PAYLOAD | {"settings": jws.encode(bytes(32)) + "="})),
+    ("settings that are null", signed(PAYLOAD | {"settings": None})),
+    ("bundle as text", signed(PAYLOAD | {"bundle_sequence": "7"})),
+    ("bundle that is true", signed(PAYLOAD | {"bundle_sequence": True})),
+    ("bundle that is null", signed(PAYLOAD | {"bundle_sequence": None})),
+    ("bundle before settings", signed(PAYLOAD | {"bundle_sequence": 7, "settings": jws.encode(bytes(32))})),
     ("nested", signed(PAYLOAD | {"trust_domain": {"a": {}}})),
 ]
 
@@ -186,6 +193,10 @@ HEADS: list[tuple[str, str]] = [
 def test_the_head_is_good() -> None:
     assert ledger.sign_head(HEAD, KEY, ISSUER.key_id) == GOOD
     assert ledger.verify_head(GOOD, KEY.public_key()) == HEAD
+    more = replace(HEAD, settings=bytes(32), bundle=7)
+    text = ledger.sign_head(more, KEY, ISSUER.key_id)
+    assert text == signed(PAYLOAD | {"settings": jws.encode(bytes(32)), "bundle_sequence": 7})
+    assert ledger.verify_head(text, KEY.public_key()) == more
 
 
 @pytest.mark.parametrize("text", [row[1] for row in HEADS], ids=[row[0] for row in HEADS])

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import keys, ledger
 from pki.ledger import Entry, Frontier, Head, leaf_hash
-from pki.records import IssuerRecord, LedgerRow, Record, SealedHead, Settings, State
+from pki.records import IssuerRecord, LedgerRow, ListRow, Record, SealedHead, Settings, State, TokenRecord
 
 DOMAIN = "fleet.example"
 AGENT = f"spiffe://{DOMAIN}/billing"
@@ -72,6 +72,9 @@ class Books:
     certificates: list[Record] = field(default_factory=list)
     rows: list[LedgerRow] = field(default_factory=list)
     sealed: list[SealedHead] = field(default_factory=list)
+    tokens: list[TokenRecord] = field(default_factory=list)
+    lists: list[ListRow] = field(default_factory=list)
+    sequence: int = 1
 
     def append(self, *entries: Entry, signer: ec.EllipticCurvePrivateKey | None = KEY) -> None:
         """One transaction: the entries, and a head, signed unless there is no signer."""
@@ -97,6 +100,15 @@ class Books:
 
     def policy_text(self) -> str | None:
         return self.policy
+
+    def bundle_sequence(self) -> int:
+        return self.sequence
+
+    def each_token(self) -> Iterator[TokenRecord]:
+        return iter(list(self.tokens))
+
+    def each_list(self) -> Iterator[ListRow]:
+        return iter(list(self.lists))
 
     def issuers(self) -> list[IssuerRecord]:
         return list(self.cas)

@@ -133,6 +133,7 @@ def test_openssl_agrees(
         certificate=ca.certificate,
         key_id=ca.key_id,
         authority_key=ca.issuer.authority_key,
+        name=ca.issuer.name,
         constraints=None,
         not_before=ca.issuer.not_before,
         not_after=ca.issuer.not_after,

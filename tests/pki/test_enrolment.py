@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pki import CertificateAuthority, Issued, PKIError, enrolment, profiles, renewal
+from pki.der import Unsigned
 from pki.errors import (
     AgentBanned,
     CertificateAlreadyRevoked,
@@ -143,8 +144,11 @@ def test_a_refused_request_burns_nothing(ca: CertificateAuthority) -> None:
 
 
 def test_a_locked_ca_burns_nothing(folder: Path, clock: Clock) -> None:
-    with CertificateAuthority.open(folder, clock=clock) as ca:
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
         token = ca.create_token(AGENT)
+    with CertificateAuthority.open(folder, clock=clock) as ca:
+        with pytest.raises(PKIError, match="CA is locked"):
+            ca.create_token(AGENT)
         with pytest.raises(PKIError, match="CA is locked"):
             ca.enrol(request(), token.text)
         assert ca.tokens()[0].used_at is None
@@ -431,7 +435,7 @@ def test_a_revocation_that_comes_in_between_wins(ca: CertificateAuthority, monke
     issued = ca.issue(request(), AGENT)
     real = profiles.agent
 
-    def late(*arguments: object, **named: object) -> x509.CertificateBuilder:
+    def late(*arguments: object, **named: object) -> Unsigned:
         ca.revoke(issued.serial)
         return real(*arguments, **named)  # type: ignore[arg-type]
 

@@ -32,3 +32,30 @@ def test_every_error_is_a_trust_error_and_is_drawn_in_the_tree(error: type[error
 
 def test_no_two_errors_share_a_check() -> None:
     assert len({e.check for e in LEAVES}) == len(LEAVES)
+
+
+class Uncopyable(Exception):
+    def __init__(self, *, needed: str) -> None:
+        super().__init__(needed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.AgentBanned("banned", got="a", do="b"), ValueError(7), KeyError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_copy_is_the_same_error_with_a_traceback_of_its_own(error: Exception) -> None:
+    one, other = errors.copied(error), errors.copied(error)
+    assert type(one) is type(other) is type(error)
+    assert one.args == error.args
+    assert str(one) == str(error)
+    assert one is not other
+    with pytest.raises(type(error)):
+        raise one
+    assert other.__traceback__ is None
+    assert one.__cause__ is error
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    error = Uncopyable(needed="x")
+    assert errors.copied(error) is error

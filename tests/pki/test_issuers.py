@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, Issued, PKIError, issuers, rotation
-from pki.errors import AgentBanned, AuthorityExists, EnrolmentTokenUsed, KeyStoreError, PolicyMalformed
+from pki import CertificateAuthority, Issued, PKIError, issuers, keys, rotation
+from pki.errors import (
+    AgentBanned,
+    AuthorityExists,
+    EnrolmentTokenUsed,
+    KeyStoreError,
+    PolicyMalformed,
+    StateChanged,
+    WrongPassword,
+)
 from pki.rotation import Action
 from pki.store import DATABASE_FILE
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
@@ -193,6 +202,17 @@ def test_a_key_is_opened_once_however_many_need_it(folder: Path, monkeypatch: py
 # A view that cannot be read again.
 
 
+def test_whose_key_has_left_is_believed_no_longer(folder: Path, clock: Clock) -> None:
+    """What was found out about a CA holds for the row that it was found out from."""
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        key_id = ca._issuers.view().issuing.key_id
+        assert ca._issuers.vouching(key_id) == ca._issuers.vouching(key_id) == ca.intermediate.public_key()
+        with closing(sqlite3.connect(folder / DATABASE_FILE)) as database, database:
+            database.execute("UPDATE issuers SET key_pem = NULL WHERE key_id = ?", (key_id,))
+        ca._issuers.read()
+        assert ca._issuers.vouching(key_id) is None
+
+
 def test_a_policy_that_is_not_understood_stops_everybody_within_seconds(
     ca: CertificateAuthority, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,3 +236,116 @@ def _refusal(ca: CertificateAuthority) -> type[BaseException] | None:
     except PKIError as error:
         return type(error)
     return None
+
+
+# The password.
+
+NEW = "battery staple"
+
+
+def opens(where: Path, password: str) -> list[bool]:
+    """Which of the keys in the database a password opens."""
+    found = []
+    with CertificateAuthority.open(where) as ca:
+        pending = ca._store.pending_key()
+        for kept in (*ca.issuers(), *([] if pending is None else [pending])):
+            try:
+                keys.read(kept.key_pem or b"", password)
+                found.append(True)
+            except WrongPassword:
+                found.append(False)
+    return found
+
+
+def test_the_password_of_every_key_is_changed_at_once(folder: Path, clock: Clock) -> None:
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        ca.rotate(kind="root", force=True)
+        ca.request_intermediate()
+        before = [issuer.key_pem or b"" for issuer in ca.issuers()]
+        assert ca.change_password(NEW) == 4
+        assert ca.rotate(kind="intermediate", force=True), "it goes on"
+        ca.issue(request(), AGENT)
+    assert opens(folder, NEW) == [True] * 5
+    assert opens(folder, PASSWORD) == [False] * 5
+    data = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert not any(pem in data for pem in before), "nor are they left in free pages, or in a log"
+    with CertificateAuthority.open(folder, password=NEW, clock=clock) as ca:
+        assert ca.audit_ledger().problems == ()
+
+
+CHANGES: list[tuple[str, str | None, str, type[PKIError]]] = [
+    ("locked", None, NEW, WrongPassword),
+    ("to nothing", PASSWORD, "", WrongPassword),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [row[1:] for row in CHANGES], ids=[row[0] for row in CHANGES])
+def test_a_password_that_is_not_changed(old: str | None, new: str, expected: type[PKIError], folder: Path) -> None:
+    with CertificateAuthority.open(folder, password=old) as ca, pytest.raises(PKIError) as caught:
+        ca.change_password(new)
+    assert type(caught.value) is expected
+    assert opens(folder, PASSWORD) == [True, True]
+
+
+def test_a_ca_that_is_made_meanwhile_stops_the_change(
+    folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca,
+        CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other,
+    ):
+        real = ca._store.replace_keys
+
+        def late(changed: dict[bytes, bytes]) -> None:
+            other.rotate(kind="root", force=True)
+            real(changed)
+
+        monkeypatch.setattr(ca._store, "replace_keys", late)
+        with pytest.raises(PKIError) as caught:
+            ca.change_password(NEW)
+        assert type(caught.value) is StateChanged
+    assert opens(folder, PASSWORD) == [True] * 3
+
+
+def test_who_has_the_old_password_makes_no_key_with_it(folder: Path, clock: Clock) -> None:
+    """A service that runs while the password is changed issues on, and says what to do when it has to rotate."""
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as running:
+        with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+            ca.change_password(NEW)
+        running.issue(request(), AGENT)
+        with pytest.raises(PKIError) as caught:
+            running.rotate(kind="intermediate", force=True)
+        assert type(caught.value) is WrongPassword
+    assert opens(folder, NEW) == [True, True]
+
+
+CHANGING = """
+import sys
+from pki import CertificateAuthority
+from trust import private_keys
+private_keys.SCRYPT_N, private_keys.SCRYPT_P = 2**10, 1
+words = ["correct horse", "battery staple"]
+with CertificateAuthority.open(sys.argv[1], password=words[int(sys.argv[2])]) as ca:
+    for turn in range(1, 10_000):
+        ca.change_password(words[(int(sys.argv[2]) + turn) % 2])
+        print("changed", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_killed_in_the_middle_of_a_change_one_of_the_two_opens_everything(folder: Path) -> None:
+    chance = random.Random(7)
+    now = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", CHANGING, str(folder), str(now)], stdout=subprocess.PIPE, text=True
+        ) as changing:
+            assert changing.stdout is not None
+            for _ in range(2):
+                assert changing.stdout.readline() == "changed\n"
+            time.sleep(chance.uniform(0, 0.2))
+            changing.kill()
+        found = opens(folder, PASSWORD), opens(folder, NEW)
+        assert found in (([True, True], [False, False]), ([False, False], [True, True]))
+        now = found.index([True, True])

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import CertificateAuthority, keys, ledger, ledger_audit
+from pki import CertificateAuthority, keys, ledger, table_audit
 from pki.errors import AuthorityDamaged
 from pki.ledger_audit import audit
 from pki.records import LedgerRow, Record, State
@@ -234,7 +234,7 @@ def test_a_row_that_cannot_be_read_ends_the_audit_with_a_problem() -> None:
 
 
 def test_problems_beyond_counting_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_audit, "MAX_PROBLEMS", 2)
+    monkeypatch.setattr(table_audit, "MAX_PROBLEMS", 2)
     made = founded()
     made.certificates += [agent(serial) for serial in range(16, 21)]
     problems = audit(made, keys=KEYS).problems
@@ -283,7 +283,7 @@ def test_memory_does_not_grow_with_the_ledger() -> None:
     made = founded()
     long = Long(cas=made.cas, certificates=made.certificates, rows=made.rows, sealed=made.sealed)
     peaks = []
-    for length in (ledger_audit.MAX_PROBLEMS + 500, 10 * ledger_audit.MAX_PROBLEMS):
+    for length in (table_audit.MAX_PROBLEMS + 500, 10 * table_audit.MAX_PROBLEMS):
         long.length = length
         tracemalloc.start()
         try:
@@ -293,7 +293,7 @@ def test_memory_does_not_grow_with_the_ledger() -> None:
             tracemalloc.stop()
         assert report.size == length
         assert (
-            report.problems[-1] == f"and {length - 4 + 1 - ledger_audit.MAX_PROBLEMS} more"
+            report.problems[-1] == f"and {length - 4 + 1 - table_audit.MAX_PROBLEMS} more"
         )  # and that no head is signed
     assert peaks[1] < peaks[0] + (256 << 10)
 

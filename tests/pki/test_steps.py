@@ -2,33 +2,48 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from pki.errors import AgentBanned, StoreError
-from pki.records import Issue, Record
-from pki.steps import Find, Steps, alone, together
+from pki.records import Issue, Record, TokenRecord
+from pki.steps import Find, FindToken, Steps, alone, together
 from tests.pki.conftest import NOW
 from tests.pki.store.parts import fake
 
 ABSENT = "not there"
 
 
+def token(token_id: str) -> TokenRecord:
+    return TokenRecord(
+        id=token_id,
+        digest=b"d",
+        spiffe_id="spiffe://fleet.example/billing",
+        dns_names=(),
+        lifetime=timedelta(hours=1),
+        created_at=NOW,
+        expires_at=NOW,
+    )
+
+
 class Books:
     """Remembers what was asked of it, and in how many goes."""
 
-    def __init__(self, *, broken: bool = False) -> None:
+    def __init__(self, *, broken: bool = False, defect: bool = False) -> None:
         self.asked: list[object] = []
         self.broken = broken
-
-    def find_thumbprint(self, x5t: str) -> Record | None:
-        return self.find_thumbprints({x5t}).get(x5t)
+        self.defect = defect
 
     def find_thumbprints(self, several: Collection[str]) -> dict[str, Record]:
         self.asked.append(sorted(several))
         if self.broken:
             raise StoreError("broken")
         return {one: replace(fake(1), thumbprint=one) for one in several if one != ABSENT}
+
+    def find_tokens(self, several: Collection[str]) -> dict[str, TokenRecord]:
+        self.asked.append(sorted(several))
+        return {one: token(one) for one in several if one != ABSENT}
 
     def issue(self, item: Issue) -> None:
         (error,) = self.issue_many([item])
@@ -37,6 +52,8 @@ class Books:
 
     def issue_many(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
         self.asked.append([item.record.serial for item in items])
+        if self.defect:
+            raise ZeroDivisionError
         return [AgentBanned("banned") if item.record.serial == 13 else None for item in items]
 
 
@@ -52,6 +69,15 @@ def steps(serial: int, *, presented: str = "a", again: int | None = None) -> Ste
         yield Issue(record=fake(again), now=NOW)
         return again
     return serial
+
+
+def enrolling(token_id: str) -> Steps[int]:
+    """Looks for a token."""
+    found = yield FindToken(id=token_id)
+    if found is None:
+        raise LookupError(token_id)
+    assert found.id == token_id
+    return 7
 
 
 def nothing() -> Steps[int]:
@@ -71,6 +97,8 @@ def test_alone() -> None:
         alone(steps(3, presented=ABSENT), books)
     with pytest.raises(StoreError):
         alone(steps(4), Books(broken=True))
+    with pytest.raises(ZeroDivisionError):
+        alone(steps(4), Books(defect=True))
     assert books.asked == [["a"], [1], ["a"], [13], [2], ["a"], [13], [ABSENT]]
 
 
@@ -90,9 +118,31 @@ def test_together() -> None:
     assert books.asked == [["a", "b", ABSENT], [1, 13, 13, 3], [5]]
 
 
+def test_different_questions_of_one_round() -> None:
+    books = Books()
+    results = together([enrolling("t"), steps(1), enrolling(ABSENT), enrolling("u")], books)
+    assert [result if isinstance(result, int) else type(result) for result in results] == [7, 1, LookupError, 7]
+    assert books.asked == [["a"], [ABSENT, "t", "u"], [1]]
+    assert alone(enrolling("t"), books) == 7
+
+
 def test_a_database_that_does_not_answer() -> None:
     results = together([steps(1), nothing(), steps(2)], Books(broken=True))
     assert [type(result) for result in results] == [StoreError, int, StoreError]
+
+
+def test_what_fails_for_some_does_not_fail_the_others_and_each_gets_its_own_error() -> None:
+    for books, expected in (
+        (Books(broken=True), [StoreError, StoreError, int, int]),
+        (Books(defect=True), [ZeroDivisionError, ZeroDivisionError, int, int]),
+    ):
+        one, other, *rest = together([steps(1), steps(2), enrolling("t"), nothing()], books)
+        assert [type(result) for result in (one, other, *rest)] == expected
+        assert one is not other
+        assert isinstance(one, Exception)
+        assert isinstance(other, Exception)
+        assert str(one) == str(other)
+        assert type(one.__cause__) is type(one), "where it came from is told"
 
 
 def test_nobody() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from tests.forge import NOW
-from trust.audit import LOGGER, MAX_FACT_CHARACTERS, AuditLog
+from trust.audit import LOGGER, MAX_FACT_CHARACTERS, MAX_WRITE, AuditLog, record_all
 
 
 def _lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
@@ -60,3 +63,88 @@ def test_hostile_facts_cannot_forge_or_flood(caplog: pytest.LogCaptureFixture) -
     message = caplog.records[0].getMessage()
     assert "\n" not in message
     assert len(str(_lines(caplog)[0]["peer"])) == MAX_FACT_CHARACTERS + 3
+
+
+DECISION = {"event": "enrol", "decision": "allow", "check": "all", "peer": "spiffe://a/b", "n": 1}
+
+
+class Pipe(io.StringIO):
+    """Remembers what reaches the system, and in how many goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes: list[str] = []
+
+    def flush(self) -> None:
+        self.goes.append(self.getvalue())
+        self.seek(0)
+        self.truncate()
+
+
+def test_many_are_written_in_few_goes_and_no_line_is_torn() -> None:
+    """What is longer than a pipe takes at once is mixed with what other processes write into it."""
+    pipe = Pipe()
+    decisions = [{**DECISION, "target": "x" * 240, "n": n} for n in range(100)]
+    record_all(AuditLog.to(pipe), decisions)
+    assert [json.loads(line)["n"] for go in pipe.goes for line in go.splitlines()] == list(range(100))
+    assert all(go.endswith("\n") and len(go) <= MAX_WRITE for go in pipe.goes)
+    assert 100 * 350 / MAX_WRITE <= len(pipe.goes) <= 12
+
+
+def test_many_at_the_logger_are_records_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    record_all(AuditLog(clock=lambda: NOW), [DECISION, {**DECISION, "decision": "deny", "subject": ""}])
+    assert [r.levelno for r in caplog.records] == [logging.INFO, logging.WARNING]
+    assert _lines(caplog) == [
+        {"time": NOW.isoformat(timespec="milliseconds"), **DECISION},
+        {"time": NOW.isoformat(timespec="milliseconds"), **DECISION, "decision": "deny"},
+    ]
+
+
+def test_another_sink_gets_them_one_by_one() -> None:
+    class Sink:
+        def __init__(self) -> None:
+            self.got: list[dict[str, Any]] = []
+
+        def record(self, **facts: Any) -> None:
+            self.got.append(facts)
+
+    sink = Sink()
+    record_all(sink, [DECISION, DECISION])
+    assert sink.got == [DECISION, DECISION]
+
+
+@pytest.mark.parametrize("fails", ["write", "flush"])
+def test_what_the_stream_raises_is_raised(fails: str) -> None:
+    class Full(io.StringIO):
+        pass
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    stream = Full()
+    setattr(stream, fails, full)
+    for record in (
+        lambda log: log.record(event="request", decision="allow", check="all"),
+        lambda log: record_all(log, [DECISION]),
+    ):
+        with pytest.raises(OSError, match="No space"):
+            record(AuditLog.to(stream))
+
+
+def test_threads_do_not_mix_their_lines() -> None:
+    pipe = Pipe()
+    log = AuditLog.to(pipe)
+    together = threading.Barrier(4)
+
+    def many(thread: int) -> None:
+        together.wait(20)
+        for n in range(200):
+            record_all(log, [{**DECISION, "thread": thread, "n": n}, {**DECISION, "thread": thread, "n": n}])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(many, range(4)))
+    lines = [json.loads(line) for go in pipe.goes for line in go.splitlines()]
+    assert len(lines) == 4 * 200 * 2
+    assert len(pipe.goes) == 4 * 200
+    assert all(len(go.splitlines()) == 2 for go in pipe.goes)

@@ -188,6 +188,15 @@ def test_token_and_tokens(run: Run, folder: Path) -> None:
     assert printed.out.startswith("a2ae_")
 
 
+def test_a_token_is_signed_so_that_the_password_is_needed(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    assert "CA is locked" in one_line(run("token", folder, AGENT))
+    Path("secret").write_text(PASSWORD)
+    assert run("token", folder, AGENT, "--password-file", "secret").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,6 +212,37 @@ def test_a_token_that_could_not_be_used_is_not_made(
 ) -> None:
     assert message in one_line(run("token", folder, *arguments))
     assert run("tokens", folder, "--json").json == []
+
+
+# passwd
+
+
+def test_the_password_is_changed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "expected a password; set A2A_PKI_NEW_PASSWORD or give --new-password-file" in one_line(
+        run("passwd", folder)
+    )
+    Path("new").write_text("another password\n")
+    changed = run("passwd", folder, "--new-password-file", "new")
+    assert (changed.code, changed.out, changed.err) == (0, "2 private keys have the new password\n", "")
+    assert "does not open: got a wrong password" in one_line(run("issue", folder, AGENT))
+    assert "does not open: got a wrong password" in one_line(run("passwd", folder, "--new-password-file", "new"))
+    assert run("issue", folder, AGENT, "--password-file", "new").code == 0
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "short")
+    changed = run("passwd", folder, "--password-file", "new", "--json")
+    assert json.loads(changed.out) == {"keys": 2, "password_file": None}
+    assert "has 5 characters" in changed.err
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "short")
+    assert run("issue", folder, AGENT, "--replace").code == 0
+
+
+def test_the_file_beside_the_ca_gets_the_new_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    assert run("init", "fleet", "--trust-domain", DOMAIN).code == 0
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "another password")
+    assert run("passwd", "fleet", "--json").json == {"keys": 2, "password_file": str(Path("fleet.password").absolute())}
+    assert Path("fleet.password").read_text() == "another password\n"
+    assert mode("fleet.password") == 0o600
+    assert run("issue", "fleet", AGENT).code == 0
 
 
 # policy
@@ -409,6 +449,11 @@ def test_ledger(run: Run, folder: Path) -> None:
     report = run("ledger", "verify", folder, "--head", "kept.jws", "--json").json
     assert report["problems"] == []
     assert report["size"] > 3
+    root = json.loads(run("status", folder, "--json").out)["root_fingerprint"]
+    assert run("ledger", "verify", folder, "--root", root).code == 0
+    answer = run("ledger", "verify", folder, "--root", "sha256:" + "0" * 64)
+    assert answer.code == 1 and "this is the ledger of another CA" in answer.out
+    assert "expected sha256: and 64 hex" in one_line(run("ledger", "verify", folder, "--root", "0" * 64))
     serial = Credentials.load("billing").certificate.serial_number
     connection = sqlite3.connect(folder / DATABASE_FILE)
     connection.execute("UPDATE certificates SET spiffe_id = 'spiffe://fleet.example/admin' WHERE kind = 'agent'")

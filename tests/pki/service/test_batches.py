@@ -27,24 +27,36 @@ class Together:
         return [KeyError(one) if one == "refused" else one for one in many]
 
 
-def asked(one: object) -> Steps[Issued]:
+class Trail:
+    """Remembers what was recorded, and in how many goes; what is asked as "full" cannot be."""
+
+    def __init__(self) -> None:
+        self.goes: list[list[tuple[str, object]]] = []
+
+    def __call__(self, made: Sequence[tuple[str, object]]) -> None:
+        self.goes.append(list(made))
+        if "full" in dict(made):
+            raise OSError("full")
+
+
+def steps(one: object) -> Steps[Issued]:
     return cast("Steps[Issued]", one)
 
 
-def test_what_waits_is_issued_together() -> None:
-    together = Together()
+def test_what_waits_is_issued_and_recorded_together() -> None:
+    together, trail = Together(), Trail()
 
     async def main() -> list[object]:
-        batches = Batches(together)
-        first = asyncio.ensure_future(batches.issued(asked("first")))
+        batches = Batches(together, trail)
+        first = asyncio.ensure_future(batches.issued(steps("first"), "a"))
         while not together.sizes:
             await asyncio.sleep(0.001)
-        others = [asyncio.ensure_future(batches.issued(asked(n))) for n in range(MAX_BATCH + 1)]
+        others = [asyncio.ensure_future(batches.issued(steps(n), str(n))) for n in range(MAX_BATCH + 1)]
         await asyncio.sleep(0)
         others[3].cancel()  # its client goes away
         together.may.set()
         found = await asyncio.gather(first, *others, return_exceptions=True)
-        later: object = await batches.issued(asked("later"))
+        later: object = await batches.issued(steps("later"), "z")
         assert later == "later"
         batches.close()
         return list(found)
@@ -53,19 +65,50 @@ def test_what_waits_is_issued_together() -> None:
     assert together.sizes == [1, MAX_BATCH, 1, 1]
     assert isinstance(found.pop(4), asyncio.CancelledError)
     assert found == ["first", 0, 1, 2, *range(4, MAX_BATCH + 1)]
+    assert trail.goes == [
+        [("a", "first")],
+        [(str(n), n) for n in range(MAX_BATCH)],  # the one whose client went away was issued as well
+        [(str(MAX_BATCH), MAX_BATCH)],
+        [("z", "later")],
+    ]
 
 
-@pytest.mark.parametrize(("one", "error"), [("refused", KeyError), ("defect", RuntimeError)])
-def test_what_fails_is_raised_where_it_is_waited_for(one: str, error: type[Exception]) -> None:
-    together = Together()
-    together.may.set()
+@pytest.mark.parametrize(
+    ("asked", "errors", "recorded"),
+    [
+        ({"one": "ok", "two": "refused"}, [None, KeyError], [("one", "ok")]),
+        ({"one": "refused", "two": "refused"}, [KeyError, KeyError], None),
+        ({"one": "ok", "two": "defect"}, [RuntimeError, RuntimeError], None),
+        (
+            {"one": "ok", "full": "ok", "three": "refused"},
+            [OSError, OSError, KeyError],
+            [("one", "ok"), ("full", "ok")],
+        ),
+    ],
+    ids=["one is refused", "all are refused", "a defect of the whole", "a trail that cannot be written"],
+)
+def test_what_fails_is_raised_where_it_is_waited_for(
+    asked: dict[str, str], errors: list[type[Exception] | None], recorded: list[tuple[str, str]] | None
+) -> None:
+    together, trail = Together(), Trail()
 
-    async def main() -> None:
-        batches = Batches(together)
-        with pytest.raises(error):
-            await batches.issued(asked(one))
-        following: object = await batches.issued(asked("next"))
+    async def main() -> list[object]:
+        batches = Batches(together, trail)
+        first = asyncio.ensure_future(batches.issued(steps("first"), "first"))
+        while not together.sizes:
+            await asyncio.sleep(0.001)
+        many = [asyncio.ensure_future(batches.issued(steps(one), name)) for name, one in asked.items()]
+        await asyncio.sleep(0)
+        together.may.set()
+        found = await asyncio.gather(*many, return_exceptions=True)
+        await first
+        following: object = await batches.issued(steps("next"), "next")
         assert following == "next"
         batches.close()
+        return list(found)
 
-    asyncio.run(main())
+    found = asyncio.run(main())
+    assert [type(one) if isinstance(one, Exception) else None for one in found] == errors
+    assert trail.goes[1:-1] == ([recorded] if recorded else [])
+    raised = [one for one in found if isinstance(one, Exception)]
+    assert len({id(one) for one in raised}) == len(raised), "each gets its own"

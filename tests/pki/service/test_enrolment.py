@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.pki.service.parts import AGENT, DOMAIN, EST, Running, certificates, request
+from pki import CertificateAuthority
+from pki.records import State
+from tests.pki.service.parts import AGENT, DOMAIN, EST, PASSWORD, Running, certificates, request, started
 from trust.bundles import TrustBundles
 from trust.credentials import Credentials
 from trust.peers import verify_peer
@@ -158,3 +163,52 @@ def test_paths_and_methods(service: Running, method: str, path: str, status: int
     assert response.json()["error"] == "invalid_request"
     if allow is not None:
         assert set(response.headers["allow"].split(", ")) == allow
+
+
+def test_renewals_while_the_intermediate_is_replaced_by_another_process(
+    own_ca: CertificateAuthority, tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    """It is revoked and followed by another in one transaction: nobody who renews at that moment notices."""
+    with started(own_ca) as running, CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as other:
+        own = [[enrolled(running, key) for _ in range(2)] for _ in range(2)]
+        begun, over = threading.Barrier(3), threading.Event()
+
+        def keep_renewing(credentials: list[Credentials]) -> list[int]:
+            statuses = []
+            begun.wait(20)
+            for number in range(50):  # what one certificate may do at once
+                last = over.is_set()
+                statuses.append(running.renew(credentials[number % 2], request(key=key)).status_code)
+                if last:
+                    break
+            return statuses
+
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(keep_renewing, credentials) for credentials in own]
+            begun.wait(20)
+            first = other.issuers()[-1]
+            other.taint(first.key_id)  # the next one is made
+            (second,) = (issuer for issuer in other.issuers() if issuer.state is State.ACTIVE and issuer.kind != "root")
+            other.rotate(kind="intermediate", force=True)
+            other.taint(second.key_id)  # the next one was prepared
+            over.set()
+            statuses = [status for one in asking for status in one.result()]
+        assert set(statuses) == {200} and len(statuses) > 2
+        states = [issuer.state for issuer in other.issuers() if issuer.kind == "intermediate"]
+        assert states == [State.REVOKED, State.REVOKED, State.ACTIVE]
+        assert other.audit_ledger().problems == ()
+
+
+def test_where_no_ca_can_issue_the_agent_is_told_to_come_again(
+    own_ca: CertificateAuthority, tmp_path: Path, key: ec.EllipticCurvePrivateKey
+) -> None:
+    """The root is offline, so that nobody here can make the next intermediate."""
+    with started(own_ca) as running:
+        old = enrolled(running, key)
+        own_ca.export_root(tmp_path / "root", PASSWORD)
+        own_ca.revoke(own_ca.intermediate.serial_number)
+        refused = running.renew(old, request(key=key))
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"].isdigit()
+        assert refused.json().keys() == {"error", "request"}
+        assert running.trail.of("renew")[-1]["check"] == "pki.validity"

@@ -6,11 +6,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import make_url
 
 from pki import CertificateAuthority
+from pki.store import database
 from tests.pki.service.parts import certificates, new_ca, started
 from tests.pki.service.test_server import ready, until
 from tests.pki.store import parts
@@ -23,7 +25,16 @@ class Wire:
         self._target = host, port
         self._open: list[socket.socket] = []
         self.port = 0
+        self._flowing = threading.Event()
+        self._flowing.set()
         self.join()
+
+    def freeze(self) -> None:
+        """Nothing arrives any more, and nothing is refused: as from a machine that hangs."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
 
     def join(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", self.port))
@@ -31,6 +42,7 @@ class Wire:
         threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
 
     def cut(self) -> None:
+        self.thaw()
         for one in (self._listening, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -46,10 +58,10 @@ class Wire:
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=pair, daemon=True).start()
 
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._flowing.wait()
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
@@ -86,3 +98,23 @@ def test_a_database_server_that_goes_away_and_comes_back(wire: tuple[Wire, str])
         between.join()
         until(lambda: all(ready(running).values()))
         certificates(running.enrol(token))  # the token was not burnt by what failed
+
+
+def test_a_database_server_that_hangs(wire: tuple[Wire, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks waits for a bounded time, and is told to come again."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", timedelta(seconds=2))  # to connect, and for its turn
+    between, url = wire
+    with ca_at(url) as ca, started(ca) as running:
+        certificates(running.enrol(running.token()))
+        token = running.token()
+        monkeypatch.setattr(database, "ANSWER_TIMEOUT", timedelta(seconds=1))
+        between.freeze()
+        refused = running.enrol(token)  # within the client's own 60 s
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"].isdigit()
+        assert refused.json().keys() == {"error", "request"}
+        assert running.trail.of("enrol")[-1]["check"].startswith("pki.store")
+        assert running.get("/health").status_code == 200
+        between.thaw()
+        until(lambda: all(ready(running).values()))
+        certificates(running.enrol(token))

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from pki import store
 from pki.errors import AuthorityMissing, PKIError, StoreError
 from pki.records import IssuerRecord
 from pki.store import DATABASE_FILE, Store
-from pki.store.database import Location, locate
+from pki.store import database as module
+from pki.store.database import Database, Location, locate
 from tests.pki.conftest import NOW
 from tests.pki.store import parts
 from tests.pki.store.parts import CA1, ROOT, SETTINGS
+from trust.errors import Fault
 
 SECRET = "hunter2"
 
@@ -125,3 +132,52 @@ def test_the_face() -> None:
     assert DATABASE_FILE == "ca.db"
     assert isinstance(locate("x"), Location)
     assert SETTINGS.name_constraint
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that does nothing, and is still there."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    except (ProcessLookupError, PermissionError):
+        pytest.skip("the PostgreSQL server is not a process of ours on this machine")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+BACKEND = text("SELECT pg_backend_pid()")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_a_server_that_hangs_in_a_transaction_is_given_up(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither answers nor refuses; whoever waits is told, and the next one gets another connection."""
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
+    opened = Database(locate(postgresql))
+    try:
+        with pytest.raises(PKIError, match=r"no answer within 0\.5 s") as caught, opened.write() as connection:
+            first = connection.execute(BACKEND).scalar_one()
+            with stopped(first):
+                connection.execute(text("SELECT 1"))
+        assert type(caught.value) is StoreError
+        assert (caught.value.status, caught.value.fault) == (500, Fault.SERVICE), "the service answers 503 to that"
+        with opened.write() as connection:
+            assert connection.execute(BACKEND).scalar_one() != first
+    finally:
+        opened.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_a_connection_that_hangs_between_two_transactions_is_replaced(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
+    opened = Database(locate(postgresql))
+    try:
+        with opened.read() as connection:
+            first = connection.execute(BACKEND).scalar_one()
+        with stopped(first), opened.read() as connection:
+            assert connection.execute(BACKEND).scalar_one() != first
+    finally:
+        opened.close()

@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from pki import enrolment
 from pki.errors import (
     AgentBanned,
     AuthorityNotValid,
@@ -36,7 +37,10 @@ TOKEN = TokenRecord(
     created_at=NOW,
     expires_at=NOW + timedelta(minutes=30),
 )
-USE = TokenUse(id="t1", key_digest=b"k" * 32)
+TOKEN = dataclasses.replace(TOKEN, seal=enrolment.seal(TOKEN, CA1.key, CA1.issuer.key_id))
+SERIAL = enrolment.serial(TOKEN.digest)  # of the certificate that it is good for
+USE = TokenUse(id="t1", key_digest=b"k" * 32, serial=SERIAL)
+OTHER_USE = TokenUse(id="t2", key_digest=b"", serial=2)
 
 
 def ready(store: Store) -> Record:
@@ -68,7 +72,14 @@ def revoke_old(store: Store, old: Record) -> None:
 
 
 def use_token(store: Store, old: Record) -> None:
-    store.issue(Issue(record=leaf(), now=NOW, burns=USE))
+    store.issue(Issue(record=leaf(serial=SERIAL), now=NOW, burns=USE))
+
+
+def refresh_token(store: Store, old: Record) -> None:
+    """By somebody who can write the database, and has kept what a used token was."""
+    use_token(store, old)
+    with store._database.write() as connection:
+        connection.exec_driver_sql("UPDATE tokens SET used_at = NULL, used_by = NULL, serial = NULL")
 
 
 def cancel_token(store: Store, old: Record) -> None:
@@ -83,8 +94,14 @@ REFUSED = [
     ("the renewed certificate is revoked", revoke_old, {}, CertificateAlreadyRevoked),
     ("the renewed certificate is unknown", refuse_nothing, {"renews": 77}, CertificateAlreadyRevoked),
     ("the token is used", use_token, {}, EnrolmentTokenUsed),
+    ("the token was made to look unused", refresh_token, {}, EnrolmentTokenUsed),
     ("the token was cancelled", cancel_token, {}, EnrolmentTokenUnknown),
-    ("the token is unknown", refuse_nothing, {"burns": TokenUse(id="t2", key_digest=b"")}, EnrolmentTokenUnknown),
+    (
+        "the token is unknown",
+        refuse_nothing,
+        {"burns": OTHER_USE},
+        EnrolmentTokenUnknown,
+    ),
     ("the serial is there", refuse_nothing, {"serial": CA1.record.serial}, DuplicateCertificate),
     ("the certificate is there", refuse_nothing, {"thumbprint": CA1.record.thumbprint}, DuplicateCertificate),
 ]
@@ -104,7 +121,7 @@ def test_what_is_refused_alone_and_in_a_batch(
 ) -> None:
     old = ready(store)
     before(store, old)
-    item = changed(Issue(record=leaf(), now=NOW, burns=USE, renews=old.serial), changes)
+    item = changed(Issue(record=leaf(serial=SERIAL), now=NOW, burns=USE, renews=old.serial), changes)
     known = store.records()
     with pytest.raises(PKIError) as caught:
         store.issue(item)
@@ -114,12 +131,16 @@ def test_what_is_refused_alone_and_in_a_batch(
     errors = store._issue([Issue(record=r, now=NOW) for r in others] + [item])
     assert [type(error) for error in errors] == [type(None)] * len(others) + [expected]
     assert store.records() == known + others
-    assert problems(store) == ()
+    found = problems(store)
+    if before is refresh_token:
+        assert len(found) == 1 and found[0].endswith("its token t1 was made to look as if it were not used")
+    else:
+        assert found == ()
 
 
 def test_what_is_not_refused(store: Store) -> None:
     old = ready(store)
-    item = Issue(record=leaf(), now=NOW, burns=USE, renews=old.serial)
+    item = Issue(record=leaf(serial=SERIAL), now=NOW, burns=USE, renews=old.serial)
     store.issue(item)
     assert store.find(item.record.serial) == item.record
     assert store.token("t1") == dataclasses.replace(TOKEN, used_at=NOW, used_by=b"k" * 32, serial=item.record.serial)
@@ -182,7 +203,7 @@ def test_a_token_is_burnt_once_in_a_batch(store: Store) -> None:
 def test_a_token_is_burnt_once_by_many_threads(where: str) -> None:
     first, second = parts.opened(where), parts.opened(where)
     ready(first)
-    records = [leaf() for _ in range(16)]
+    records = [leaf(serial=SERIAL, lifetime=DAY * (n + 1)) for n in range(16)]
     start = threading.Barrier(16)
 
     def enrol(number: int) -> type[BaseException] | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import NoneType
 
 import pytest
 from cryptography import x509
@@ -21,14 +23,15 @@ from pki.errors import (
     AuthorityExists,
     AuthorityMissing,
     DatabaseLocked,
+    DuplicateCertificate,
     LedgerDamaged,
     PKIError,
     StoreError,
     UnknownSerial,
 )
 from pki.ledger import verify_head
-from pki.records import Record, State
-from pki.store import DATABASE_FILE, Store
+from pki.records import Issue, Record, State
+from pki.store import BUSY_TIMEOUT, DATABASE_FILE, Store
 from pki.store.appending import Journal
 from pki.store.guarding import Guard
 from pki.store.rows import issuer_row
@@ -306,6 +309,55 @@ def test_a_thread_that_waits_too_long_is_told_so(store: Store, monkeypatch: pyte
     assert type(caught.value) is DatabaseLocked
 
 
+def test_a_writer_of_another_process_is_waited_for_and_not_for_longer(folder: Path) -> None:
+    """SQLite's own wait looks again after a tenth of a second, when it has waited for a while."""
+    first, second = Store.open(folder), Store.open(folder)
+    begun, written = threading.Event(), threading.Event()
+
+    def write() -> None:
+        begun.set()
+        issue(second, leaf())
+        written.set()
+
+    thread = threading.Thread(target=write)
+    with first._database.write():
+        thread.start()
+        assert begun.wait(20)
+        assert not written.wait(0.3)
+    assert written.wait(20)
+    thread.join()
+    with second._database.read() as connection:
+        (patience,) = connection.exec_driver_sql("PRAGMA busy_timeout").one()
+    assert patience == BUSY_TIMEOUT.total_seconds() * 1000, "everything else waits as before"
+    first.close()
+    second.close()
+
+
+def test_one_that_cannot_be_stored_takes_none_of_the_others_with_it(where: str, store: Store) -> None:
+    """Whatever is wrong with it. Each is told of its own."""
+    good, other = leaf(), leaf()
+    items = [Issue(record=record, now=NOW) for record in (good, replace(leaf(), thumbprint=None), other)]  # type: ignore[arg-type]
+    defect = Issue(record=replace(leaf(), serial="no number"), now=NOW)  # type: ignore[arg-type]
+    errors = store.issue_many([*items, defect, Issue(record=good, now=NOW)])
+    assert [type(error) for error in errors] == [
+        NoneType,
+        DuplicateCertificate,
+        NoneType,
+        ValueError,
+        DuplicateCertificate,
+    ]
+    assert [store.find(record.serial) for record in (good, other)] == [good, other]
+    assert problems(store) == ()
+
+
+def test_what_is_wrong_with_the_database_is_told_to_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pki.store.database.BUSY_TIMEOUT", timedelta(milliseconds=100))
+    with store._database.write():
+        one, other = store.issue_many([Issue(record=leaf(), now=NOW) for _ in range(2)])
+    assert type(one) is type(other) is DatabaseLocked
+    assert one is not other
+
+
 def test_a_reader_that_gets_no_connection_is_told_so(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pki.store.database.BUSY_TIMEOUT", timedelta(milliseconds=100))
     store = Store.open(where)
@@ -479,7 +531,7 @@ def forge(where: str, *entries: ledger.Entry) -> None:
     """What somebody does who can write the database and has no key: entries, and an unsigned head over them."""
     store = Store.open(where)
     with store._database.write() as connection:
-        journal = Journal(connection, Guard(DOMAIN))
+        journal = Journal(connection, Guard(parts.SETTINGS))
         for entry in entries:
             journal.add(entry)
         journal.write(trust_domain=DOMAIN, now=NOW, seal=None)

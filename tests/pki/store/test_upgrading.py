@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from cryptography import x509
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedIndex
 
-from pki import keys
+from pki import CertificateAuthority, keys
 from pki.errors import (
     AuthorityDamaged,
     AuthorityMissing,
@@ -25,14 +25,15 @@ from pki.errors import (
     SchemaOutdated,
     StoreError,
 )
+from pki.ledger import claimed_head, settings_digest
 from pki.records import Record, State
-from pki.store import DATABASE_FILE, Store, upgrade
+from pki.store import DATABASE_FILE, Store, restore, upgrade
 from pki.store.creation import make_tables
 from pki.store.database import Database, locate
 from pki.store.rows import record_row
 from pki.store.schema import metadata
 from pki.store.upgrading import migrate
-from tests.pki.conftest import NOW
+from tests.pki.conftest import AGENT, NOW
 from tests.pki.judges import listing
 from tests.pki.store import parts
 from tests.pki.store.parts import CA1, DAY, PASSWORD, ROOT, crl, issue, leaf, number, problems
@@ -127,7 +128,7 @@ def test_an_old_database_says_what_to_do(old: str) -> None:
 @pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
 def test_the_way_leads_to_the_same_tables(filled: bool, empty: str, tmp_path: Path) -> None:
     journey(empty, [ROOT.record, CA1.record, *OLD] if filled else [], {2: NOW} if filled else {})
-    assert upgrade(empty, now=NOW) == ("0001", "0002")
+    assert upgrade(empty, now=NOW) == ("0001", "0003")
     with database(empty) as upgraded, upgraded.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -146,7 +147,7 @@ def test_the_way_leads_to_the_same_tables(filled: bool, empty: str, tmp_path: Pa
 
 
 def test_nothing_is_lost(old: str) -> None:
-    assert upgrade(old, now=NOW) == ("0001", "0002")
+    assert upgrade(old, now=NOW) == ("0001", "0003")
     store = Store.open(old)
     settings = store.settings()
     assert (settings.trust_domain, settings.crl_base_url) == ("fleet.example", "http://ca.fleet.example/crl")
@@ -182,7 +183,7 @@ def test_the_first_head_is_signed_with_the_password(old_folder: Path) -> None:
     upgrade(old_folder, now=NOW)
     store = Store.open(old_folder)
     assert len(problems(store)) == 1, "nobody has signed it yet"
-    assert upgrade(old_folder, password=PASSWORD) == ("0002", "0002")
+    assert upgrade(old_folder, password=PASSWORD) == ("0003", "0003")
     assert problems(store) == ()
     store.seal = parts.seal
     issue(store, leaf())
@@ -230,7 +231,7 @@ def test_an_upgrade_is_done_once(old: str) -> None:
     upgrade(old, now=NOW)
     store = Store.open(old)
     before = list(store.heads())
-    assert upgrade(old) == ("0002", "0002")
+    assert upgrade(old) == ("0003", "0003")
     assert list(store.heads()) == before
     store.close()
 
@@ -263,8 +264,8 @@ def test_an_upgrade_that_fails_keeps_the_key_files(old_folder: Path) -> None:
 
 
 def test_a_newer_database_is_left_alone(where: str) -> None:
-    parts.sql(where, "UPDATE alembic_version SET version_num = '0003'")
-    with pytest.raises(PKIError, match="got schema 0003") as caught:
+    parts.sql(where, "UPDATE alembic_version SET version_num = '0004'")
+    with pytest.raises(PKIError, match="got schema 0004") as caught:
         upgrade(where)
     assert type(caught.value) is StoreError
 
@@ -288,7 +289,7 @@ def test_somebody_else_upgrades_meanwhile(old: str, monkeypatch: pytest.MonkeyPa
         return real(self)
 
     monkeypatch.setattr(Database, "write", late)
-    assert upgrade(old, now=NOW) == ("0001", "0002")
+    assert upgrade(old, now=NOW) == ("0001", "0003")
     store = Store.open(old)
     parts.sign_first(old)
     assert problems(store) == ()
@@ -326,7 +327,7 @@ def test_a_ca_that_the_first_release_made(tmp_path: Path) -> None:
     folder.mkdir()
     with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
         connection.executescript(Path(__file__).with_name("journey.sql").read_text())
-    assert upgrade(folder, now=NOW) == ("0001", "0002")
+    assert upgrade(folder, now=NOW) == ("0001", "0003")
     store = Store.open(folder)
     with store._read() as alchemy:
         assert compare_metadata(MigrationContext.configure(alchemy), metadata) == []
@@ -334,3 +335,37 @@ def test_a_ca_that_the_first_release_made(tmp_path: Path) -> None:
     (problem,) = problems(store)
     assert "is under no signed head" in problem, "its keys were beside it, and are not here"
     store.close()
+
+
+def test_a_ca_that_the_second_release_made(tmp_path: Path) -> None:
+    """Its heads say nothing about settings; the next one does. Its tokens, which nobody has signed, are gone."""
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
+        connection.executescript(Path(__file__).with_name("one_database.sql").read_text())
+        assert connection.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
+    with pytest.raises(PKIError, match="a2a-pki upgrade") as caught:
+        Store.open(folder)
+    assert type(caught.value) is SchemaOutdated
+    assert upgrade(folder) == ("0002", "0003")
+    assert listing(folder) == [DATABASE_FILE, "ca.db.0002.backup"]
+    with CertificateAuthority.open(folder, password=PASSWORD) as ca:
+        assert ca.audit_ledger().problems == ()
+        assert [token.id for token in ca.tokens(datetime(2026, 11, 1, 12, tzinfo=UTC))] == []
+        old = ca.ledger_head()
+        ca.issue_credentials(AGENT)
+        assert claimed_head(old).settings is None
+        assert claimed_head(ca.ledger_head()).settings == settings_digest(ca.settings)
+        assert ca.audit_ledger(old).problems == ()
+        with ca._store._read() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_backup_of_the_second_release_is_restored(tmp_path: Path) -> None:
+    saved, where = tmp_path / "saved", tmp_path / "ca"
+    with closing(sqlite3.connect(saved)) as connection:
+        connection.executescript(Path(__file__).with_name("one_database.sql").read_text())
+    report = restore(saved, where, password=PASSWORD)
+    assert (report.certificates, report.ledger_size) == (4, 7)
+    with CertificateAuthority.open(where, password=PASSWORD) as ca:
+        assert ca.audit_ledger().problems == ()

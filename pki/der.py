@@ -1,0 +1,110 @@
+"""A certificate as DER (X.690), put together from parts that were encoded before: a CA makes thousands a second.
+
+The builder of `cryptography` makes each from nothing, which takes longer than to sign it; CA certificates, requests and
+revocation lists are few, and are made by it. What is put together here is byte for byte what it would have made, and
+`cryptography` has read it before anybody gets it. Pure. Nothing is parsed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache, lru_cache
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+_SEQUENCE, _INTEGER, _BITS, _OCTETS, _OID = 0x30, 0x02, 0x03, 0x04, 0x06
+_UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
+_TRUE = b"\x01\x01\xff"
+_VERSION_3 = b"\xa0\x03\x02\x01\x02"
+_EXTENSIONS = 0xA3
+_MAX_SERIAL_BITS = 159  # RFC 5280 section 4.1.2.2: at most 20 octets, of which the first bit is 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsigned:
+    """A certificate that lacks its signature; with the part of a builder's `sign` that is needed for an EC key."""
+
+    serial: int
+    issuer: bytes  # Name
+    not_before: datetime  # UTC, whole seconds
+    not_after: datetime
+    subject: bytes  # Name
+    public_key: bytes = field(repr=False)  # SubjectPublicKeyInfo
+    extensions: bytes = field(repr=False)  # each by `extension`
+
+    def sign(
+        self,
+        private_key: ec.EllipticCurvePrivateKey,
+        algorithm: hashes.SHA256 | hashes.SHA384,
+        *,
+        ecdsa_deterministic: bool,
+    ) -> x509.Certificate:
+        """Raises: ValueError: the serial number or the time cannot stand in a certificate."""
+        if self.serial <= 0 or self.serial.bit_length() > _MAX_SERIAL_BITS:
+            raise ValueError("serial number of a certificate: from 1 to 159 bits")
+        signature_algorithm = _signature_algorithm(algorithm.name)
+        body = tlv(
+            _SEQUENCE,
+            _VERSION_3,
+            tlv(_INTEGER, self.serial.to_bytes(self.serial.bit_length() // 8 + 1)),
+            signature_algorithm,
+            self.issuer,
+            tlv(_SEQUENCE, _time(self.not_before), _time(self.not_after)),
+            self.subject,
+            self.public_key,
+            tlv(_EXTENSIONS, tlv(_SEQUENCE, self.extensions)),
+        )
+        signature = private_key.sign(body, _ecdsa(algorithm.name, ecdsa_deterministic))
+        return x509.load_der_x509_certificate(tlv(_SEQUENCE, body, signature_algorithm, tlv(_BITS, b"\x00", signature)))
+
+
+def extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
+    """An extension of a certificate (RFC 5280 section 4.1)."""
+    return tlv(_SEQUENCE, _oid(value.oid.dotted_string), _TRUE if critical else b"", tlv(_OCTETS, value.public_bytes()))
+
+
+def tlv(tag: int, *parts: bytes) -> bytes:
+    """A tag, a length and the parts. Raises: OverflowError: they are 64 KiB or more."""
+    content = b"".join(parts)
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    if size < 0x100:
+        return bytes((tag, 0x81, size)) + content
+    return bytes((tag, 0x82)) + size.to_bytes(2) + content
+
+
+@lru_cache(maxsize=64)  # what is made in the same second has them in common
+def _time(moment: datetime) -> bytes:
+    """RFC 5280 section 4.1.2.5: two digits of the year until 2049."""
+    if moment.year < 2050:
+        return tlv(_UTC_TIME, f"{moment:%y%m%d%H%M%S}Z".encode())
+    return tlv(_GENERALIZED_TIME, f"{moment:%Y%m%d%H%M%S}Z".encode())
+
+
+@cache
+def _oid(dotted: str) -> bytes:
+    first, second, *rest = (int(arc) for arc in dotted.split("."))
+    encoded = bytearray()
+    for arc in (first * 40 + second, *rest):
+        groups = [arc & 0x7F]
+        while arc := arc >> 7:
+            groups.append(arc & 0x7F | 0x80)
+        encoded += bytes(reversed(groups))
+    return tlv(_OID, bytes(encoded))
+
+
+@cache
+def _signature_algorithm(name: str) -> bytes:
+    """RFC 5758 section 3.2: without parameters."""
+    return tlv(_SEQUENCE, _oid({"sha256": "1.2.840.10045.4.3.2", "sha384": "1.2.840.10045.4.3.3"}[name]))
+
+
+@cache
+def _ecdsa(name: str, deterministic: bool) -> ec.ECDSA:
+    """Made once: to make one asks OpenSSL what it can do."""
+    algorithm = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}[name]
+    return ec.ECDSA(algorithm, deterministic_signing=deterministic)
