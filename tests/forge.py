@@ -5,6 +5,7 @@ One valid default, every field open to mutation. Tests that need only valid cert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.identity import AgentID, thumbprint
+from trust.private_keys import ml_dsa
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
@@ -30,12 +32,19 @@ def spiffe(uri: str) -> x509.UniformResourceIdentifier:
 class Forge:
     """The root and intermediate of one trust domain, and whatever leaf a test asks for."""
 
-    def __init__(self, domain: str = "fleet.example", *, now: datetime = NOW, constraint: str | None = None) -> None:
+    def __init__(
+        self,
+        domain: str = "fleet.example",
+        *,
+        now: datetime = NOW,
+        constraint: str | None = None,
+        make_key: Callable[[], Any] = lambda: ec.generate_private_key(ec.SECP256R1()),
+    ) -> None:
         self.domain = domain
         self.now = now
-        self.root_key = ec.generate_private_key(ec.SECP256R1())
+        self.root_key = make_key()
         self.root = self.ca(f"{domain} root", self.root_key, None, self.root_key, pathlen=1)
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = make_key()
         self.intermediate = self.ca(
             f"{domain} intermediate", self.key, self.root, self.root_key, pathlen=0, constraint=constraint
         )
@@ -149,7 +158,7 @@ class Forge:
             builder = builder.add_revoked_certificate(
                 x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.now - HOUR).build()
             )
-        return builder.sign(key, hashes.SHA256())
+        return builder.sign(key, _hash(key))
 
     def _certificate(
         self,
@@ -178,7 +187,11 @@ class Forge:
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
-        return builder.sign(issuer_key, hashes.SHA256())
+        return builder.sign(issuer_key, _hash(issuer_key))
+
+
+def _hash(key: Any) -> hashes.SHA256 | None:
+    return None if ml_dsa(key.public_key()) else hashes.SHA256()  # ML-DSA brings its own
 
 
 def _usage(**wanted: bool) -> x509.KeyUsage:

@@ -1,6 +1,6 @@
 """Agents that speak A2A know which agent is calling, what it may do, and that nobody altered what it said."""
 
-from trust.agent import agent_client, serve, serving, uvicorn_config
+from trust.agent import agent_client, serve, serve_workers, serving, sync_agent_client, uvicorn_config
 from trust.audit import AuditLog
 from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_any_peer
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
@@ -17,7 +17,9 @@ from trust.partners import Partner
 from trust.peers import verify_peer
 from trust.signing.http import MessageSigner
 from trust.sources import Live
+from trust.tls.destinations import WebPKI
 from trust.tls.engine import client_context, server_context
+from trust.workload_api import WorkloadSource
 
 __all__ = [
     "AgentID",
@@ -41,6 +43,8 @@ __all__ = [
     "WatchedBundles",
     "WatchedCredentials",
     "WatchedRevocationLists",
+    "WebPKI",
+    "WorkloadSource",
     "agent_client",
     "all_of",
     "any_of",
@@ -49,8 +53,10 @@ __all__ = [
     "members_of",
     "peer_of",
     "serve",
+    "serve_workers",
     "server_context",
     "serving",
+    "sync_agent_client",
     "unsafe_allow_any_peer",
     "uvicorn_config",
     "verify_peer",

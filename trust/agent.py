@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 
 from trust.authorize import Authorizer
@@ -10,9 +12,13 @@ from trust.credentials import CredentialSource
 from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
 from trust.tls.client import AgentTransport
+from trust.tls.destinations import Destinations
+from trust.tls.engine import PostQuantum
 from trust.tls.server import serve, serving, uvicorn_config
+from trust.tls.threads import BlockingTransport
+from trust.tls.workers import serve_workers
 
-__all__ = ["agent_client", "serve", "serving", "uvicorn_config"]
+__all__ = ["agent_client", "serve", "serve_workers", "serving", "uvicorn_config"]
 
 # Connecting is a handshake on a warm network; reading waits for an agent that may think for a while.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=10.0)
@@ -22,10 +28,12 @@ def agent_client(
     *,
     source: CredentialSource | None,
     bundles: BundleSource,
-    authorize: Authorizer,
+    authorize: Authorizer | Destinations,
     tokens: BearerAuth | None = None,
     signer: MessageSigner | None = None,
     crls: RevocationSource | None = None,
+    post_quantum: PostQuantum = "preferred",
+    proxy: str | None = None,
     timeout: httpx.Timeout = TIMEOUT,
 ) -> httpx.AsyncClient:
     """An `httpx.AsyncClient` that proves who we are and knows whom it talks to.
@@ -41,21 +49,87 @@ def agent_client(
         source: our certificate and key; renewed ones are picked up by the next connection. None presents none: for
             what a server gives to anybody, such as its Agent Card or an enrolment.
         bundles: whom we trust, by trust domain.
-        authorize: which agents may answer.
+        authorize: which agents may answer: one rule for every server, or one for each origin, as in
+            `{"https://billing.fleet.example": exactly("spiffe://fleet.example/billing")}`. With these, a request to
+            any other origin is refused, and an agent that is allowed at one of them is not at another.
+            `trust.WebPKI()` is the rule for a server outside any trust domain: it is known by its host name, and gets
+            no certificate of ours.
         tokens: where access tokens come from: a `TokenSource`, or its `on_behalf_of`; None where none are asked for.
         signer: signs requests and verifies answers; None for servers that sign nothing.
         crls: revocation lists for the server's certificate.
+        post_quantum: "required" refuses a server without a post-quantum key exchange.
+        proxy: `http://[user:password@]host:port` of a proxy that opens a way with CONNECT; TLS is with the agent.
         timeout: of each phase of a request.
 
     Raises (from the client's calls):
         PeerError: the server's certificate, by the check that refused it.
         HandshakeRefused: the server refused ours, or that there is none.
+        DestinationRefused: no rule for this origin.
         SignatureError, SignerMismatch: the answer.
         TokenRequestError: no token could be had.
     """
-    transport: httpx.AsyncBaseTransport = AgentTransport(
-        source, bundles, authorize, crls=RevocationLists() if crls is None else crls
+    transport = _transport(source, bundles, authorize, signer, crls, post_quantum, proxy)
+    return _Client(transport=transport, auth=tokens, timeout=timeout, trust_env=False)
+
+
+def sync_agent_client(
+    *,
+    source: CredentialSource | None,
+    bundles: BundleSource,
+    authorize: Authorizer | Destinations,
+    signer: MessageSigner | None = None,
+    crls: RevocationSource | None = None,
+    post_quantum: PostQuantum = "preferred",
+    proxy: str | None = None,
+    timeout: httpx.Timeout = TIMEOUT,
+) -> httpx.Client:
+    """As `agent_client`, for threads: an `httpx.Client` with the same arguments, checks and errors, but for `tokens`.
+
+    Any number of threads may use it at once. A thread of its own carries the connections, until `close()`.
+
+    Not done: access tokens. A `TokenSource` belongs to an event loop.
+    """
+    transport = _transport(source, bundles, authorize, signer, crls, post_quantum, proxy)
+    return httpx.Client(transport=BlockingTransport(transport), timeout=timeout, trust_env=False)
+
+
+def _transport(
+    source: CredentialSource | None,
+    bundles: BundleSource,
+    authorize: Authorizer | Destinations,
+    signer: MessageSigner | None,
+    crls: RevocationSource | None,
+    post_quantum: PostQuantum,
+    proxy: str | None,
+) -> httpx.AsyncBaseTransport:
+    transport = AgentTransport(
+        source,
+        bundles,
+        authorize,
+        crls=RevocationLists() if crls is None else crls,
+        post_quantum=post_quantum,
+        proxy=proxy,
     )
-    if signer is not None:
-        transport = SigningTransport(transport, signer)
-    return httpx.AsyncClient(transport=transport, auth=tokens, timeout=timeout, trust_env=False)
+    return transport if signer is None else SigningTransport(transport, signer)
+
+
+class _Cookies(httpx.Cookies):
+    """A third of what httpx does for a call is to look for cookies, and agents set none: looks where there are some."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        if "set-cookie" in response.headers:
+            super().extract_cookies(response)
+
+
+class _Client(httpx.AsyncClient):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._jar = _Cookies()
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return self._jar
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        self._jar = _Cookies(cookies)

@@ -60,14 +60,14 @@ def any_of(*rules: Authorizer) -> Authorizer:
     """Allow what at least one of the rules allows."""
     if not rules:
         raise ConfigurationError("empty allow-list", expected="at least one rule in any_of(...)")
-    return _Rule(lambda i: any(_allowed(r, i) for r in rules), "any of (" + ", ".join(map(str, rules)) + ")")
+    return _Rule(lambda i: any(allows(r, i) for r in rules), "any of (" + ", ".join(map(str, rules)) + ")")
 
 
 def all_of(*rules: Authorizer) -> Authorizer:
     """Allow what every one of the rules allows."""
     if not rules:
         raise ConfigurationError("empty allow-list", expected="at least one rule in all_of(...)")
-    return _Rule(lambda i: all(_allowed(r, i) for r in rules), "all of (" + ", ".join(map(str, rules)) + ")")
+    return _Rule(lambda i: all(allows(r, i) for r in rules), "all of (" + ", ".join(map(str, rules)) + ")")
 
 
 def unsafe_allow_any_peer() -> Authorizer:
@@ -75,7 +75,10 @@ def unsafe_allow_any_peer() -> Authorizer:
     return _Rule(lambda _: True, "any verified peer")
 
 
-def _allowed(rule: Authorizer, agent_id: AgentID) -> bool:
+def allows(rule: Authorizer, agent_id: AgentID) -> bool:
+    """Whether a rule allows a peer. Only for what is decided by it besides; who is to be refused, `check` refuses."""
+    if isinstance(rule, _Rule):  # the same, without an error and its message for each no
+        return rule.allows(agent_id)
     try:
         rule.check(agent_id)
     except PeerNotAllowed:

@@ -25,6 +25,7 @@ from trust.credentials import read_bounded
 from trust.errors import BundleError, CredentialsError, IdentityError
 from trust.identity import trust_domain
 from trust.json_text import NotStrictJson
+from trust.private_keys import ml_dsa
 from trust.sources import Source
 
 MAX_BUNDLE_BYTES = 4 << 20  # a root is about 1 KiB as JSON; a federation of a thousand domains still fits
@@ -237,8 +238,11 @@ def _jwk(root: x509.Certificate) -> dict[str, Any]:
     elif isinstance(key, ed25519.Ed25519PublicKey):
         raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
         members = {"kty": "OKP", "crv": "Ed25519", "x": _b64u(int.from_bytes(raw), 32)}
+    elif algorithm := ml_dsa(key):  # the JWK of draft-ietf-cose-dilithium
+        raw = base64.urlsafe_b64encode(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).rstrip(b"=")
+        members = {"kty": "AKP", "alg": algorithm, "pub": raw.decode()}
     else:
-        raise BundleError("root key", got=type(key).__name__, expected="EC, RSA or Ed25519")
+        raise BundleError("root key", got=type(key).__name__, expected="EC, RSA, Ed25519 or ML-DSA")
     return {"use": "x509-svid", **members, "x5c": [base64.b64encode(root.public_bytes(Encoding.DER)).decode()]}
 
 

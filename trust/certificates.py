@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from trust.errors import MalformedCertificate, WeakKey
+from trust.private_keys import ml_dsa
 
 MAX_CERTIFICATE_BYTES = 16_384  # an agent's is below 1 KiB, one with RSA keys and many names below 4 KiB
 MAX_SERIAL_BITS = 159  # 20 octets, the first bit of which is the sign (RFC 5280 section 4.1.2.2)
@@ -47,6 +48,15 @@ _SIGNATURES = (
     SignatureAlgorithmOID.RSA_WITH_SHA384,
     SignatureAlgorithmOID.RSA_WITH_SHA512,
     SignatureAlgorithmOID.RSASSA_PSS,
+)
+
+_WITHOUT_HASH = (
+    SignatureAlgorithmOID.ED25519,
+    # The post-quantum ones (FIPS 204, RFC 9881). Whether agents have such keys, the CA of their trust domain says: a
+    # verifier takes them where that CA has issued them.
+    SignatureAlgorithmOID.ML_DSA_44,
+    SignatureAlgorithmOID.ML_DSA_65,
+    SignatureAlgorithmOID.ML_DSA_87,
 )
 
 E = TypeVar("E", bound=x509.ExtensionType)
@@ -113,7 +123,7 @@ class Certificate:
             raise WeakKey(
                 "certificate is cryptographically weak",
                 got=f"{weakness} in the certificate of {certificate.name}",
-                expected="P-256, P-384, P-521, Ed25519 or RSA of 2048 to 8192 bits (in whole bytes), signed with SHA-2",
+                expected="P-256, P-384, P-521, Ed25519, ML-DSA or RSA of 2048 to 8192 bits in whole bytes, with SHA-2",
             )
         return certificate
 
@@ -130,7 +140,7 @@ class Certificate:
 def weak_signature(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
     """Say what is weak in the algorithm of a signature; the empty string where nothing is."""
     oid = signed.signature_algorithm_oid
-    if oid == SignatureAlgorithmOID.ED25519:
+    if oid in _WITHOUT_HASH:
         return ""
     if oid not in _SIGNATURES:
         return f"signature algorithm {oid.dotted_string}"
@@ -147,6 +157,8 @@ def _weak_key(key: CertificatePublicKeyTypes) -> str:
         case ec.EllipticCurvePublicKey():
             return "" if key.curve.name in _CURVES else f"curve {key.curve.name}"
         case ed25519.Ed25519PublicKey():
+            return ""
+        case _ if ml_dsa(key):
             return ""
         case _:
             return f"a key of kind {type(key).__name__}"

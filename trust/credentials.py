@@ -55,7 +55,8 @@ class Credentials:
         if not chain:
             raise CredentialsError("no certificate", expected="a PEM chain, leaf first")
         if not isinstance(private_key, PrivateKey):
-            raise CredentialsError("private key", got=type(private_key).__name__, expected="an EC or Ed25519 key")
+            got = type(private_key).__name__
+            raise CredentialsError("private key", got=got, expected="an EC, Ed25519 or ML-DSA key")
         try:
             belongs = chain[0].public_key() == private_key.public_key()
         except (ValueError, UnsupportedAlgorithm):  # a key that no private key of ours could have

@@ -7,7 +7,9 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     TrustError
     |- IdentityError            a SPIFFE ID or trust domain is malformed              (also a ValueError)
     |- ConfigurationError       files, keys and settings of this side
-    |  |- CredentialsError      |- WrongPassword
+    |  |- CredentialsError
+    |  |  |- WrongPassword
+    |  |  `- WorkloadAPIUnavailable, WorkloadAPIDenied, WorkloadAPIRefused
     |  `- BundleError
     |- PeerError                check 1: who is on the other end of the channel
     |  |- NoPeerCertificate, MalformedCertificate, ChainTooLong, UnknownTrustDomain, UntrustedChain
@@ -16,6 +18,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- NotAnAgentCertificate
     |  |  `- NoSpiffeID, SeveralSpiffeIDs, CertificateIsCA, WrongKeyUsage, WrongExtendedKeyUsage
     |  `- PeerNotAllowed
+    |- ForwardedCertificateRefused, ForwardedCertificateMalformed     behind a proxy: RFC 9440
     |- TokenError               checks 2 and 3: what the caller may do
     |  |- TokenMissing, TokenRequestMalformed, TokenMalformed, TokenTypeWrong, TokenAlgorithmRefused
     |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong
@@ -42,8 +45,11 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |- TokenRequestError        the client's side of OAuth
     |  |- TokenRequestRefused, TokenResponseRefused, AuthorizationServerUnavailable, MetadataRefused
     |  `- ScopeNotGranted, OriginRefused, CardRefused
-    `- TransportError           the client's side of TLS
-       `- HandshakeFailed, HandshakeRefused
+    `- TransportError           TLS, beside who the peer is
+       |- HandshakeFailed
+       |  `- NotPostQuantum
+       |- HandshakeRefused, DestinationRefused
+       `- TooManyConnections
 """
 
 from __future__ import annotations
@@ -88,6 +94,19 @@ class TrustError(Exception):
             line += "; " + do
         super().__init__(_escaped(line))
 
+    # Of a connection that failed: the other end's address, and the SPIFFE ID in the certificate that it presented.
+    # Where the certificate was refused, that is a claim which nothing has proved.
+    address = ""
+    claimed = ""
+
+    def of_connection(self, *, address: str, claimed: str) -> None:
+        """Say which connection failed, in the message too. What was said first stays."""
+        if self.address or self.claimed or not (address or claimed):
+            return
+        self.address, self.claimed = address, claimed
+        words = [f"peer {address}"] * bool(address) + [f"claims {claimed}"] * bool(claimed)
+        self.args = (f"{self.args[0]} ({_escaped(', '.join(words))})",)
+
 
 def _bounded(value: object) -> str:
     """One bounded line: an attacker's text must not flood the log."""
@@ -117,6 +136,24 @@ class CredentialsError(ConfigurationError):
 
 class WrongPassword(CredentialsError):
     check = "credentials.password"
+
+
+class WorkloadAPIUnavailable(CredentialsError):
+    check = "credentials.workload_api"
+    fault = Fault.SERVICE
+
+
+class WorkloadAPIDenied(CredentialsError):
+    """The SPIFFE Workload API knows this process, and has no such identity for it (any more)."""
+
+    check = "credentials.workload_api_denied"
+
+
+class WorkloadAPIRefused(CredentialsError):
+    """The Workload API said something that cannot be used."""
+
+    check = "credentials.workload_api_answer"
+    fault = Fault.SERVICE
 
 
 class BundleError(ConfigurationError):
@@ -204,6 +241,19 @@ class PeerNotAllowed(PeerError):
     check = "peer.allowed"
     status = 403
     code = "access_denied"
+
+
+# Behind a proxy: RFC 9440 section 2.4 leaves it to us, and suggests 400.
+
+
+class ForwardedCertificateRefused(TrustError):
+    """Somebody who is no proxy says whose request it is."""
+
+    check = "forwarded.proxy"
+
+
+class ForwardedCertificateMalformed(TrustError):
+    check = "forwarded.form"
 
 
 # Checks 2 and 3: the token. Status and code by RFC 6750 section 3.1.
@@ -564,6 +614,21 @@ class HandshakeFailed(TransportError):
     check = "transport.handshake"
 
 
+class NotPostQuantum(HandshakeFailed):
+    check = "transport.post_quantum"
+
+
+class DestinationRefused(TransportError):
+    check = "transport.destination"
+    fault = Fault.CONFIGURATION
+
+
 class HandshakeRefused(TransportError):
     check = "transport.refused"
     by_verified_peer = False  # who refused had proved who it is; else anybody on the path may have
+
+
+class TooManyConnections(TransportError):
+    check = "transport.capacity"
+    status = 503
+    code = "temporarily_unavailable"

@@ -182,6 +182,11 @@ PEER_EXTENSION = "a2a-trust.peer"
 # Beside it: the thumbprint of the certificate that we presented on that connection, a str. It need not be our current
 # one, for a connection outlives a renewal.
 PRESENTED_EXTENSION = "a2a-trust.presented"
+# And the key exchange of that connection by its name in TLS, such as "X25519MLKEM768", which is a post-quantum one.
+GROUP_EXTENSION = "a2a-trust.group"
+
+# Behind a proxy that terminates TLS: its PeerIdentity. The peer is then the client that it forwards for, or nobody.
+PROXY_EXTENSION = "a2a-trust.proxy"
 
 
 def peer_of(scope: Mapping[str, Any]) -> PeerIdentity | None:

@@ -37,7 +37,7 @@ from trust.errors import (
     WebSocketRefused,
 )
 from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
-from trust.identity import PRESENTED_EXTENSION, AgentID, Caller, peer_of
+from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, Caller, PeerIdentity, peer_of
 from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
@@ -254,6 +254,7 @@ class Gate:
             target=f"{scope['method']} {scope['path']}",
             token=caller.token_id,
             message=caller.message_id or "",
+            **_proxy(scope),
         )
 
     def _denied(self, scope: Scope, error: TrustError) -> None:
@@ -266,6 +267,7 @@ class Gate:
             peer=str(peer.agent_id) if peer else (f"{client[0]}:{client[1]}" if client else "unknown"),
             target=f"{scope.get('method', scope['type'])} {scope['path']}",
             reason=str(error),
+            **_proxy(scope),
         )
 
 
@@ -358,6 +360,12 @@ def _refusal(error: TrustError) -> Answer:
     if error.status == 503:
         headers.append((b"retry-after", b"5"))
     return Answer(error.status, headers, json.dumps({"error": error.code or "unauthorized"}).encode())
+
+
+def _proxy(scope: Scope) -> dict[str, str]:
+    """For the trail: the proxy whose word it is that the caller is the peer, where there is one."""
+    proxy = (scope.get("extensions") or {}).get(PROXY_EXTENSION)
+    return {"proxy": str(proxy.agent_id)} if isinstance(proxy, PeerIdentity) else {}
 
 
 def _reference(scope: Scope) -> RequestReference | None:

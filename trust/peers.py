@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
@@ -33,7 +33,7 @@ from trust.revocation import RevocationAnswer, RevocationIndex
 
 MAX_CERTIFICATES = 8  # presented: a leaf, its intermediates (one or two in practice) and perhaps the root
 MAX_CACHED_CHAINS = 1024  # a chain that fell out is verified again in under a millisecond
-MAX_CACHED_CHAIN_BYTES = 8192  # three certificates with RSA keys; the whole cache then pins no more than 8 MiB of DER
+MAX_CACHED_CHAIN_BYTES = 16_384  # two with ML-DSA-87 keys; the whole cache then pins no more than 16 MiB of DER
 
 
 def verify_peer(
@@ -54,6 +54,7 @@ class PeerVerifier:
 
     Both sources are asked at each call. When one has a new object, everything prepared and remembered is replaced as
     a whole, so no verdict mixes old with new; the first call after a change to large CRLs waits for their indexing.
+    Paths depend on the bundles alone: other CRLs are asked about them anew, and no signature is verified again.
 
     Args:
         bundles: the roots of each trusted domain. A domain that is missing or has no roots is not trusted. A root is
@@ -61,13 +62,21 @@ class PeerVerifier:
         crls: without any CRL, revocation is not checked. With one or more, every certificate below the root needs a
             current CRL of its issuer, but for a short-lived leaf with noRevAvail (RFC 9608), and but for domains in
             which the lists do not require one (`RevocationLists.required_in`).
+        previous: what it remembers of the same bundles and CRLs is taken over.
     """
 
-    def __init__(self, bundles: BundleSource, crls: RevocationSource = RevocationLists()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        bundles: BundleSource,
+        crls: RevocationSource = RevocationLists(),  # noqa: B008
+        *,
+        previous: PeerVerifier | None = None,
+    ) -> None:
         self._bundles = bundles
         self._crls = crls
         self._lock = threading.Lock()
-        self._snapshot = _Snapshot(bundles.current(), RevocationIndex(crls.current()))
+        known = None if previous is None else previous._snapshot
+        self._snapshot: _Snapshot = _Snapshot.after(known, bundles.current(), crls.current())
 
     def verify(self, chain_der: Sequence[bytes], *, now: datetime, usage: Usage) -> PeerIdentity:
         """The identity that a presented chain proves at `now`.
@@ -129,10 +138,7 @@ class PeerVerifier:
             bundles, lists = self._bundles.current(), self._crls.current()
             snapshot = self._snapshot
             if snapshot.bundles is not bundles or snapshot.revocation.lists is not lists:
-                revocation = snapshot.revocation
-                if revocation.lists is not lists:
-                    revocation = RevocationIndex(lists, revocation)
-                self._snapshot = snapshot = _Snapshot(bundles, revocation)
+                self._snapshot = snapshot = _Snapshot.after(snapshot, bundles, lists)
             return snapshot
 
     def _remember(self, snapshot: _Snapshot, key: tuple[str | bytes, ...], path: _Path) -> None:
@@ -148,6 +154,7 @@ class _Path:
     """A verified path, with all that must be judged again at the next use."""
 
     peer: PeerIdentity
+    certificates: tuple[Certificate, ...]  # leaf first, root last
     valid_from: datetime  # within these two, every certificate of the path is valid, the root too
     valid_until: datetime
     answers: tuple[RevocationAnswer, ...]
@@ -164,6 +171,23 @@ class _Snapshot:
         self.revocation = revocation
         self.paths: dict[tuple[str | bytes, ...], _Path] = {}
         self._roots: dict[str, tuple[Root, ...]] = {}
+
+    @classmethod
+    def after(cls, previous: _Snapshot | None, bundles: TrustBundles, lists: RevocationLists) -> _Snapshot:
+        """A new state, with what the previous one found out that is true in it as well."""
+        if previous is None:
+            return cls(bundles, RevocationIndex(lists))
+        known = previous.revocation
+        snapshot = cls(bundles, known if known.lists is lists else RevocationIndex(lists, known))
+        if previous.bundles is bundles:
+            snapshot._roots = previous._roots
+            snapshot.paths = {key: snapshot.ask(path) for key, path in list(previous.paths.items())}
+        return snapshot
+
+    def ask(self, path: _Path) -> _Path:
+        """A path of the same bundles, with what the CRLs of this state say about it."""
+        domain = path.peer.agent_id.trust_domain
+        return replace(path, answers=self.revocation.answers(path.certificates, domain))
 
     def build(self, chain_der: Sequence[bytes], now: datetime, usage: Usage) -> _Path:
         """Checks (1) to (4) of `PeerVerifier.verify`."""
@@ -191,6 +215,7 @@ class _Snapshot:
                 chain=tuple(certificate.der for certificate in path[:-1]),
                 public_key=leaf.public_key,
             ),
+            certificates=path,
             valid_from=max(certificate.not_before for certificate in path),
             valid_until=min(certificate.not_after for certificate in path),
             answers=self.revocation.answers(path, agent_id.trust_domain),

@@ -10,17 +10,18 @@ from __future__ import annotations
 import base64
 import secrets
 import textwrap
+from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import padding
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from trust.errors import CredentialsError, WrongPassword
+from trust.errors import ConfigurationError, CredentialsError, WrongPassword
 
 # OWASP's scrypt parameters for 16 MiB. More memory would be better still, but OpenSSL refuses to open a key that
 # needs more than 32 MiB, and an operator must be able to open it without this program.
@@ -28,11 +29,51 @@ SCRYPT_N = 2**14
 SCRYPT_R = 8
 SCRYPT_P = 5
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+ClassicalKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey  # those that messages and tokens are signed with
+PostQuantumKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+PrivateKey = ClassicalKey | PostQuantumKey
 
 _PBES2 = x509.ObjectIdentifier("1.2.840.113549.1.5.13")  # RFC 8018 appendix A.4
 _SCRYPT = x509.ObjectIdentifier("1.3.6.1.4.1.11591.4.11")  # RFC 7914 section 7
 _AES256_CBC = x509.ObjectIdentifier("2.16.840.1.101.3.4.1.42")  # RFC 8018 appendix B.2.5
+
+
+_NEW: dict[str, Callable[[], PrivateKey]] = {
+    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ML-DSA-44": mldsa.MLDSA44PrivateKey.generate,
+    "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
+    "ML-DSA-87": mldsa.MLDSA87PrivateKey.generate,
+}
+KINDS = tuple(_NEW)
+_ML_DSA: dict[type, str] = {
+    mldsa.MLDSA44PublicKey: "ML-DSA-44",
+    mldsa.MLDSA65PublicKey: "ML-DSA-65",
+    mldsa.MLDSA87PublicKey: "ML-DSA-87",
+}
+POST_QUANTUM = frozenset(_ML_DSA.values())
+
+
+def generate(kind: str) -> PrivateKey:
+    """A new key of one of `KINDS`.
+
+    Raises:
+        ConfigurationError: there is no such kind.
+    """
+    if kind not in _NEW:
+        raise ConfigurationError("kind of key", got=kind, expected=" or ".join(KINDS))
+    return _NEW[kind]()
+
+
+def successor(key: PrivateKey) -> PrivateKey:
+    """A new key to follow this one: of its kind where that is post-quantum, which somebody chose; else P-256."""
+    return generate(ml_dsa(key.public_key()) or "P-256")
+
+
+def ml_dsa(public_key: object) -> str:
+    """The name of a post-quantum key, such as "ML-DSA-44" (FIPS 204); the empty string for any other."""
+    return next((name for kind, name in _ML_DSA.items() if isinstance(public_key, kind)), "")
 
 
 def read(pem: bytes, password: str | bytes | None) -> PrivateKey:
@@ -46,7 +87,7 @@ def read(pem: bytes, password: str | bytes | None) -> PrivateKey:
 
     Raises:
         WrongPassword: the key is encrypted and the password missing or wrong, or a password given and it is not.
-        CredentialsError: not a PEM private key, damaged, or not EC or Ed25519.
+        CredentialsError: not a PEM private key, damaged, or not EC, Ed25519 or ML-DSA.
     """
     key: object
     try:
@@ -60,7 +101,7 @@ def read(pem: bytes, password: str | bytes | None) -> PrivateKey:
         if password:
             raise WrongPassword("private key is not encrypted", expected="a password only for a key that has one")
     if not isinstance(key, PrivateKey):
-        raise CredentialsError("private key", got=type(key).__name__, expected="an EC or Ed25519 key")
+        raise CredentialsError("private key", got=type(key).__name__, expected="an EC, Ed25519 or ML-DSA key")
     return key
 
 
@@ -102,7 +143,7 @@ def _unlocked(pem: bytes, password: str | bytes | None) -> object:
 
 
 def _unreadable() -> CredentialsError:
-    return CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8), EC or Ed25519")
+    return CredentialsError("private key is not readable", expected="a PEM private key (PKCS#8): EC, Ed25519 or ML-DSA")
 
 
 def _bytes(password: str | bytes) -> bytes:

@@ -73,3 +73,14 @@ def test_a_rule_that_breaks_lets_nobody_in() -> None:
     for rule in (any_of(Broken(), unsafe_allow_any_peer()), all_of(Broken(), unsafe_allow_any_peer())):
         with pytest.raises(RuntimeError):
             rule.check(BILLING)
+
+
+def test_a_rule_of_somebody_elses_counts_as_ours_do() -> None:
+    class Own:
+        def check(self, agent_id: AgentID) -> None:
+            exactly(BILLING).check(agent_id)
+
+    for rule in (any_of(Own()), all_of(Own())):
+        rule.check(BILLING)
+        with pytest.raises(PeerNotAllowed):
+            rule.check(AgentID.parse("spiffe://fleet.example/other"))

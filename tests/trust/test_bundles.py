@@ -21,6 +21,7 @@ import trust.bundles
 from tests.forge import HOUR, NOW, Forge
 from trust.bundles import MAX_BUNDLE_BYTES, MAX_ROOTS, RevocationLists, TrustBundle, TrustBundles
 from trust.errors import BundleError, IdentityError
+from trust.private_keys import POST_QUANTUM, PostQuantumKey, generate
 
 FLEET, OTHER = Forge("fleet.example"), Forge("other.example")
 
@@ -40,7 +41,7 @@ def document(*keys: Any, **members: Any) -> str:
 def root(key: Any) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 5, NOW, NOW + HOUR, [])
-    own_hash = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+    own_hash = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | PostQuantumKey)
     return builder.sign(key, None if own_hash else hashes.SHA256())
 
 
@@ -55,8 +56,9 @@ def root(key: Any) -> x509.Certificate:
         ec.generate_private_key(ec.SECP521R1()),
         ed25519.Ed25519PrivateKey.generate(),
         rsa.generate_private_key(65537, 2048),
+        *(generate(kind) for kind in sorted(POST_QUANTUM)),
     ],
-    ids=["P-256", "P-384", "P-521", "Ed25519", "RSA"],
+    ids=["P-256", "P-384", "P-521", "Ed25519", "RSA", *sorted(POST_QUANTUM)],
 )
 def test_a_bundle_is_written_as_spiffe_has_it_and_read_again(key: Any) -> None:
     bundle = TrustBundle(trust_domain="fleet.example", roots=(root(key), FLEET.root), sequence=7, refresh_hint=60)
@@ -68,7 +70,7 @@ def test_a_bundle_is_written_as_spiffe_has_it_and_read_again(key: Any) -> None:
     assert "kid" not in first
     assert first["x5c"] == [x5c(bundle.roots[0])]
     # The public key beside the certificate is the certificate's, as another library reads it.
-    members = {name: first[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in first}
+    members = {name: first[name] for name in ("kty", "crv", "x", "y", "n", "e", "alg", "pub") if name in first}
     assert JWK(**members).thumbprint() == JWK.from_pyca(key.public_key()).thumbprint()
     assert TrustBundle.from_json(bundle.to_json(), "fleet.example") == bundle
 

@@ -57,7 +57,7 @@ def test_ed25519() -> None:
         (MINE.chain, OTHERS.private_key, "belongs to another"),
         (MINE.chain[::-1], MINE.private_key, "belongs to another"),
         (MINE.chain, ed25519.Ed25519PrivateKey.generate(), "belongs to another"),
-        (MINE.chain, MINE.private_key.public_key(), "expected an EC or Ed25519 key"),
+        (MINE.chain, MINE.private_key.public_key(), "expected an EC, Ed25519 or ML-DSA key"),
         (FORGE.leaf(key=(key := rsa.generate_private_key(65537, 2048))).chain, key, "got RSAPrivateKey"),
         (FORGE.leaf(sans=None, key=MINE.private_key).chain, MINE.private_key, "names no agent"),
     ],

@@ -8,8 +8,9 @@ import trust
 TRUST = (
     "AgentID AuditLog Caller Credentials FederatedBundles Gate Live MessageSigner Partner PartnerHealth PeerIdentity "
     "RemoteKeys RevocationLists TokenSource TokenValidator TrustBundle TrustBundles TrustError WatchedBundles "
-    "WatchedCredentials WatchedRevocationLists agent_client all_of any_of client_context exactly members_of "
-    "peer_of serve server_context serving unsafe_allow_any_peer uvicorn_config verify_peer"
+    "WatchedCredentials WatchedRevocationLists WebPKI WorkloadSource agent_client all_of any_of client_context "
+    "exactly members_of peer_of serve serve_workers server_context serving sync_agent_client unsafe_allow_any_peer "
+    "uvicorn_config verify_peer"
 )
 
 

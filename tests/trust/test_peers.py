@@ -230,12 +230,12 @@ def test_a_large_chain_is_verified_and_not_remembered() -> None:
         return FORGE.leaf("/large", sans=names).chain_der
 
     verifier = PeerVerifier(FORGE.bundles)
-    for count, remembered in ((90, 1), (110, 1)):
+    for count, remembered in ((210, 1), (222, 1)):
         chain = with_names(count)
-        assert (sum(map(len, chain)) <= MAX_CACHED_CHAIN_BYTES) == (count == 90)
+        assert (sum(map(len, chain)) <= MAX_CACHED_CHAIN_BYTES) == (count == 210)
         verifier.verify(chain, now=NOW, usage="client")
         assert len(verifier._snapshot.paths) == remembered
-    assert MAX_CACHED_CHAIN_BYTES * MAX_CACHED_CHAINS <= 8 << 20
+    assert MAX_CACHED_CHAIN_BYTES * MAX_CACHED_CHAINS <= 16 << 20
 
 
 # What is forgotten
@@ -361,6 +361,33 @@ def test_a_remembered_verdict_builds_no_path(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         verified(verifier)
     assert len(built) == 1
+
+
+def test_other_crls_are_asked_about_paths_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand open connections are judged anew when a list changes: without verifying a signature."""
+    bundles, crls, leaf = Live(FORGE.bundles), Live(FORGE.crls()), FORGE.leaf()
+    built: list[object] = []
+    build = trust.peers._Snapshot.build
+    monkeypatch.setattr(trust.peers._Snapshot, "build", lambda *args: built.append(args) or build(*args))
+    verifier = PeerVerifier(bundles, crls)
+
+    def judge(verifier: PeerVerifier) -> None:
+        verifier.verify(leaf.chain_der, now=NOW, usage="client")
+
+    judge(verifier)
+    crls.replace(RevocationLists())
+    judge(verifier)
+    crls.replace(FORGE.crls(leaf))
+    for _ in range(2):
+        with pytest.raises(CertificateRevoked):
+            judge(verifier)
+    judge(PeerVerifier(bundles, FORGE.crls(), previous=verifier))
+    assert len(built) == 1
+    bundles.replace(TrustBundles.of(FORGE.bundle))  # other bundles: nothing is known any more
+    crls.replace(FORGE.crls())
+    judge(verifier)
+    judge(PeerVerifier(FORGE.bundles, previous=verifier))
+    assert len(built) == 3
 
 
 def test_a_failed_verification_leaves_no_error_behind_in_openssl() -> None:

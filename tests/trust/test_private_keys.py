@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from trust import private_keys
-from trust.errors import CredentialsError, TrustError, WrongPassword
+from trust.errors import ConfigurationError, CredentialsError, TrustError, WrongPassword
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 CLEAR = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -52,12 +52,29 @@ def locked(der: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("password", ["pässword", "pässword".encode()])
-@pytest.mark.parametrize(
-    "key", [KEY, ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()], ids=type
-)
-def test_what_is_written_is_read_again(key: Any, password: str | bytes) -> None:
+@pytest.mark.parametrize("kind", private_keys.KINDS)
+def test_what_is_written_is_read_again(kind: str, password: str | bytes) -> None:
+    key = private_keys.generate(kind)
     again = private_keys.read(private_keys.write(key, password), "pässword")
     assert again.public_key() == key.public_key()
+
+
+@pytest.mark.parametrize("kind", private_keys.KINDS)
+def test_kinds_of_keys_and_what_follows_them(kind: str) -> None:
+    key = private_keys.generate(kind)
+    assert isinstance(key, private_keys.PrivateKey)
+    assert isinstance(key, private_keys.PostQuantumKey) is (kind in private_keys.POST_QUANTUM)
+    assert private_keys.ml_dsa(key.public_key()) == (kind if kind in private_keys.POST_QUANTUM else "")
+    following = private_keys.successor(key)
+    assert following.public_key() != key.public_key()
+    assert private_keys.ml_dsa(following.public_key()) == private_keys.ml_dsa(key.public_key())
+    assert kind in private_keys.POST_QUANTUM or isinstance(following, ec.EllipticCurvePrivateKey)
+
+
+def test_a_kind_that_there_is_not() -> None:
+    for kind in ("", "P-521", "ml-dsa-44", "RSA"):
+        with pytest.raises(ConfigurationError, match="kind of key: got"):
+            private_keys.generate(kind)
 
 
 def test_each_file_has_its_own_salt_and_the_slow_derivation() -> None:

@@ -22,7 +22,7 @@ from jwcrypto.jwk import JWK
 from trust import private_keys
 from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown
 from trust.oauth.metadata import origin_of
-from trust.private_keys import PrivateKey
+from trust.private_keys import ClassicalKey, PrivateKey
 from trust.signing.jws import strict_json
 
 FRESH = timedelta(minutes=5)  # how long a fetched key set is used without asking again
@@ -74,7 +74,7 @@ class SigningKey:
 
     kid: str
     alg: str
-    private_key: PrivateKey = field(repr=False)
+    private_key: ClassicalKey = field(repr=False)
 
     @classmethod
     def generate(cls) -> SigningKey:
@@ -88,7 +88,7 @@ class SigningKey:
         Raises:
             ConfigurationError: the key is not EC P-256, EC P-384 or Ed25519.
         """
-        if not isinstance(private_key, PrivateKey):
+        if not isinstance(private_key, ClassicalKey):
             raise ConfigurationError("signing key", got=type(private_key).__name__, expected="EC P-256/P-384, Ed25519")
         try:
             jwk = JWK.from_pyca(private_key.public_key())

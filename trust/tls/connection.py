@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
@@ -22,6 +23,8 @@ from OpenSSL import SSL, crypto
 from OpenSSL._util import ffi as _ffi
 from OpenSSL._util import lib as _lib
 
+from trust.certificates import UNREADABLE
+from trust.clock import Clock, shown, wall_clock
 from trust.credentials import Credentials
 from trust.errors import (
     CertificateExpired,
@@ -32,6 +35,8 @@ from trust.errors import (
     HandshakeFailed,
     HandshakeRefused,
     NoPeerCertificate,
+    NotPostQuantum,
+    PeerError,
     PeerNotAllowed,
     RevocationUnknown,
     TransportError,
@@ -41,11 +46,20 @@ from trust.errors import (
     WrongExtendedKeyUsage,
     WrongKeyUsage,
 )
-from trust.identity import PeerIdentity
+from trust.identity import AgentID, PeerIdentity
 
 MAX_CHAIN = 8  # certificates that OpenSSL puts together; the judge's own limit is lower
 RECORD_BYTES = 16 * 1024  # RFC 8446 section 5.1: no record holds more plaintext
 _BUFFER_BYTES = 4 * RECORD_BYTES  # what one call moves out of OpenSSL
+
+# The key exchanges that keep what is recorded today secret from a quantum computer of tomorrow (RFC 9794: hybrids of
+# ML-KEM and an elliptic curve). By itself OpenSSL prefers the first of them to whatever the peer likes better.
+POST_QUANTUM_GROUPS = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024")
+
+# OpenSSL's own list and order, but for X448, P-521 and the finite fields: no client needs them, and with ffdhe3072 a
+# stranger makes a handshake cost the server five times as much. A client sends the shares with "*"; names with "?" may
+# be unknown.
+_GROUPS = "?*X25519MLKEM768/?*X25519:?secp256r1/?secp384r1"
 
 # The alert that tells a refused peer why (RFC 8446 section 6.2), by way of the X.509 error that OpenSSL turns into
 # it. OpenSSL has no way to `access_denied`: a peer that is not on the list gets `handshake_failure`.
@@ -85,35 +99,47 @@ class Snapshot:
     credentials: Credentials | None  # None: a client that presents no certificate
     server_side: bool
     certificate_required: bool
+    post_quantum: bool  # whether no other key exchange will do
     openssl: SSL.Context = field(repr=False)
 
 
-def snapshot(credentials: Credentials | None, *, server_side: bool, certificate_required: bool) -> Snapshot:
+def snapshot(
+    credentials: Credentials | None, *, server_side: bool, certificate_required: bool, post_quantum: bool = False
+) -> Snapshot:
     """A TLS 1.3 context that presents `credentials`. The key goes from memory to memory, never through a file.
 
     Args:
         credentials: None for a client that presents no certificate.
         certificate_required: whether the other side must present one.
+        post_quantum: whether to agree on `POST_QUANTUM_GROUPS` only.
 
     Raises:
-        ConfigurationError: OpenSSL refuses the certificate or the key, or a server has none.
+        ConfigurationError: OpenSSL refuses the certificate or the key, or a server has none; or it does not know these
+            groups.
     """
     if credentials is None and server_side:
         raise ConfigurationError("server has no credentials", expected="a certificate and its key")
     context = SSL.Context(SSL.TLS_SERVER_METHOD if server_side else SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
-    # A resumed session skips certificate verification, and with it expiry and revocation: there are no sessions.
+    # A resumed session skips certificate verification, and with it expiry and revocation: there are no sessions. What
+    # OpenSSL still sends are two tickets that name a session which is kept nowhere.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
     context.set_verify_depth(MAX_CHAIN)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection keeps no room for two records: 24 of its 90 KB
+    groups = ":".join(POST_QUANTUM_GROUPS) if post_quantum else _GROUPS
+    if not _lib.SSL_CTX_set1_curves_list(context._context, groups.encode()):
+        _lib.ERR_clear_error()
+        if post_quantum:  # else OpenSSL's own list does: one that is too old for this syntax has a shorter one
+            raise ConfigurationError("no post-quantum key exchange in this OpenSSL", expected="OpenSSL 3.5 or newer")
     if credentials is not None:
         _present(context, credentials)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if certificate_required else 0)
     _lib.SSL_CTX_set_verify(context._context, mode, _verify)
     if server_side:
         context.set_alpn_select_callback(_choose_http)
-    return Snapshot(credentials, server_side, certificate_required, context)
+    return Snapshot(credentials, server_side, certificate_required, post_quantum, context)
 
 
 def _present(context: SSL.Context, credentials: Credentials) -> None:
@@ -121,9 +147,12 @@ def _present(context: SSL.Context, credentials: Credentials) -> None:
         context.use_certificate(credentials.certificate)
         for certificate in credentials.chain[1:]:
             context.add_extra_chain_cert(certificate)
-        context.use_privatekey(credentials.private_key)
+        # What `use_privatekey` does, which refuses ML-DSA keys by their type. One that OpenSSL refuses is missing when
+        # it comes to the check.
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, credentials.key_pem())
+        _lib.SSL_CTX_use_PrivateKey(context._context, key._pkey)
         context.check_privatekey()
-    except SSL.Error as error:
+    except (SSL.Error, crypto.Error) as error:
         raise ConfigurationError(
             "TLS refuses the credentials", got=_reason(error), expected="a certificate and its key"
         ) from None
@@ -153,7 +182,9 @@ class Connection:
         *,
         server_name: str | bytes | None = None,
         alpn: list[str] | None = None,
+        address: str = "",
         on_failure: Callable[[TrustError], None] = lambda _: None,
+        clock: Clock = wall_clock,
     ) -> None:
         self.peer: PeerIdentity | None = None
         self.error: TrustError | None = None
@@ -167,11 +198,15 @@ class Connection:
         self.credentials = snapshot.credentials
         self._judge = judge
         self._required = snapshot.certificate_required
+        self._post_quantum = snapshot.post_quantum
+        self._address = address or self.server_name or ""
+        self._leaf = b""  # what the peer presented, right or wrong
         self._on_failure = on_failure
+        self._clock = clock
         self.judged = False  # whether the judge was asked about the chain that the peer presented
         self._verdict: TrustError | None = None  # what the judge said against the peer
         self._eof = False
-        self._ssl = SSL.Connection(snapshot.openssl, None)
+        self._ssl: Any = SSL.Connection(snapshot.openssl, None)  # until `release`
         if snapshot.server_side:
             self._ssl.set_accept_state()
         else:
@@ -187,7 +222,8 @@ class Connection:
     def receive(self, data: bytes) -> None:
         """Take ciphertext that came from the peer."""
         if data:
-            self._ssl.bio_write(data)
+            # A BIO in memory takes all of it. If it could not, what comes after the gap would not decrypt.
+            _lib.BIO_write(self._ssl._into_ssl, _ffi.from_buffer(data), len(data))
             self.drained = False
 
     def receive_eof(self) -> None:
@@ -240,19 +276,21 @@ class Connection:
     def fail(self, error: TrustError) -> TrustError:
         """Give the connection up because of `error`; returns it. The first error stays, and is told once."""
         if self.error is None:
+            error.of_connection(address=self._address, claimed=_claimed(self._leaf))
             self.error, self.peer = error, None
             self._on_failure(error)
         return self.error
 
     def distrust(self, error: TrustError) -> None:
         """The peer may no longer connect. Without a hook the connection is dead at once. Any thread may call this."""
+        error.of_connection(address=self._address, claimed=_claimed(self._leaf))
         self.distrusted = error
         if self.on_distrust:
             self.on_distrust(error)
 
     def verify_chain(self, chain: list[bytes]) -> int:
         """The X.509 error of a presented chain, 0 when the judge accepts it. Runs inside OpenSSL's handshake."""
-        self.judged = True
+        self.judged, self._leaf = True, chain[0] if chain else b""
         try:
             self.peer = self._judge(chain)
         except Exception as error:  # a defect or an outage on our side must refuse, never accept
@@ -271,6 +309,8 @@ class Connection:
         leaf = certificate.public_bytes(Encoding.DER) if certificate else None
         if _lib.SSL_session_reused(self._ssl._ssl):
             raise self.fail(HandshakeFailed("TLS session was resumed", expected="a full handshake"))
+        if self._post_quantum and self._ssl.get_group_name() not in POST_QUANTUM_GROUPS:
+            raise self.fail(_not_post_quantum(str(self._ssl.get_group_name())))
         if leaf is None and (self._required or self.peer):
             raise self.fail(NoPeerCertificate("peer presented no certificate", expected="an agent certificate"))
         if leaf is not None and (self.peer is None or self.peer.chain[0] != leaf):
@@ -294,31 +334,41 @@ class Connection:
         if got > 0:
             self.heard = True
             return bytes(_ffi.buffer(buffer, got))
-        if _lib.SSL_get_error(handle, got) == _lib.SSL_ERROR_WANT_READ:
+        error = _lib.SSL_get_error(handle, got)
+        if error == _lib.SSL_ERROR_WANT_READ:
             self.drained = True
             return None
-        try:
-            self._ssl._raise_ssl_error(handle, got)
-        except SSL.ZeroReturnError:
+        if error == _lib.SSL_ERROR_ZERO_RETURN:
             return b""
-        except SSL.Error as error:
-            raise self.fail(self._explain(error)) from None
-        raise self.fail(TransportError("TLS connection is broken", got="no data and no error"))
+        raise self._broken(got)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Encrypt all of `data` into `output`."""
         self._check_alive()
         _lib.ERR_clear_error()
+        # What `SSL.Connection.sendall` does, for less. One call would stop at one record.
+        with _ffi.from_buffer(data) as start:
+            done, size = 0, len(start)
+            while done < size:
+                written = _lib.SSL_write(self._ssl._ssl, start + done, min(size - done, _BUFFER_BYTES))
+                if written <= 0:
+                    raise self._broken(written)
+                done += written
+        return size
+
+    def _broken(self, result: int) -> TrustError:
+        """Why OpenSSL could not read or write; the end of this connection."""
         try:
-            return self._ssl.sendall(data)  # `send` would stop at one record
+            self._ssl._raise_ssl_error(self._ssl._ssl, result)
         except SSL.Error as error:
-            raise self.fail(self._explain(error)) from None
+            return self.fail(self._explain(error))
+        return self.fail(TransportError("TLS connection is broken", got="no data and no error"))
 
     def close(self) -> bool:
         """Say close_notify; True when the peer has said it, too."""
         _lib.ERR_clear_error()
         try:
-            done = self._ssl.shutdown()
+            done = bool(self._ssl.shutdown())
             self.drained = True
             return done
         except SSL.WantReadError:
@@ -326,6 +376,12 @@ class Connection:
             return False
         except SSL.Error:  # nothing to close: the handshake is not done, or the connection is broken
             return True
+
+    def release(self) -> None:
+        """The connection is over: give OpenSSL's memory back now. What an error's traceback holds may stay for long."""
+        self.error = self.error or TransportError("connection is closed")
+        self.established = False
+        self._ssl = None
 
     def pending(self) -> int:
         """At least this many decrypted bytes can be read; 1 when that cannot be known before reading."""
@@ -347,6 +403,8 @@ class Connection:
     def _explain(self, error: SSL.Error) -> TrustError:
         """Our error for one of OpenSSL's."""
         reason = _reason(error)
+        if self._post_quantum and not self.established and _nothing_agreed(reason, self._ssl.get_group_name()):
+            return _not_post_quantum(reason)
         if " alert " in reason:
             alert = reason.partition(" alert ")[2].replace(" ", "_")
             if self.established and self.heard:
@@ -354,6 +412,7 @@ class Connection:
             refused = HandshakeRefused(
                 "peer refused the connection",
                 got=f"alert {alert}",
+                expected=self._in_time() if alert == "certificate_expired" else "",
                 do="check this agent's certificate and the peer's list of who may connect",
             )
             # A server tells what it thinks of our certificate after the handshake; an alert before that is unsigned.
@@ -366,6 +425,13 @@ class Connection:
         if self._eof:
             return TransportError("connection was cut", got=reason, expected="close_notify before the end")
         return TransportError("TLS connection is broken", got=reason)
+
+    def _in_time(self) -> str:
+        """What a peer for which our certificate has expired should compare."""
+        if self.credentials is None:
+            return ""
+        end = self.credentials.certificate.not_valid_after_utc
+        return f"a clock before {shown(end)}, when our certificate ends; ours says {shown(self._clock())}"
 
     # What the handshake agreed on.
 
@@ -387,7 +453,7 @@ class Connection:
 
     @property
     def alpn(self) -> str | None:
-        return self._ssl.get_alpn_proto_negotiated().decode() or None
+        return (self._ssl.get_alpn_proto_negotiated().decode() or None) if self.established else None
 
 
 @_ffi.callback("int (*)(int, X509_STORE_CTX *)", error=0)  # type: ignore[untyped-decorator]
@@ -427,11 +493,36 @@ def _choose_http(_: SSL.Connection, offered: list[bytes]) -> bytes | Any:
     return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
+def _claimed(leaf: bytes) -> str:
+    """The SPIFFE ID in a certificate, which may be anything; empty where there is not exactly one."""
+    try:
+        return str(AgentID.of(x509.load_der_x509_certificate(leaf)))
+    except (*UNREADABLE, PeerError):
+        return ""
+
+
 def as_trust_error(error: Exception) -> TrustError:
     """An error of ours as it is; any other as the failure to verify that it is."""
     if isinstance(error, TrustError):
         return error
     return HandshakeFailed("peer cannot be verified", got=f"{type(error).__name__}: {error}")
+
+
+def _nothing_agreed(reason: str, group: str | None) -> bool:
+    """Whether a handshake failed because one side has no key exchange that will do for the other.
+
+    A client learns only that the server could not go on from its first message (RFC 8446 section 4.1.1).
+    """
+    return "no suitable key share" in reason or (group is None and "alert handshake failure" in reason)
+
+
+def _not_post_quantum(got: str) -> NotPostQuantum:
+    return NotPostQuantum(
+        "key exchange is not post-quantum",
+        got=got,
+        expected=" or ".join(POST_QUANTUM_GROUPS),
+        do="give the peer a newer TLS library, or let post-quantum be preferred and not required",
+    )
 
 
 def _sni(name: str | None) -> bytes | None:
@@ -445,7 +536,7 @@ def _sni(name: str | None) -> bytes | None:
     return None
 
 
-def _reason(error: SSL.Error) -> str:
+def _reason(error: SSL.Error | crypto.Error) -> str:
     """OpenSSL's words for what went wrong."""
     if isinstance(error, SSL.SysCallError):
         return str(error.args[1])

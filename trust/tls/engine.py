@@ -9,18 +9,16 @@ identify nobody, so they are sent (SNI) and not checked.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
-from cryptography import x509
-
-from trust.authorize import Authorizer
-from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
+from trust.authorize import Authorizer, any_of
+from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, TrustError
@@ -28,15 +26,14 @@ from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
 from trust.sources import Live, Source
 from trust.tls.connection import Connection, Snapshot, as_trust_error, snapshot
+from trust.tls.judging import Judged, Trust
+from trust.tls.sockets import TlsSocket
 from trust.tls.sslobject import SslObject
 
 Address = tuple[str, int] | None
 Refused = Callable[[TrustError, Address], None]
 ClientCertificates = Literal["required", "optional"]
-
-# A verdict on an open connection is good for this long, as long as no source has another value: what it cannot see is
-# an authorizer that changed its mind by itself, and a revocation list that nobody replaced in time.
-VERDICT_LIFETIME = timedelta(seconds=60)
+PostQuantum = Literal["preferred", "required"]
 
 # Before the end of a server's certificate, or a twentieth of its life: no further request on an old connection. Longer
 # than nearly every answer takes; a new connection then costs a handshake.
@@ -52,6 +49,8 @@ def server_context(
     *,
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
     client_certificates: ClientCertificates = "required",
+    post_quantum: PostQuantum = "preferred",
+    proxies: Authorizer | None = None,
     on_refused: Refused | None = None,
     clock: Clock = wall_clock,
 ) -> TrustContext:
@@ -64,16 +63,22 @@ def server_context(
         crls: revocation lists; none means that revocation is not checked.
         client_certificates: with "optional" a client may present no certificate, and has no identity then. One that
             is presented must still be right.
+        post_quantum: a post-quantum key exchange (`connection.POST_QUANTUM_GROUPS`) is what both sides of this library
+            agree on by themselves; with "required" a peer that has none is refused. `Connection.group` tells.
+        proxies: which agents may connect besides, to forward the requests of others; `trust.tls.forwarded` has to take
+            care of what they send. None: nobody.
         on_refused: called with the error and the peer's address (None where the transport does not tell) for each
             handshake that fails. It runs in the event loop and must not block.
         clock: returns the aware time now.
 
     Raises:
-        ConfigurationError: the credentials cannot be used, or `client_certificates` is neither of the two.
+        ConfigurationError: the credentials cannot be used, or `client_certificates` or `post_quantum` is none of its
+            two words.
     """
     if client_certificates not in ("required", "optional"):
         raise ConfigurationError("client_certificates", got=client_certificates, expected='"required" or "optional"')
-    return TrustContext(source, bundles, authorize, crls, True, client_certificates == "required", on_refused, clock)
+    required = client_certificates == "required"
+    return TrustContext(source, bundles, authorize, crls, True, required, post_quantum, on_refused, clock, proxies)
 
 
 def client_context(
@@ -82,6 +87,8 @@ def client_context(
     authorize: Authorizer,
     *,
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
+    post_quantum: PostQuantum = "preferred",
+    on_refused: Refused | None = None,
     clock: Clock = wall_clock,
 ) -> TrustContext:
     """The client's side: the server proves that it is an agent which `authorize` allows, or is refused.
@@ -91,21 +98,22 @@ def client_context(
     Args:
         source: our certificate and key; None to present none. Only a server with `client_certificates="optional"` lets
             such a client in, and only to what it gives to anybody. The server is verified all the same.
+        on_refused: called with the error, and None, for each connection that fails: for libraries which tell of it
+            no more than that it was closed, such as websockets.
     """
-    return TrustContext(_NOBODY if source is None else source, bundles, authorize, crls, False, True, None, clock)
+    presented = _NOBODY if source is None else source
+    return TrustContext(presented, bundles, authorize, crls, False, True, post_quantum, on_refused, clock)
 
 
 _NOBODY: Source[None] = Live(None)  # what a client that presents no certificate has for credentials
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trust:
-    """Whom we trust and who may connect, replaced as a whole. Its identity is the generation of the trust."""
-
-    bundles: BundleSource
-    crls: RevocationSource
-    authorize: Authorizer
-    verifier: PeerVerifier
+def written(address: Address) -> str:
+    """An address as people and the audit trail read it; empty where there is none."""
+    if address is None:
+        return ""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class TrustContext(ssl.SSLContext):
@@ -126,11 +134,17 @@ class TrustContext(ssl.SSLContext):
         crls: RevocationSource,
         server_side: bool,
         certificate_required: bool,
+        post_quantum: PostQuantum,
         on_refused: Refused | None,
         clock: Clock,
+        proxies: Authorizer | None = None,
     ) -> None:
         self.server_side = server_side
+        self.proxies = proxies
+        if post_quantum not in ("preferred", "required"):
+            raise ConfigurationError("post_quantum", got=post_quantum, expected='"preferred" or "required"')
         self._required = certificate_required
+        self._post_quantum = post_quantum == "required"
         self._on_refused = on_refused
         self._clock = clock
         self._alpn: list[str] = []
@@ -138,19 +152,35 @@ class TrustContext(ssl.SSLContext):
         self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._source = source
         self._snapshot = self._take(source.current())
-        self._trust = _Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
+        self._trust = Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
 
     # Connections.
 
-    def connection(self, server_name: str | bytes | None = None, address: Address = None) -> Connection:
-        """A new connection with the credentials that are current now; for transports without `ssl` objects."""
-        connection = _Judged(
+    def connection(
+        self, server_name: str | bytes | None = None, address: Address = None, rule: Authorizer | None = None
+    ) -> Connection:
+        """A new connection with the credentials that are current now; for transports without `ssl` objects.
+
+        Args:
+            rule: what the peer of this connection has to pass besides, for its whole life.
+        """
+        refusal: TrustError | None = None
+        try:
+            present = self._current()
+        except Exception as error:  # we have no identity at present: the connection is there to say so
+            present, refusal = self._snapshot, as_trust_error(error)
+        connection = Judged(
             self,
-            self._current(),
+            present,
+            rule,
             server_name=server_name,
             alpn=self._alpn,
+            address=written(address),
+            clock=self._clock,
             on_failure=lambda error: self._refused(error, address),
         )
+        if refusal is not None:
+            connection.fail(refusal)
         with self._lock:
             self._live.add(connection)
         return connection
@@ -164,22 +194,49 @@ class TrustContext(ssl.SSLContext):
         session: object = None,
     ) -> SslObject:
         """An object with the interface of `ssl.SSLObject`, and with `peer` and `group` besides."""
+        self._check_use(server_side, session)
+        return SslObject(self, self.connection(server_hostname), incoming, outgoing)
+
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: object = None,
+    ) -> TlsSocket:
+        """For threads: TLS over a blocking socket, with the interface of `ssl.SSLSocket`.
+
+        Libraries that take an `ssl.SSLContext` call this: `http.client`, `http.server`, `urllib`, `httpx.Client`,
+        `websockets.sync`. A listening socket gives connections whose handshake is done when they are first used.
+
+        Raises:
+            ConfigurationError: the wrong side, a session, or a socket that does not block.
+            ssl.SSLError: the handshake failed; the cause says why.
+        """
+        self._check_use(server_side, session)
+        try:
+            address = sock.getpeername()
+        except OSError:  # it listens
+            return TlsSocket(self, sock, None, suppress_ragged_eofs=suppress_ragged_eofs)
+        where = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
+        connection = self.connection(server_hostname, where)
+        wrapped = TlsSocket(self, sock, connection, suppress_ragged_eofs=suppress_ragged_eofs)
+        if do_handshake_on_connect:
+            try:
+                wrapped.do_handshake()
+            except BaseException:
+                wrapped.close()
+                raise
+        return wrapped
+
+    def _check_use(self, server_side: bool, session: object) -> None:
         if server_side != self.server_side:
             side = "a server" if self.server_side else "a client"
             raise ConfigurationError("TLS context used for the wrong side", expected=f"this context makes {side}")
         if session is not None:
             raise ConfigurationError("TLS sessions are not resumed", got="a session", expected="none")
-        return SslObject(self, self.connection(server_hostname), incoming, outgoing)
-
-    def wrap_socket(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Blocking sockets are not supported.
-
-        Raises:
-            ConfigurationError: always.
-        """
-        raise ConfigurationError(
-            "blocking sockets are not supported", do="use asyncio, anyio or httpx.AsyncClient with this context"
-        )
 
     def stale(self, connection: Connection) -> bool:
         """Whether a client should not send another request on this connection: trust lost, or about to end, or renewed.
@@ -190,7 +247,11 @@ class TrustContext(ssl.SSLContext):
         """
         connection.recheck()
         peer = connection.peer
-        if connection.distrusted is not None or peer is None or connection.credentials is not self._source.current():
+        try:
+            renewed = connection.credentials is not self._source.current()
+        except Exception:  # we have no identity at present, as a new connection will say
+            renewed = True
+        if connection.distrusted is not None or peer is None or renewed:
             return True
         return self.now() > peer.not_after - min(LAST_REQUESTS, (peer.not_after - peer.not_before) / 20)
 
@@ -208,9 +269,10 @@ class TrustContext(ssl.SSLContext):
     ) -> None:
         """Use what the sources hold now, or other sources, and drop every live connection that lost its trust.
 
-        New connections see a source's new value without this, and open ones are judged by it within seconds; here
-        they are judged at once. A peer that may no longer connect is disconnected; a server lets its request in
-        flight finish.
+        New connections see a source's new value without this, and a server looks over its open ones twice a second;
+        here they are judged at once. A peer that may no longer connect is disconnected; a server lets its request in
+        flight finish, but no event stream. It takes some 50 us for each connection, and ten times that where the
+        bundles are others; a program with thousands of them may call it from a thread.
 
         Raises:
             TrustError: the new sources cannot be used. Everything stays as it was.
@@ -220,7 +282,8 @@ class TrustContext(ssl.SSLContext):
             # `is None` throughout: a source or a list that is empty for now may well be false.
             bundles, crls = old.bundles if bundles is None else bundles, old.crls if crls is None else crls
             authorize = old.authorize if authorize is None else authorize
-            new = _Trust(bundles, crls, authorize, PeerVerifier(bundles, crls))
+            verifier = PeerVerifier(bundles, crls, previous=old.verifier)
+            new = Trust(bundles, crls, authorize, verifier)
             presented = self._source if source is None else source
             credentials = presented.current()
             present = self._snapshot if self._snapshot.credentials is credentials else self._take(credentials)
@@ -237,14 +300,15 @@ class TrustContext(ssl.SSLContext):
             except Exception as error:  # a defect or an outage on our side must refuse, never accept
                 connection.distrust(as_trust_error(error))
 
-    def judge(self, chain: Iterable[bytes], trust: _Trust) -> PeerIdentity:
+    def judge(self, chain: Iterable[bytes], trust: Trust) -> PeerIdentity:
         """The peer that a chain proves now, if it may connect."""
         peer = trust.verifier.verify(list(chain), now=self._clock(), usage="client" if self.server_side else "server")
-        trust.authorize.check(peer.agent_id)
+        admitted = trust.authorize if self.proxies is None else any_of(trust.authorize, self.proxies)
+        admitted.check(peer.agent_id)
         return peer
 
     @property
-    def trust(self) -> _Trust:
+    def trust(self) -> Trust:
         """The trust that judges now."""
         return self._trust
 
@@ -259,7 +323,12 @@ class TrustContext(ssl.SSLContext):
             return self._snapshot
 
     def _take(self, credentials: Credentials | None) -> Snapshot:
-        return snapshot(credentials, server_side=self.server_side, certificate_required=self._required)
+        return snapshot(
+            credentials,
+            server_side=self.server_side,
+            certificate_required=self._required,
+            post_quantum=self._post_quantum,
+        )
 
     def _refused(self, error: TrustError, address: Address) -> None:
         if self._on_refused is None:
@@ -324,55 +393,3 @@ class TrustContext(ssl.SSLContext):
     load_dh_params = _fixed
     set_npn_protocols = _fixed
     set_servername_callback = _fixed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Verdict:
-    """What a peer was judged by, and until when that is good if none of it changes."""
-
-    trust: _Trust
-    bundles: TrustBundles
-    crls: RevocationLists
-    until: datetime
-
-    def holds(self, trust: _Trust, now: datetime) -> bool:
-        return (
-            self.trust is trust
-            and self.bundles is trust.bundles.current()
-            and self.crls is trust.crls.current()
-            and now <= self.until
-        )
-
-
-class _Judged(Connection):
-    """A connection that is judged by its context's trust: the one of the moment, at the end as at the start."""
-
-    def __init__(self, context: TrustContext, snapshot: Snapshot, **options: Any) -> None:
-        self._context = context
-        self._judged_by: _Verdict | None = None
-        super().__init__(snapshot, self._ask, **options)
-
-    def assert_identified(self) -> None:
-        super().assert_identified()
-        # The trust was reloaded in the middle of this handshake, perhaps too early for the sweep to see the peer.
-        if self.peer is not None and (self._judged_by is None or self._judged_by.trust is not self._context.trust):
-            self.judge_again()
-
-    def recheck(self) -> None:
-        peer, verdict = self.peer, self._judged_by
-        if peer is None or verdict is None or self.distrusted:
-            return
-        try:
-            if not verdict.holds(self._context.trust, self._context.now()):
-                self._ask(list(peer.chain))
-        except Exception as error:  # a defect or an outage on our side must refuse, never accept
-            self.distrust(as_trust_error(error))
-
-    def _ask(self, chain: list[bytes]) -> PeerIdentity:
-        trust, now = self._context.trust, self._context.now()
-        # The values are read before they are used: one that changes in between is noticed at the next check.
-        bundles, crls = trust.bundles.current(), trust.crls.current()
-        peer = self._context.judge(chain, trust)
-        ends = [x509.load_der_x509_certificate(der).not_valid_after_utc for der in peer.chain]
-        self._judged_by = _Verdict(trust, bundles, crls, min(now + VERDICT_LIFETIME, *ends))
-        return peer

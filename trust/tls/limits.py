@@ -68,7 +68,8 @@ def timed(protocol: Any, deadlines: Deadlines) -> Any:
             if self._idle() and self.transport.get_protocol() is self:
                 self._expect_head()
             else:
-                self._head_came()
+                if self._head_timer is not None:
+                    self._head_came()
                 if self._body_timer is None and self._receiving():
                     self._expect_body()
 
@@ -89,11 +90,13 @@ def timed(protocol: Any, deadlines: Deadlines) -> Any:
             return self.cycle is None or self.cycle.response_complete
 
         def _receiving(self) -> bool:
-            return not self._idle() and self.cycle.more_body
+            cycle = self.cycle
+            return cycle is not None and cycle.more_body and not cycle.response_complete
 
         def _answering(self) -> bool:
             """Whether the request is whole and its answer is not: what comes now belongs to the next request."""
-            return not self._idle() and not self.cycle.more_body
+            cycle = self.cycle
+            return cycle is not None and not cycle.more_body and not cycle.response_complete
 
         def _expect_head(self) -> None:
             if self._head_timer is None:

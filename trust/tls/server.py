@@ -1,4 +1,16 @@
-"""uvicorn over mutual TLS: the application finds the verified peer of its connection in the ASGI scope."""
+"""uvicorn over mutual TLS: the application finds the verified peer of its connection in the ASGI scope.
+
+Why no other server, and no HTTP/2:
+
+- hypercorn tells an application nothing of its connection but the addresses, and calls nobody for a new connection. The
+  peer could be put into the scope through its internals only, which change without notice; a peer who is found by its
+  address may be another one by then. And nothing of it can bound a handshake, a request head or a connection's life.
+- granian does TLS and HTTP outside of Python, from files that it reads when it starts: no SPIFFE ID is judged in the
+  handshake, no list, bundle or key is followed, and the application does not see the certificate.
+- uvicorn's HTTP/2 takes another protocol class than the one it is given, so it is refused.
+
+For clients that want HTTP/2, a proxy in front speaks it with them, and HTTP/1.1 with us (`trust.tls.forwarded`).
+"""
 
 from __future__ import annotations
 
@@ -9,22 +21,24 @@ import logging
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-from cryptography import x509
 
 from trust.audit import AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
 from trust.errors import ConfigurationError, TrustError
-from trust.identity import PEER_EXTENSION, PRESENTED_EXTENSION
+from trust.identity import GROUP_EXTENSION, PEER_EXTENSION, PRESENTED_EXTENSION
 from trust.tls.connection import Connection
-from trust.tls.engine import Address, ClientCertificates, Refused, TrustContext, server_context
+from trust.tls.engine import Address, ClientCertificates, PostQuantum, Refused, TrustContext, server_context, written
+from trust.tls.event_streams import ending
+from trust.tls.forwarded import Forwarded, described
 from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
+from trust.tls.register import Limits, Register
 from trust.tls.transport import Deadlines, TlsProtocol
 
 App = Callable[..., Any]
@@ -49,13 +63,25 @@ class TrustConfig(uvicorn.Config):
     nothing of HTTP is parsed before the peer is verified.
     """
 
-    def __init__(self, app: App, *, context: TrustContext, deadlines: Deadlines, **options: Any) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        context: TrustContext,
+        deadlines: Deadlines,
+        limits: Limits,
+        audit: AuditSink | None = None,
+        **options: Any,
+    ) -> None:
         self.context = context
+        self._audit = audit
         self._deadlines = deadlines
+        self._register = Register(limits, deadlines.trust_check)
         super().__init__(app, proxy_headers=False, forwarded_allow_ips=[], workers=1, **options)
 
     def load(self) -> None:
         super().load()
+        self.loaded_app = Forwarded(self.loaded_app, context=self.context, audit=self._audit)
         protocol = self.http_protocol_class
         if self.ws_protocol_class is not None:
             self.ws_protocol_class = _identified(self.ws_protocol_class)
@@ -64,7 +90,11 @@ class TrustConfig(uvicorn.Config):
         if hasattr(protocol, "on_headers_complete"):
             protocol = bounded(protocol)
         self.http_protocol_class = functools.partial(  # type: ignore[assignment]
-            _accept, timed(_identified(protocol), self._deadlines), self.context, self._deadlines
+            _accept,
+            timed(ending(_identified(protocol)), self._deadlines),
+            self.context,
+            self._register,
+            self._deadlines,
         )
 
 
@@ -78,25 +108,33 @@ def uvicorn_config(
     port: int = 0,
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
     client_certificates: ClientCertificates = "required",
+    post_quantum: PostQuantum = "preferred",
+    proxies: Authorizer | None = None,
     audit: AuditSink | None = None,
     on_refused: Refused | None = None,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 - immutable
+    limits: Limits = Limits(),  # noqa: B008 - immutable
     **options: Any,
 ) -> TrustConfig:
     """The configuration of a uvicorn server that only verified agents reach: `uvicorn.Server(config).run()`.
 
     The peer stands in `scope["extensions"][trust.identity.PEER_EXTENSION]`, and in `scope["extensions"]["tls"]` as
-    ASGI's TLS extension has it. Neither can come from the wire. X-Forwarded-* headers are not believed.
+    ASGI's TLS extension has it; the name of the key exchange stands under `trust.identity.GROUP_EXTENSION`. None of it
+    can come from the wire. X-Forwarded-* headers are not believed.
 
     Not done: authorisation of single requests; that is `trust.gate`.
 
     Args:
         app: the ASGI application.
-        source, bundles, authorize, crls, client_certificates: as for `server_context`.
+        source, bundles, authorize, crls, client_certificates, post_quantum: as for `server_context`.
+        proxies: agents that end TLS in front of this server. Their requests are those of the clients whose certificates
+            they forward; see `trust.tls.forwarded`. None: nobody may say whose request it is.
         host, port: where to listen; port 0 picks a free one.
-        audit: gets an event "handshake" for each one that is refused.
+        audit: gets an event "handshake" for each one that is refused, and "request" where a proxy's, or about one, is.
         on_refused: called with the error and the client's address for each of them.
-        deadlines: how long a client may take.
+        deadlines: how long a client may take. A server that stops waits as long as `grace` for the requests in flight;
+            event streams it ends.
+        limits: how many connections there may be at once.
         options: further ones of `uvicorn.Config`.
 
     Raises:
@@ -104,13 +142,20 @@ def uvicorn_config(
     """
     for name in options:
         if name.startswith("ssl_") or name in _REFUSED_OPTIONS:
-            raise ConfigurationError("uvicorn option", got=name, expected="none that decides about TLS or the peer")
+            raise ConfigurationError(
+                "uvicorn option",
+                got=name,
+                expected="none that decides about TLS or the peer",
+                do="call trust.serve_workers for several processes" if name == "workers" else "leave it out",
+            )
     context = server_context(
         source,
         bundles,
         authorize,
         crls=crls,
         client_certificates=client_certificates,
+        post_quantum=post_quantum,
+        proxies=proxies,
         on_refused=functools.partial(_refused, audit, on_refused),
     )
     defaults: dict[str, Any] = {
@@ -118,8 +163,18 @@ def uvicorn_config(
         "access_log": False,
         "log_level": "warning",
         "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
+        "timeout_graceful_shutdown": deadlines.grace,
     }
-    return TrustConfig(app, context=context, deadlines=deadlines, host=host, port=port, **{**defaults, **options})
+    return TrustConfig(
+        app,
+        context=context,
+        deadlines=deadlines,
+        limits=limits,
+        audit=audit,
+        host=host,
+        port=port,
+        **{**defaults, **options},
+    )
 
 
 def serve(
@@ -135,8 +190,8 @@ def serve(
     """Serve `app` until the process is told to stop; say on stderr where. Arguments and errors as `serving`."""
     config = uvicorn_config(app, source=source, bundles=bundles, authorize=authorize, host=host, port=port, **options)
     with contextlib.ExitStack() as stack:
-        sockets = _listen(config, stack)
-        sys.stderr.write(f"serving {source.current().agent_id} on {_url(sockets[0])}\n")
+        sockets = listen(config.host, config.port, stack)
+        sys.stderr.write(f"serving {source.current().agent_id} on {url_of(sockets[0])}\n")
         uvicorn.Server(config).run(sockets)
 
 
@@ -170,10 +225,10 @@ async def serving(
     config = uvicorn_config(app, source=source, bundles=bundles, authorize=authorize, **options)
     with contextlib.ExitStack() as stack:
         if sockets is None:
-            sockets = _listen(config, stack)
+            sockets = listen(config.host, config.port, stack)
         for listening in sockets:
             stack.callback(listening.close)
-        url = _url(sockets[0])
+        url = url_of(sockets[0])
         server = _Server(config)
         task = asyncio.ensure_future(_run(server, sockets))
         try:
@@ -188,17 +243,23 @@ async def serving(
                 await task
 
 
-def _listen(config: uvicorn.Config, stack: contextlib.ExitStack) -> list[socket.socket]:
+def listen(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """One socket, for as long as the stack is open.
+
+    Raises:
+        ConfigurationError: the address is taken, or is not of this machine.
+    """
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return [stack.enter_context(socket.create_server((config.host, config.port), family=family))]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return [stack.enter_context(socket.create_server((host, port), family=family))]
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {config.host}:{config.port}", got=error.strerror, do="choose another --port or host"
+            f"cannot listen on {host}:{port}", got=error.strerror, do="choose another --port or host"
         ) from None
 
 
-def _url(listening: socket.socket) -> str:
+def url_of(listening: socket.socket) -> str:
+    """Where it listens."""
     host, port = listening.getsockname()[:2]
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
@@ -220,9 +281,15 @@ class _Server(uvicorn.Server):
 
 def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustError, address: Address) -> None:
     if audit is not None:
-        peer = f"{address[0]}:{address[1]}" if address else ""
         try:
-            audit.record(event="handshake", decision="deny", check=error.check, peer=peer, reason=str(error))
+            audit.record(
+                event="handshake",
+                decision="deny",
+                check=error.check,
+                peer=written(address),
+                claimed=error.claimed,
+                reason=str(error),
+            )
         except Exception:  # it stays refused, and the connection is to be ended
             logger.exception("a refused handshake could not be recorded")
     if on_refused is not None:
@@ -232,6 +299,7 @@ def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustEr
 def _accept(
     protocol: Callable[..., asyncio.Protocol],
     context: TrustContext,
+    register: Register,
     deadlines: Deadlines,
     *,
     server_state: Any,
@@ -244,6 +312,7 @@ def _accept(
         context,
         functools.partial(protocol, server_state=server_state, _loop=loop, **arguments),
         live=server_state.connections,
+        register=register,
         loop=loop,
         deadlines=deadlines,
     )
@@ -264,18 +333,18 @@ def _identified(protocol: Any) -> Any:
 
 
 def tls_extensions(connection: Connection) -> dict[str, Any]:
-    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls", our peer, what we presented to it."""
+    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls", and our own."""
     peer = connection.peer
     cipher, ours = connection.cipher, connection.credentials
     extensions: dict[str, Any] = {
         "tls": {
             "server_cert": ssl.DER_cert_to_PEM_cert(ours.chain_der[0]) if ours else None,
-            "client_cert_chain": [ssl.DER_cert_to_PEM_cert(der) for der in peer.chain] if peer else [],
-            "client_cert_name": _name(peer.chain[0]) if peer else None,
+            **described(peer),
             "client_cert_error": None,  # a client certificate with an error ends the handshake
             "tls_version": _TLS_1_3,
             "cipher_suite": _CIPHER_SUITES.get(cipher[0]) if cipher else None,
         },
+        GROUP_EXTENSION: connection.group,
     }
     if peer is not None:
         extensions[PEER_EXTENSION] = peer
@@ -284,21 +353,18 @@ def tls_extensions(connection: Connection) -> dict[str, Any]:
     return extensions
 
 
-def _name(der: bytes) -> str:
-    return x509.load_der_x509_certificate(der).subject.rfc4514_string()
-
-
 def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> App:
-    async def identified(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Any:
+    def identified(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Awaitable[Any]:
         # The connection is closed when the peer loses its trust. A request that was in the buffers by then, perhaps
         # pipelined behind another, must not be served all the same.
         if connection.distrusted:
-            return await _turn_away(scope, send, connection.distrusted)
+            return _turn_away(scope, send, connection.distrusted)
         present = scope.get("extensions") or {}
-        present.pop(PEER_EXTENSION, None)
-        present.pop(PRESENTED_EXTENSION, None)
+        for ours in (PEER_EXTENSION, PRESENTED_EXTENSION, GROUP_EXTENSION):
+            present.pop(ours, None)
         scope["extensions"] = {**present, **extensions}
-        return await app(scope, receive, send)
+        answered: Awaitable[Any] = app(scope, receive, send)
+        return answered
 
     return identified
 

@@ -54,7 +54,7 @@ class SslObject:
             if pending and not self._alert_flushed and not self._eof_told:
                 self._alert_flushed = True
                 raise _want_read() from None
-            _raise(error)
+            raise_ssl(error)
         self._flush()
         if not done:
             if self._eof_told:
@@ -71,7 +71,7 @@ class SslObject:
             self._flush()
             if self._eof_told and self.connection.error is error and not isinstance(error, PeerError):
                 self._raise_eof(error)
-            _raise(error)
+            raise_ssl(error)
         if data is None:
             self._flush()
             raise _want_read()
@@ -84,7 +84,7 @@ class SslObject:
         try:
             return self.connection.write(data)
         except TrustError as error:
-            _raise(error)
+            raise_ssl(error)
         finally:
             self._flush()
 
@@ -190,7 +190,8 @@ def _want_read() -> ssl.SSLWantReadError:
     return ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)")
 
 
-def _raise(error: TrustError) -> NoReturn:
+def raise_ssl(error: TrustError) -> NoReturn:
+    """Raise an error of ours as users of `ssl` expect them, with ours as its cause."""
     if isinstance(error, PeerError):
         raise ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, str(error)) from error
     raise ssl.SSLError(ssl.SSL_ERROR_SSL, str(error)) from error

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from trust.errors import HandshakeFailed, TrustError
+from trust.errors import HandshakeFailed, TooManyConnections, TrustError
 from trust.tls.connection import RECORD_BYTES, Connection
 from trust.tls.engine import Address, TrustContext
+from trust.tls.register import Register
 from trust.tls.sslobject import peer_certificate
 
 
@@ -28,19 +30,29 @@ class Deadlines:
     grace: float = 30.0  # for requests in flight, once the peer's certificate expired or lost its trust
     close: float = 5.0  # to take what is still to be sent, before the connection is cut
     stall: float = 30.0  # without a byte more of a request body that is not whole, or of an answer being taken
-    trust_check: float = 5.0  # how often an open connection asks whether its peer is still trusted, by the wall clock
+    trust_check: float = 0.5  # between two looks whether the peers of the open connections are still trusted
 
 
 # What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
 # has some 30 bytes, and an honest client asks for one in millions of records.
 MAX_UNTAKEN_BYTES = 16 * 1024
 
+# What somebody who speaks HTTP to this port without TLS says first, and is told.
+_PLAIN_HTTP = re.compile(rb"[A-Z]{3,16} [/*a-z]")
+_USE_TLS = b"this port speaks HTTPS only, with TLS 1.3 and client certificates\n"
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_USE_TLS), _USE_TLS)
+)
+# What a verified peer is told for whom there is no place. It may retry: a connection is free in a moment.
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
 
 class TlsProtocol(asyncio.Protocol):
     """One accepted connection: handshake, then `application()` over a `TlsTransport`.
 
     It stays in `live` until the application's protocol takes its own place there, so that a shutting down server
-    reaches handshakes, too.
+    reaches handshakes, too. In `register` it stays for as long as it is open.
     """
 
     def __init__(
@@ -49,18 +61,19 @@ class TlsProtocol(asyncio.Protocol):
         application: Callable[[], asyncio.Protocol],
         *,
         live: set[Any],
+        register: Register,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
     ) -> None:
         self._context = context
         self._application = application
         self._live = live
+        self._register = register
         self._loop = loop
         self._deadlines = deadlines
         self._raw: asyncio.Transport
         self.tls: Connection
         self._timer: asyncio.TimerHandle | None = None
-        self._trust_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None  # there while the client takes less than we send
         self._untaken = 0  # bytes of TLS's own in the meantime
         self._plain = bytearray()  # written by the application in this turn of the loop
@@ -76,12 +89,19 @@ class TlsProtocol(asyncio.Protocol):
         self._live.add(self)
         self.tls = self._context.connection(address=_address(transport))
         self.tls.on_distrust = self._distrusted
+        self._register.enter(self)
         self._after(self._deadlines.handshake, self._handshake_too_slow)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
-        self._spoke = True
+        if not self._spoke:
+            self._spoke = True
+            if _PLAIN_HTTP.match(data):
+                self.tls.fail(HandshakeFailed("client speaks HTTP without TLS", expected="https://"))
+                self._raw.write(_BAD_REQUEST)
+                self._refuse()
+                return
         self.tls.receive(data)
         if self.tls.established or self._handshake():
             self.pump()
@@ -98,13 +118,13 @@ class TlsProtocol(asyncio.Protocol):
             self.tls.fail(HandshakeFailed("client went away in the handshake"))
         self._ended = True
         self._cancel()
-        if self._trust_timer:
-            self._trust_timer.cancel()
         self._stop_waiting()
         self._live.discard(self)
+        self._register.leave(self)
         if self.app is not None:
             app, self.app = self.app, None
             app.connection_lost(exc)
+        self.tls.release()
 
     def pause_writing(self) -> None:
         self._untaken = 0
@@ -128,9 +148,13 @@ class TlsProtocol(asyncio.Protocol):
             return False
         self.flush()
         if done:
+            try:
+                self._register.admit(self, None if self.tls.peer is None else self.tls.peer.agent_id)
+            except TooManyConnections as error:
+                self._turn_away(error)
+                return False
             self._cancel()
             self._live.discard(self)
-            self._check_trust()
             self.app = self._application()
             self.app.connection_made(TlsTransport(self, self._raw))
         return done
@@ -145,6 +169,20 @@ class TlsProtocol(asyncio.Protocol):
         if self._raw.can_write_eof():
             self._raw.write_eof()
         self._after(self._deadlines.linger, self._raw.abort)
+
+    def _turn_away(self, error: TooManyConnections) -> None:
+        """Answer before there is a request: it will be read as the answer to the first."""
+        self.tls.write(_UNAVAILABLE)
+        self.tls.close()
+        self.tls.fail(error)
+        self._refuse()
+
+    def give_way(self, error: TrustError) -> None:
+        """The place of this handshake is needed for another."""
+        if not self._ended:
+            self.tls.fail(error)
+        self._ended = True
+        self._raw.abort()
 
     def _handshake_too_slow(self) -> None:
         self.tls.fail(HandshakeFailed("handshake took too long", expected=f"<= {self._deadlines.handshake:g} s"))
@@ -261,15 +299,9 @@ class TlsProtocol(asyncio.Protocol):
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
             self._loop.call_soon_threadsafe(self._wind_up)
 
-    def _check_trust(self) -> None:
-        """Wind up when the peer's certificate expires, by the wall clock, or when a source takes its trust away."""
-        if self.tls.peer is None:
-            return
+    def check_trust(self) -> None:
+        """Wind up when the peer's certificate has expired, by the wall clock, or when a source took its trust away."""
         self.tls.recheck()
-        if not self.tls.distrusted:
-            remaining = (self.tls.peer.not_after - self._context.now()).total_seconds()
-            wait = min(max(remaining, 0) + 0.01, self._deadlines.trust_check)
-            self._trust_timer = self._loop.call_later(wait, self._check_trust)
 
     def _wind_up(self) -> None:
         """No further request; those in flight may finish within the grace."""

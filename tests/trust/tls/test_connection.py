@@ -51,6 +51,7 @@ from trust.tls.connection import snapshot as take
 
 ANY = unsafe_allow_any_peer()
 BOTH = TrustBundles.of(FORGE.bundle, OTHER.bundle)
+ADDRESS = ("192.0.2.7", 4242)
 STRANGER = Forge()  # the same trust domain, by a CA that nobody trusts
 
 
@@ -68,7 +69,7 @@ def ends(
         client_context(client, bundles, allow, **(client_options or {})),
         server_context(server, bundles, allow, **(server_options or {})),
     )
-    ours, theirs = contexts[0].connection(name), contexts[1].connection()
+    ours, theirs = contexts[0].connection(name), contexts[1].connection(address=ADDRESS)
     ours.contexts = theirs.contexts = contexts  # type: ignore[attr-defined]
     return ours, theirs
 
@@ -177,14 +178,24 @@ def test_refused(refused: str, case: str, make: Any, expected: type[TrustError],
         shake(client, server)
         judging, judged = server, client
     else:
-        client, server = ends(server=credentials, client_options=options, allow=authorize)
+        client, server = ends(server=credentials, client_options=options, allow=authorize, name="server.example")
         shake(client, server)
         judging, judged = client, server
     assert type(judging.error) is expected
     assert judging.peer is None and not judging.established
     assert type(judged.error) is HandshakeRefused
-    assert f"alert {alert};" in str(judged.error)
-    assert told == ([(server.error, None)] if refused == "client" else [])
+    assert f"alert {alert}" in str(judged.error) and "check this agent's certificate" in str(judged.error)
+    assert told == ([(server.error, ADDRESS)] if refused == "client" else [])
+    # The line says who it was, as far as anybody can tell, and which clocks to compare where it is about time.
+    address = "192.0.2.7:4242" if refused == "client" else "server.example"
+    claimed = "" if "SPIFFE ID" in case else str(credentials.agent_id)
+    assert (judging.error.address, judging.error.claimed) == (address, claimed)
+    assert str(judging.error).endswith(f"(peer {address}, claims {claimed})" if claimed else f"(peer {address})")
+    if expected in (CertificateExpired, CertificateNotYetValid) or case == "stale CRL":
+        assert " by our clock" in str(judging.error)
+    if expected is CertificateExpired:
+        assert f"{NOW - HOUR:%Y-%m-%d %H:%M:%S}" in str(judging.error)
+        assert f"before {NOW - HOUR:%Y-%m-%d %H:%M:%S} UTC, when our certificate ends; ours says " in str(judged.error)
     with pytest.raises(expected):
         judging.handshake()  # it stays refused
     with pytest.raises(expected):
@@ -644,3 +655,42 @@ def test_a_strangers_chain_is_not_verified_before_it_is_refused() -> None:
 
     light = min(refused_in((chain[-1],)) for _ in range(3))
     assert min(refused_in(tuple(reversed(chain))) for _ in range(3)) < light + 0.01
+
+
+GROUPS = {
+    "X25519MLKEM768": True,
+    "X25519": True,
+    "secp256r1": True,
+    "secp384r1": True,
+    "secp521r1": False,
+    "X448": False,
+    "ffdhe2048": False,
+    "ffdhe3072": False,
+    "X448:X25519": True,
+}
+
+
+@pytest.mark.parametrize("offered", GROUPS)
+def test_a_client_cannot_choose_a_key_exchange_that_costs_the_server_much(offered: str) -> None:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.use_certificate(AGENT.certificate)
+    for certificate in AGENT.chain[1:]:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(AGENT.private_key)
+    assert lib.SSL_CTX_set1_curves_list(context._context, offered.encode())
+    client, server = SSL.Connection(context, None), ends()[1]
+    client.set_connect_state()
+    for _ in range(4):
+        with contextlib.suppress(SSL.WantReadError, SSL.Error):
+            client.do_handshake()
+        with contextlib.suppress(SSL.WantReadError):
+            server.receive(client.bio_read(65536))
+        with contextlib.suppress(TrustError):
+            server.handshake()
+        if answer := server.output():
+            client.bio_write(answer)
+    assert server.established == GROUPS[offered]
+    if GROUPS[offered]:
+        assert server.group.lower() == offered.split(":")[-1].lower()
+    else:
+        assert type(server.error) is HandshakeFailed and "no suitable key share" in str(server.error)

@@ -41,6 +41,7 @@ from trust.errors import (
     CertificateExpired,
     CertificateRevoked,
     ConfigurationError,
+    CredentialsError,
     HandshakeFailed,
     HandshakeRefused,
     NoPeerCertificate,
@@ -50,7 +51,7 @@ from trust.errors import (
 )
 from trust.sources import Live
 from trust.tls import TrustContext, client_context, server_context
-from trust.tls.engine import VERDICT_LIFETIME
+from trust.tls.judging import VERDICT_LIFETIME
 from trust.tls.sslobject import SslObject
 
 ANY = unsafe_allow_any_peer()
@@ -272,7 +273,6 @@ def test_nothing_that_is_set_weakens_it() -> None:
         ("set_ciphers", ("ALL",)),
         ("set_ecdh_curve", ("prime256v1",)),
         ("set_servername_callback", (None,)),
-        ("wrap_socket", (None,)),
     ],
 )
 def test_what_it_takes_from_its_sources_cannot_be_given_otherwise(method: str, arguments: Any) -> None:
@@ -697,3 +697,35 @@ def test_a_false_value_replaces_a_true_one() -> None:
     theirs.reload(bundles=FORGE.bundles)
     ours.reload(source=Source(FORGE.leaf("/second")))
     assert str(connect(ours, theirs)[1].peer.agent_id) == "spiffe://fleet.example/second"
+
+
+def test_a_source_that_has_no_identity_for_a_while() -> None:
+    """Its error is that of the connections, and open ones are left by their client; then all is well again."""
+
+    class Source:
+        gone = False
+
+        def current(self) -> Credentials:
+            if self.gone:
+                raise CredentialsError("identity was taken back")
+            return AGENT
+
+    source, refused = Source(), []
+    for context in (
+        server_context(source, FORGE.bundles, ANY, on_refused=lambda error, _: refused.append(type(error))),
+        client_context(source, FORGE.bundles, ANY),
+    ):
+        source.gone = False
+        other = client_context if context.server_side else server_context
+        before = context.connection()
+        shake(before, other(AGENT, FORGE.bundles, ANY).connection())
+        assert before.established
+        assert not context.stale(before)
+        source.gone = True
+        assert context.stale(before)
+        with pytest.raises(CredentialsError, match="taken back"):
+            context.connection().handshake()
+        source.gone = False
+        assert not context.stale(before)
+        assert context.connection().handshake() is False
+    assert refused == [CredentialsError]

@@ -1,0 +1,97 @@
+"""The register of a server's connections: who gets a place, who gives it up, who is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.trust.tls.parts import until
+from trust.errors import TooManyConnections, TrustError
+from trust.identity import AgentID
+from trust.tls import register as register_module
+from trust.tls.register import Limits, Register
+
+ONE, TWO = AgentID.parse("spiffe://fleet.example/one"), AgentID.parse("spiffe://fleet.example/two")
+
+
+class Link:
+    def __init__(self) -> None:
+        self.gave_way: TrustError | None = None
+        self.looks = 0
+
+    def give_way(self, error: TrustError) -> None:
+        self.gave_way = error
+
+    def check_trust(self) -> None:
+        self.looks += 1
+
+
+def entered(register: Register, number: int) -> list[Link]:
+    links = [Link() for _ in range(number)]
+    for link in links:
+        register.enter(link)
+    return links
+
+
+def test_the_oldest_handshake_gives_way() -> None:
+    register = Register(Limits(handshakes=3), 1)
+    links = entered(register, 5)
+    assert [type(link.gave_way) for link in links] == [TooManyConnections] * 2 + [type(None)] * 3
+    assert len(register) == 3
+
+
+def test_places() -> None:
+    async def main() -> None:
+        register = Register(Limits(handshakes=10, connections=3, peer=2), 1000)
+        links = entered(register, 6)
+        for link, peer in zip(links[:3], (ONE, ONE, None), strict=True):
+            register.admit(link, peer)
+        for peer, why in ((ONE, "peer has too many"), (TWO, "server has too many"), (None, "server has too many")):
+            with pytest.raises(TooManyConnections, match=why):
+                register.admit(links[3], peer)
+        register.leave(links[0])
+        register.leave(links[0])
+        register.admit(links[3], TWO)
+        with pytest.raises(TooManyConnections):
+            register.admit(links[4], ONE)
+        for link in links:
+            register.leave(link)
+        assert len(register) == 0 and not register._of_peer
+
+    asyncio.run(main())
+
+
+def test_clients_without_a_certificate_are_one_peer() -> None:
+    async def main() -> None:
+        register = Register(Limits(peer=2), 1000)
+        links = entered(register, 3)
+        register.admit(links[0], None)
+        register.admit(links[1], None)
+        with pytest.raises(TooManyConnections, match="without a certificate"):
+            register.admit(links[2], None)
+
+    asyncio.run(main())
+
+
+def test_everybody_is_looked_at_and_the_loop_has_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when every single look takes longer than a slice; and nobody is looked at after having left."""
+    monkeypatch.setattr(register_module, "SLICE_SECONDS", 0.0)
+
+    async def main() -> None:
+        register = Register(Limits(), 0.01)
+        links = entered(register, 20)
+        for link in links[:10]:
+            register.admit(link, ONE)
+        await until(lambda: all(link.looks > 1 for link in links[:10]), 20)
+        assert not any(link.looks for link in links[10:])
+        for link in links:
+            register.leave(link)
+        await until(lambda: not register._looking, 20)
+        looks = [link.looks for link in links]
+        register.enter(links[0])
+        register.admit(links[0], ONE)  # it begins to look again
+        await until(lambda: links[0].looks > looks[0], 20)
+        assert [link.looks for link in links[1:]] == looks[1:]
+
+    asyncio.run(main())

@@ -1,0 +1,130 @@
+"""All open connections of one server: how many there may be at once, and whether their peers are still trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+from trust.errors import TooManyConnections, TrustError
+from trust.identity import AgentID
+
+# One look over many connections goes on for this long before the event loop has its turn again.
+SLICE_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many connections one server process holds at once.
+
+    The process must be allowed as many open files. Nothing is counted by address: behind one there may be a thousand
+    agents, and an attacker has many.
+    """
+
+    # With verified peers. One more is answered 503 after its handshake.
+    connections: int = 10_000
+    # Of one agent (SPIFFE ID), in the same way, so that none of them takes the places of all others. Clients without a
+    # certificate, where they are let in, are one agent in this.
+    peer: int = 500
+    # Connections whose peer is not known yet, or was refused just now. One more takes the place of the oldest: a flood
+    # cannot close the door, for an honest client is through in less time than so many others take to come.
+    handshakes: int = 1_000
+
+
+class Watched(Protocol):
+    """A connection, as far as it concerns the register."""
+
+    def give_way(self, error: TrustError) -> None:
+        """End at once: another one needs the place."""
+
+    def check_trust(self) -> None:
+        """End if the peer lost its trust."""
+
+
+class Register:
+    """Who is connected to one server. Used in its event loop only.
+
+    Args:
+        limits: how many there may be.
+        interval: seconds between two looks whether the peers are still trusted.
+    """
+
+    def __init__(self, limits: Limits, interval: float) -> None:
+        self._limits = limits
+        self._interval = interval
+        # In the order in which they came.
+        self._unknown: dict[Watched, None] = {}
+        self._verified: dict[Watched, AgentID | None] = {}
+        self._of_peer: Counter[AgentID | None] = Counter()
+        self._looking = False
+
+    def __len__(self) -> int:
+        return len(self._unknown) + len(self._verified)
+
+    def enter(self, connection: Watched) -> None:
+        """A client connected."""
+        if len(self._unknown) >= self._limits.handshakes:
+            oldest = next(iter(self._unknown))
+            self.leave(oldest)
+            oldest.give_way(
+                TooManyConnections(
+                    "handshake gave way to a later one",
+                    expected=f"at most {self._limits.handshakes} handshakes at once",
+                )
+            )
+        self._unknown[connection] = None
+
+    def admit(self, connection: Watched, peer: AgentID | None) -> None:
+        """Its handshake is complete; None for a client without a certificate.
+
+        Raises:
+            TooManyConnections: there is no place for it. It is counted among the handshakes until it leaves.
+        """
+        if self._of_peer[peer] >= self._limits.peer:
+            raise TooManyConnections(
+                "peer has too many connections",
+                got=peer or "a client without a certificate",
+                expected=f"at most {self._limits.peer} at once",
+                do="let it use its connections again, or raise Limits.peer",
+            )
+        if len(self._verified) >= self._limits.connections:
+            raise TooManyConnections(
+                "server has too many connections",
+                got=peer or "a client without a certificate",
+                expected=f"at most {self._limits.connections} at once",
+                do="add servers, or raise Limits.connections",
+            )
+        self._unknown.pop(connection, None)
+        self._verified[connection] = peer
+        self._of_peer[peer] += 1
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(self._interval, self._look)
+
+    def leave(self, connection: Watched) -> None:
+        """It is closed."""
+        self._unknown.pop(connection, None)
+        if connection in self._verified:
+            peer = self._verified.pop(connection)
+            self._of_peer[peer] -= 1
+            if not self._of_peer[peer]:
+                del self._of_peer[peer]
+
+    def _look(self) -> None:
+        """Look at every connection, a slice at a time."""
+        if self._verified:
+            self._go_on(list(self._verified))
+        else:
+            self._looking = False
+
+    def _go_on(self, left: list[Watched]) -> None:
+        loop = asyncio.get_running_loop()
+        until = time.monotonic() + SLICE_SECONDS
+        while left:
+            left.pop().check_trust()
+            if time.monotonic() >= until:
+                loop.call_soon(self._go_on, left)
+                return
+        loop.call_later(self._interval, self._look)

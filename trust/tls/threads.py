@@ -1,0 +1,141 @@
+"""The async transports, for threads: `httpx.Client` over the very same connections, checks and errors.
+
+A transport of this kind has one event loop, in a thread of its own, where its connections live. Calls wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import httpx
+
+from trust.errors import ConfigurationError
+
+T = TypeVar("T")
+Job = Callable[[], None]
+
+
+class BlockingTransport(httpx.BaseTransport):
+    """An async transport for `httpx.Client(transport=...)`. Any number of threads may use it at once.
+
+    The body of a request is read in the thread that sends it. A call that is interrupted ends its request.
+
+    Args:
+        inner: not to be used by anybody else.
+
+    Raises (from requests):
+        What `inner` raises; ConfigurationError after `close()`.
+    """
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._closed = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        errand = _Errand()
+        stream: Any = request.stream
+        if not isinstance(stream, httpx.ByteStream):
+            stream = _Upload(iter(stream), errand)
+        asked = httpx.Request(
+            request.method, request.url, headers=request.headers, stream=stream, extensions=request.extensions
+        )
+        response = errand.wait(self._start(self._inner.handle_async_request(asked)))
+        content = response.stream
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers,
+            stream=content if isinstance(content, httpx.ByteStream) else _Download(self._start, content),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            thread, self._thread, self._closed = self._thread, None, True
+        if thread is not None:
+            self._submit(self._inner.aclose()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise ConfigurationError("client is closed", do="make another one")
+            if self._thread is None:
+                self._loop = asyncio.new_event_loop()
+                # A forgotten client must not keep the program from its end.
+                self._thread = threading.Thread(target=self._loop.run_forever, name="a2a-trust client", daemon=True)
+                self._thread.start()
+            return self._submit(work)
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+class _Errand:
+    """What the loop asks of the calling thread while that waits for an answer."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+
+    def wait(self, future: Future[T]) -> T:
+        future.add_done_callback(lambda _: self.jobs.put(None))
+        try:
+            while (job := self.jobs.get()) is not None:
+                job()
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+class _Upload(httpx.AsyncByteStream):
+    """The chunks of a body, taken one by one in the thread that sends the request."""
+
+    def __init__(self, chunks: Iterator[bytes], errand: _Errand) -> None:
+        self._chunks = chunks
+        self._errand = errand
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (chunk := await asyncio.wrap_future(self._next())) is not None:
+            yield chunk
+
+    def _next(self) -> Future[bytes | None]:
+        answer: Future[bytes | None] = Future()
+
+        def job() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(next(self._chunks, None))
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._errand.jobs.put(job)
+        return answer
+
+
+class _Download(httpx.SyncByteStream):
+    def __init__(self, start: Callable[[Coroutine[Any, Any, Any]], Future[Any]], content: Any) -> None:
+        self._start = start
+        self._content = content
+        self._parts: AsyncIterator[bytes] = content.__aiter__()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (part := _Errand().wait(self._start(self._part()))) is not None:
+            yield part
+
+    async def _part(self) -> bytes | None:
+        return await anext(self._parts, None)
+
+    def close(self) -> None:
+        self._start(self._content.aclose()).result()
