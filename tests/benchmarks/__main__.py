@@ -15,11 +15,13 @@ MODULES = (
     "replay",
     "revocation",
     "gate",
+    "post_quantum",
     "pki",
     "pki_memory",
     "pki_revocation",
     "pki_service",
     "transports",
+    "servers",
     "step_ca",  # last, for the first time it installs what it compares with
 )
 

@@ -32,6 +32,10 @@ class Process:
         """Bytes of memory that it and the processes that it has started hold."""
         return sum(resident(pid) for pid in (self.pid, *_children(self.pid)))
 
+    def cpu(self) -> float:
+        """Seconds of CPU time that they have spent; as Linux gives it, by the clock of each process."""
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in (self.pid, *_children(self.pid)))
+
 
 class Load:
     """Sends requests and counts the answers."""
