@@ -1,4 +1,4 @@
-"""One CA and all that it publishes, a CA without addresses, and the Go programs built from `go/`."""
+"""One CA and all that it publishes, a CA without addresses, agents, and the Go programs built from `go/`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from pki import CertificateAuthority, revocation
+from tests.interop.fleet import DOMAIN, Fleet, make_fleet
 from trust.credentials import Credentials
 
-DOMAIN = "fleet.example"
 PUBLIC_URL = "http://pki.fleet.example"
 GO = Path(__file__).parent / "go"
 
@@ -68,6 +68,12 @@ def published(ca: CertificateAuthority) -> Publisher:
         (signer,) = ocsp.load_der_ocsp_response(answer).certificates
         publisher.certificates["OCSP signer"] = signer.public_bytes(Encoding.DER)
     return publisher
+
+
+@pytest.fixture(scope="session")
+def fleet(plain: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Agents of the CA without addresses: none of the programs tries to fetch a list."""
+    return make_fleet(plain.ca, tmp_path_factory.mktemp("fleet"))
 
 
 @pytest.fixture(scope="session")

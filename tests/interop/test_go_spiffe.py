@@ -7,8 +7,7 @@ import base64
 import contextlib
 import json
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,22 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import CertificateAuthority
 from tests.forge import Forge
-from tests.interop.conftest import DOMAIN
+from tests.interop.fleet import (
+    BILLING,
+    DOMAIN,
+    OTHER,
+    PLANNER,
+    REFUSED,
+    Fleet,
+    answer_of,
+    ask,
+    is_refused,
+    judged_by_our_client,
+    our_server,
+    refuses_our_client,
+    their_server,
+)
 from tests.interop.programs import needs, run, save, save_bundle
-from trust.agent import agent_client, serving
-from trust.authorize import exactly
-from trust.bundles import TrustBundles
-from trust.credentials import Credentials
-from trust.errors import HandshakeRefused, PeerNotAllowed
-from trust.identity import peer_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,80 +40,47 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]  # the modules may have to be fetched and built first
 
-PLANNER, BILLING, OTHER = (f"spiffe://{DOMAIN}/{name}" for name in ("planner", "billing", "other"))
+
+@pytest.fixture(scope="session")
+def program(go: Path) -> Path:
+    return go / "spiffe"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Party:
-    """An agent, and its files for the Go side."""
-
-    credentials: Credentials
-    files: tuple[Path, Path]
+@pytest.fixture(scope="session")
+def bundle(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the fleet's own domain."""
+    return save_bundle(tmp_path_factory.mktemp("bundle"), fleet.bundles.by_domain[DOMAIN])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fleet:
-    program: Path
-    ca: CertificateAuthority
-    bundle: Path
-    planner: Party
-    billing: Party
-
-    @property
-    def bundles(self) -> TrustBundles:
-        return TrustBundles.of(self.ca.bundle())
-
-    def go(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return run(self.program, *arguments)
-
-
-@pytest.fixture(scope="module")
-def fleet(go: Path, ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    folder = tmp_path_factory.mktemp("fleet")
-
-    def party(agent: str, name: str) -> Party:
-        credentials = ca.issue_credentials(agent)
-        return Party(credentials=credentials, files=save(folder, credentials, name))
-
-    return Fleet(
-        program=go / "spiffe",
-        ca=ca,
-        bundle=save_bundle(folder, ca.bundle()),
-        planner=party(PLANNER, "planner"),
-        billing=party(BILLING, "billing"),
-    )
-
-
-def test_an_svid_with_its_key(fleet: Fleet) -> None:
-    result = fleet.go("svid", *fleet.planner.files)
+def test_an_svid_with_its_key(program: Path, fleet: Fleet) -> None:
+    result = run(program, "svid", fleet["planner"].chain, fleet["planner"].key)
     assert result.stdout == f"{PLANNER}\n", result.stderr
 
 
-def test_the_key_of_another_agent_does_not_fit(fleet: Fleet) -> None:
-    result = fleet.go("svid", fleet.planner.files[0], fleet.billing.files[1])
+def test_the_key_of_another_agent_does_not_fit(program: Path, fleet: Fleet) -> None:
+    result = run(program, "svid", fleet["planner"].chain, fleet["billing"].key)
     assert result.returncode == 1
     assert "does not match" in result.stderr
 
 
-def test_a_chain_leads_to_the_bundle(fleet: Fleet) -> None:
-    result = fleet.go("verify", fleet.planner.files[0], fleet.bundle, DOMAIN)
+def test_a_chain_leads_to_the_bundle(program: Path, fleet: Fleet, bundle: Path) -> None:
+    result = run(program, "verify", fleet["planner"].chain, bundle, DOMAIN)
     assert result.stdout == f"{PLANNER}\n", result.stderr
 
 
-def test_a_chain_does_not_lead_to_a_foreign_root(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_chain_does_not_lead_to_a_foreign_root(program: Path, fleet: Fleet, tmp_path: Path) -> None:
     """What is refused for us is refused for them: the same name, another key."""
     foreign = save_bundle(tmp_path, Forge(DOMAIN).bundle)
-    assert "unknown authority" in fleet.go("verify", fleet.planner.files[0], foreign, DOMAIN).stderr
+    assert "unknown authority" in run(program, "verify", fleet["planner"].chain, foreign, DOMAIN).stderr
 
 
-def test_a_bundle(fleet: Fleet) -> None:
-    bundle = fleet.ca.bundle()
-    result = fleet.go("bundle", fleet.bundle, DOMAIN)
-    assert described(result) == {
+def test_a_bundle(program: Path, fleet: Fleet, bundle: Path) -> None:
+    ours = fleet.bundles.by_domain[DOMAIN]
+    assert described(run(program, "bundle", bundle, DOMAIN)) == {
         "domain": DOMAIN,
-        "roots": [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in bundle.roots],
-        "sequence": bundle.sequence,
-        "refreshHint": bundle.refresh_hint,
+        "roots": [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in ours.roots],
+        "sequence": ours.sequence,
+        "refreshHint": ours.refresh_hint,
     }
 
 
@@ -117,74 +91,59 @@ def described(result: subprocess.CompletedProcess[str]) -> Any:
 
 # A client in Go, a server of ours.
 
-
-async def whoami(scope: Any, receive: Any, send: Any) -> None:
-    peer = peer_of(scope)
-    assert peer is not None
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": str(peer.agent_id).encode()})
-
-
-async def got(fleet: Fleet, *, allowed: str, server: str) -> subprocess.CompletedProcess[str]:
-    """What the Go planner got from our billing agent, which lets in `allowed`, when it asks for `server`."""
-    async with serving(
-        whoami, source=fleet.billing.credentials, bundles=fleet.bundles, authorize=exactly(allowed)
-    ) as running:
-        arguments = ("get", running.url, *fleet.planner.files, fleet.bundle, DOMAIN, server)
-        return await asyncio.to_thread(fleet.go, *arguments)
+ALERTS = {
+    "unknown_ca": "remote error: tls: unknown certificate authority",
+    "certificate_revoked": "remote error: tls: revoked certificate",
+    "handshake_failure": "remote error: tls: handshake failure",
+}
 
 
-def test_a_go_client_calls_our_server(fleet: Fleet) -> None:
-    result = asyncio.run(got(fleet, allowed=PLANNER, server=BILLING))
-    assert (result.returncode, result.stdout) == (0, PLANNER), result.stderr
+async def got(program: Path, fleet: Fleet, bundle: Path, url: str, who: str, *, server: str = BILLING) -> str:
+    """What an agent in Go got from our server, when it wanted `server`."""
+    return await answer_of(program, "get", url, fleet[who].chain, fleet[who].key, bundle, DOMAIN, server)
 
 
-def test_our_server_refuses_a_go_client_with_another_id(fleet: Fleet) -> None:
-    result = asyncio.run(got(fleet, allowed=OTHER, server=BILLING))
-    assert result.returncode == 1
-    assert "remote error: tls:" in result.stderr
+def test_a_go_client_calls_our_server(program: Path, fleet: Fleet, bundle: Path) -> None:
+    async def main() -> None:
+        async with our_server(fleet) as server:
+            assert await got(program, fleet, bundle, server.url, "planner") == PLANNER
+        assert (server.refused, [*map(str, server.callers)]) == ([], [PLANNER])
+
+    asyncio.run(main())
 
 
-def test_a_go_client_refuses_our_server_with_another_id(fleet: Fleet) -> None:
-    result = asyncio.run(got(fleet, allowed=PLANNER, server=OTHER))
-    assert result.returncode == 1
-    assert f'unexpected ID "{BILLING}"' in result.stderr
+@pytest.mark.parametrize("who", [who for who in REFUSED if who])  # it has no way to present nothing
+def test_our_server_tells_a_go_client_why(program: Path, fleet: Fleet, bundle: Path, who: str) -> None:
+    async def main() -> None:
+        async with our_server(fleet) as server:
+            assert ALERTS[REFUSED[who][1]] in await got(program, fleet, bundle, server.url, who)
+        is_refused(server, who)
+
+    asyncio.run(main())
+
+
+def test_a_go_client_refuses_our_server_with_another_id(program: Path, fleet: Fleet, bundle: Path) -> None:
+    async def main() -> None:
+        async with our_server(fleet) as server:
+            said = await got(program, fleet, bundle, server.url, "planner", server=OTHER)
+        assert f'unexpected ID "{BILLING}"' in said
+        assert server.callers == []
+
+    asyncio.run(main())
 
 
 # A client of ours, a server in Go.
 
 
-@pytest.fixture
-def go_server(fleet: Fleet) -> Iterator[str]:
-    """The URL of a billing agent in Go that lets in the planner."""
-    arguments = [fleet.program, "serve", *fleet.billing.files, fleet.bundle, DOMAIN, PLANNER]
-    with subprocess.Popen(
-        [*map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        try:
-            assert server.stdout is not None
-            yield f"https://{server.stdout.readline().strip()}/"
-        finally:
-            server.kill()
+def test_our_client_calls_a_go_server(program: Path, fleet: Fleet, bundle: Path) -> None:
+    async def main() -> None:
+        files = (fleet["billing"].chain, fleet["billing"].key, bundle)
+        async with their_server(program, "serve", *files, DOMAIN, PLANNER) as url:
+            assert await ask(fleet, url) == PLANNER
+            await judged_by_our_client(fleet, url)
+            await refuses_our_client(fleet, url, None, "foreign", "other")
 
-
-async def ask(fleet: Fleet, url: str, *, as_: Credentials, server: str) -> str:
-    async with agent_client(source=as_, bundles=fleet.bundles, authorize=exactly(server)) as client:
-        return (await client.get(url)).text
-
-
-def test_our_client_calls_a_go_server(fleet: Fleet, go_server: str) -> None:
-    assert asyncio.run(ask(fleet, go_server, as_=fleet.planner.credentials, server=BILLING)) == PLANNER
-
-
-def test_a_go_server_refuses_our_client_with_another_id(fleet: Fleet, go_server: str) -> None:
-    with pytest.raises(HandshakeRefused):
-        asyncio.run(ask(fleet, go_server, as_=fleet.billing.credentials, server=BILLING))
-
-
-def test_our_client_refuses_a_go_server_with_another_id(fleet: Fleet, go_server: str) -> None:
-    with pytest.raises(PeerNotAllowed):
-        asyncio.run(ask(fleet, go_server, as_=fleet.planner.credentials, server=OTHER))
+    asyncio.run(main())
 
 
 # The bundle endpoint, in both profiles.
@@ -198,20 +157,25 @@ async def endpoint(ca: CertificateAuthority, **options: Any) -> AsyncIterator[An
         yield running
 
 
-def test_the_bundle_endpoint_with_spiffe_authentication(fleet: Fleet) -> None:
+def test_the_bundle_endpoint_with_spiffe_authentication(
+    program: Path, ca: CertificateAuthority, tmp_path: Path
+) -> None:
+    bundle = save_bundle(tmp_path, ca.bundle())
+
     async def main() -> None:
-        async with endpoint(fleet.ca) as running:
-            fetch = ("fetch-spiffe", f"{running.url}/bundle", DOMAIN, fleet.bundle)
-            result = await asyncio.to_thread(fleet.go, *fetch, f"spiffe://{DOMAIN}/a2a-pki/server")
-            assert described(result) == described(fleet.go("bundle", fleet.bundle, DOMAIN))
-            result = await asyncio.to_thread(fleet.go, *fetch, BILLING)
+        async with endpoint(ca) as running:
+            fetch = ("fetch-spiffe", f"{running.url}/bundle", DOMAIN, bundle)
+            result = await asyncio.to_thread(run, program, *fetch, f"spiffe://{DOMAIN}/a2a-pki/server")
+            assert described(result) == described(run(program, "bundle", bundle, DOMAIN))
+            result = await asyncio.to_thread(run, program, *fetch, BILLING)
             assert (result.returncode, "unexpected ID" in result.stderr) == (1, True), result.stderr
 
     asyncio.run(main())
 
 
-def test_the_bundle_endpoint_with_the_web_pki(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_bundle_endpoint_with_the_web_pki(program: Path, ca: CertificateAuthority, tmp_path: Path) -> None:
     """A certificate for an address, by a root that the client knows as one of the Web PKI's."""
+    bundle = save_bundle(tmp_path, ca.bundle())
     web = Forge("web.example")
     names = [x509.DNSName("localhost"), x509.UniformResourceIdentifier("spiffe://web.example/web")]
     files = save(tmp_path, web.leaf("/web", sans=names), "web")
@@ -220,11 +184,11 @@ def test_the_bundle_endpoint_with_the_web_pki(fleet: Fleet, tmp_path: Path) -> N
     foreign.write_bytes(Forge("web.example").root.public_bytes(Encoding.PEM))
 
     async def main() -> None:
-        async with endpoint(fleet.ca, web_port=0, web_certificate=files) as running:
+        async with endpoint(ca, web_port=0, web_certificate=files) as running:
             url = running.web_url.replace("127.0.0.1", "localhost") + "/bundle"
-            result = await asyncio.to_thread(fleet.go, "fetch-web", url, DOMAIN, roots)
-            assert described(result) == described(fleet.go("bundle", fleet.bundle, DOMAIN))
-            result = await asyncio.to_thread(fleet.go, "fetch-web", url, DOMAIN, foreign)
+            result = await asyncio.to_thread(run, program, "fetch-web", url, DOMAIN, roots)
+            assert described(result) == described(run(program, "bundle", bundle, DOMAIN))
+            result = await asyncio.to_thread(run, program, "fetch-web", url, DOMAIN, foreign)
             assert (result.returncode, "unknown authority" in result.stderr) == (1, True), result.stderr
 
     asyncio.run(main())
