@@ -1,6 +1,14 @@
 """Agents that speak A2A know which agent is calling, what it may do, and that nobody altered what it said."""
 
-from trust.agent import agent_client, serve, serve_workers, serving, sync_agent_client, uvicorn_config
+from trust.agent import (
+    agent_client,
+    httpx2_agent_client,
+    serve,
+    serve_workers,
+    serving,
+    sync_agent_client,
+    uvicorn_config,
+)
 from trust.audit import AuditLog
 from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_any_peer
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
@@ -50,6 +58,7 @@ __all__ = [
     "any_of",
     "client_context",
     "exactly",
+    "httpx2_agent_client",
     "members_of",
     "peer_of",
     "serve",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
+from trust.errors import ConfigurationError
 from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
 from trust.tls.client import AgentTransport
@@ -17,6 +18,9 @@ from trust.tls.engine import PostQuantum
 from trust.tls.server import serve, serving, uvicorn_config
 from trust.tls.threads import BlockingTransport
 from trust.tls.workers import serve_workers
+
+if TYPE_CHECKING:
+    import httpx2  # of an extra
 
 __all__ = ["agent_client", "serve", "serve_workers", "serving", "uvicorn_config"]
 
@@ -91,6 +95,40 @@ def sync_agent_client(
     """
     transport = _transport(source, bundles, authorize, signer, crls, post_quantum, proxy)
     return httpx.Client(transport=BlockingTransport(transport), timeout=timeout, trust_env=False)
+
+
+def httpx2_agent_client(
+    *,
+    source: CredentialSource | None,
+    bundles: BundleSource,
+    authorize: Authorizer | Destinations,
+    tokens: BearerAuth | None = None,
+    signer: MessageSigner | None = None,
+    crls: RevocationSource | None = None,
+    post_quantum: PostQuantum = "preferred",
+    proxy: str | None = None,
+    timeout: httpx.Timeout | httpx2.Timeout = TIMEOUT,
+) -> httpx2.AsyncClient:
+    """As `agent_client`, for httpx2: an `httpx2.AsyncClient` with the same arguments, checks and errors.
+
+    What httpx would raise is httpx2's error of the same name. One request alone gets other tokens by
+    `auth=trust.tls.httpx2.Httpx2Auth(tokens)`. a2a-sdk expects httpx and its errors: give it `agent_client`.
+
+    Raises:
+        ConfigurationError: httpx2 is not installed; and from the client's calls as `agent_client`.
+    """
+    try:
+        import httpx2
+
+        from trust.tls.httpx2 import Httpx2Auth, Httpx2Transport
+    except ImportError:
+        raise ConfigurationError("this client needs httpx2", do="pip install 'a2a-trust[httpx2]'") from None
+    return httpx2.AsyncClient(
+        transport=Httpx2Transport(_transport(source, bundles, authorize, signer, crls, post_quantum, proxy)),
+        auth=None if tokens is None else Httpx2Auth(tokens),
+        timeout=httpx2.Timeout(**timeout.as_dict()),
+        trust_env=False,
+    )
 
 
 def _transport(

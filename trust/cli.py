@@ -145,6 +145,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ID", help="Who may connect: a SPIFFE ID or a whole trust domain; repeatable."),
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="SPIFFE ID of a TLS proxy in front, whose Client-Cert headers (RFC 9440) are believed; repeatable.",
+        ),
+    ] = None,
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
 ) -> None:
@@ -161,6 +168,7 @@ def serve(
     trusted = _bundles(bundles or [str(credentials / BUNDLE_FILE)])
     revoked = WatchedRevocationLists(*(crl or ()))
     rule = _rule(allow, trusted)
+    proxies = exactly(*proxy) if proxy else None
     _check_ourselves(ours, trusted, revoked)
     audit = AuditLog.to(sys.stdout)
     served: Any
@@ -175,6 +183,7 @@ def serve(
         authorize=rule,
         crls=revoked,
         audit=audit,
+        proxies=proxies,
         host=host,
         port=port,
     )

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 
+from tests.authority import BILLING, PLANNER, Trail
+from tests.trust.oauth import test_over_mtls as authority
 from tests.trust.tls.parts import AGENT, FORGE, SERVER, SERVERS, echo, run
-from trust.agent import agent_client, serving, sync_agent_client
-from trust.authorize import unsafe_allow_any_peer
-from trust.errors import DestinationRefused, ResponseNotSigned
+from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
+from trust.authorize import exactly, unsafe_allow_any_peer
+from trust.errors import ConfigurationError, DestinationRefused, ResponseNotSigned
+from trust.middleware import Gate
+from trust.oauth.keys import RemoteKeys
+from trust.oauth.tokens import TokenValidator
 from trust.signing.http import HEADER, MessageSigner
 from trust.tls import peer_of_response
 
@@ -78,3 +86,68 @@ def test_cookies_are_those_of_httpx() -> None:
             assert agent.cookies["a"] == "1"
 
     run(main())
+
+
+# httpx2.
+
+
+def test_the_same_for_httpx2() -> None:
+    async def main() -> None:
+        async with here() as server, httpx2_agent_client(**ARGUMENTS, timeout=httpx2.Timeout(50)) as agent:
+            response = await agent.post(server.url, content=b"question")
+            assert (response.content, peer_of_response(response).agent_id) == (b"question", SERVER.agent_id)
+            assert agent.timeout == httpx2.Timeout(50) and not agent.trust_env
+            elsewhere = {**ARGUMENTS, "authorize": {"https://a.example": SERVERS}}
+            async with httpx2_agent_client(**elsewhere) as other:
+                assert other.timeout == httpx2.Timeout(60.0, connect=10.0, pool=10.0)
+                with pytest.raises(DestinationRefused):
+                    await other.get(server.url)
+
+    run(main())
+
+
+def test_a_token_and_a_signature_with_httpx2(tmp_path: Path) -> None:
+    """Through the gate of a whole agent, and its signed answer is verified on the way back."""
+    planner, billing = authority.FORGE.leaf(PLANNER), authority.FORGE.leaf(BILLING)
+    fleet: dict[str, Any] = {"bundles": authority.FORGE.bundles}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = str(scope["state"]["caller"].subject).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def main() -> None:
+        async with authority.world(tmp_path) as world:
+            keys = RemoteKeys(f"{world.issuer}/jwks", world.http(billing))
+            gate = Gate(
+                app,
+                source=billing,
+                authorize=exactly(PLANNER),
+                tokens=TokenValidator(issuer=world.issuer, audience=BILLING, keys=keys),
+                scope="read:ledger.eu",
+                signatures="required",
+                public_paths=(),
+                audit=Trail(),
+                **fleet,
+            )
+            async with here(gate, source=billing, **fleet) as server:
+                tokens = world.tokens(planner, origins=[server.url])
+                signer = MessageSigner(planner, audience=BILLING, **fleet)
+                arguments: dict[str, Any] = {"source": planner, "authorize": exactly(BILLING), **fleet}
+                async with httpx2_agent_client(**arguments, tokens=tokens, signer=signer) as agent:
+                    response = await agent.post(server.url, content=b"question")
+                    assert (response.status_code, response.text) == (200, PLANNER)
+                    assert HEADER in response.headers
+                async with httpx2_agent_client(**arguments, signer=signer) as agent:
+                    assert (await agent.post(server.url, content=b"question")).status_code == 401
+                async with httpx2_agent_client(**arguments, tokens=tokens) as agent:
+                    assert (await agent.post(server.url, content=b"question")).status_code == 401
+
+    run(main())
+
+
+def test_without_httpx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "trust.tls.httpx2", raising=False)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ConfigurationError, match="this client needs httpx2"):
+        httpx2_agent_client(**ARGUMENTS)

@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.forge import Forge
 from trust import cli, files
+from trust.authorize import allows
 from trust.bundles import TrustBundles
 from trust.errors import ConfigurationError, WrongPassword
+from trust.identity import AgentID
 
 FORGE = Forge()
 
@@ -153,6 +155,10 @@ REFUSED = {
         ["serve", "--authority", "x", "--issuer", "https://a", "--credentials", "{agent}", "--allow", "fleet.example"],
         "cannot read x",
     ),
+    "a proxy that is no ID": (
+        ["serve", "a:b", "--credentials", "{agent}", "--allow", "fleet.example", "--proxy", "fleet.example"],
+        "spiffe://",
+    ),
     "no CRL": (["serve", "a:b", "--credentials", "{agent}", "--allow", "a.b", "--crl", "x"], "cannot read x"),
 }
 
@@ -238,6 +244,13 @@ def test_files_of_spiffe_helper_are_served_with(tmp_path: Path, monkeypatch: pyt
     )
     assert given["source"].current().thumbprint == ours.thumbprint
     assert given["bundles"].current() == TrustBundles.of(FORGE.bundle, other.bundle)
+
+
+def test_proxies_are_believed_by_their_ids(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"spiffe://fleet.example/{name}" for name in ("nginx", "envoy", "billing")]
+    given = served(monkeypatch, "--credentials", str(agent), "--proxy", ids[0], "--proxy", ids[1])
+    assert [allows(given["proxies"], AgentID.parse(each)) for each in ids] == [True, True, False]
+    assert served(monkeypatch, "--credentials", str(agent))["proxies"] is None
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
@@ -30,6 +30,9 @@ from trust.tls.pool import Pool
 from trust.tls.proxy import Proxy, Tunnel
 from trust.tls.sslobject import SslObject
 from trust.tls.stream import TlsStream
+
+if TYPE_CHECKING:
+    import httpx2  # of an extra
 
 # Before the next address of a host is tried beside the one that does not answer (RFC 8305 section 8).
 NEXT_ADDRESS_SECONDS = 0.25
@@ -125,6 +128,8 @@ class AgentTransport(httpx.AsyncBaseTransport):
                 await stream.handshake()
         except BaseException as error:
             stream.close()
+            live.discard(stream)
+            await asyncio.sleep(0)  # the loop closes a socket in its next turn, and may have no other
             if isinstance(error, TimeoutError) and error.errno is None:  # with a number it is TCP's own
                 raise httpx.ConnectTimeout(f"{doing} took longer than {seconds} s") from None
             if isinstance(error, OSError):
@@ -133,7 +138,7 @@ class AgentTransport(httpx.AsyncBaseTransport):
         return stream
 
 
-def peer_of_response(response: httpx.Response) -> PeerIdentity:
+def peer_of_response(response: httpx.Response | httpx2.Response) -> PeerIdentity:
     """Which agent answered: the verified peer of the connection that this response came over.
 
     Raises:
@@ -146,13 +151,13 @@ def peer_of_response(response: httpx.Response) -> PeerIdentity:
     return peer
 
 
-def key_exchange_of_response(response: httpx.Response) -> str:
+def key_exchange_of_response(response: httpx.Response | httpx2.Response) -> str:
     """The key exchange of the connection that this response came over, such as "X25519MLKEM768"; empty for no TLS."""
     tls = _tls_of(response)
     return "" if tls is None else tls.group
 
 
-def _tls_of(response: httpx.Response) -> SslObject | None:
+def _tls_of(response: httpx.Response | httpx2.Response) -> SslObject | None:
     stream = response.extensions.get("network_stream")
     tls = stream.get_extra_info("ssl_object") if stream is not None else None
     return tls if isinstance(tls, SslObject) else None

@@ -206,6 +206,7 @@ class Connection:
         self.judged = False  # whether the judge was asked about the chain that the peer presented
         self._verdict: TrustError | None = None  # what the judge said against the peer
         self._eof = False
+        self.spoken = [name.encode() for name in alpn or ["http/1.1"]]  # ALPN of a server, the first choice first
         self._ssl: Any = SSL.Connection(snapshot.openssl, None)  # until `release`
         if snapshot.server_side:
             self._ssl.set_accept_state()
@@ -490,7 +491,8 @@ def _presented(store: Any) -> list[bytes]:
 
 
 def _choose_http(_: SSL.Connection, offered: list[bytes]) -> bytes | Any:
-    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+    spoken = _thread.connection.spoken if _thread.connection else []
+    return next((name for name in spoken if name in offered), SSL.NO_OVERLAPPING_PROTOCOLS)
 
 
 def _claimed(leaf: bytes) -> str:

@@ -341,7 +341,7 @@ class TrustContext(ssl.SSLContext):
     # What libraries read from, and do to, an ssl.SSLContext. Nothing of it can weaken a connection.
 
     def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
-        """Recorded for the connections to come; httpcore calls it before each one. A server speaks http/1.1."""
+        """For the connections to come; httpcore calls it before each one. A server speaks http/1.1 without it."""
         self._alpn = list(alpn_protocols)
 
     @property

@@ -48,7 +48,7 @@ class _Streams:
         def sending(message: Any) -> Any:  # no coroutine of its own: most answers are no streams
             if self.open is request:
                 return going_on(message)
-            if message["type"] == "http.response.start" and _is_stream(message.get("headers", ())):
+            if message["type"] == "http.response.start" and is_stream(message.get("headers", ())):
                 return beginning(message)
             return send(message)
 
@@ -82,7 +82,8 @@ async def _end(request: Any) -> None:
     request.message_event.set()
 
 
-def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+def is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an answer with these headers has no end of its own."""
     return any(
         name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
     )

@@ -1,15 +1,16 @@
 """uvicorn over mutual TLS: the application finds the verified peer of its connection in the ASGI scope.
 
-Why no other server, and no HTTP/2:
+HTTP/1.1 is read by uvicorn's own protocols, within bounds of ours (`trust.tls.limits`); HTTP/2, where it is wanted, by
+`trust.tls.http2`. One port speaks both, as TLS agrees with each client (ALPN).
 
-- hypercorn tells an application nothing of its connection but the addresses, and calls nobody for a new connection. The
-  peer could be put into the scope through its internals only, which change without notice; a peer who is found by its
-  address may be another one by then. And nothing of it can bound a handshake, a request head or a connection's life.
+Why no other server:
+
+- hypercorn can be given a verified connection, but its HTTP/2 cannot be made safe from outside: `trust.tls.http2` says
+  what happens. And nothing of it bounds a handshake, a body or a connection's life.
 - granian does TLS and HTTP outside of Python, from files that it reads when it starts: no SPIFFE ID is judged in the
   handshake, no list, bundle or key is followed, and the application does not see the certificate.
-- uvicorn's HTTP/2 takes another protocol class than the one it is given, so it is refused.
-
-For clients that want HTTP/2, a proxy in front speaks it with them, and HTTP/1.1 with us (`trust.tls.forwarded`).
+- uvicorn's own HTTP/2 takes another protocol class than the one it is given, and bounds neither resets nor the calls of
+  the application that they leave behind.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _CIPHER_SUITES = {  # RFC 8446 appendix B.4
 _TLS_1_3 = 0x0304
 
 # What decides about TLS or about who is calling is not uvicorn's to set: it would be ignored, or worse, obeyed.
-_REFUSED_OPTIONS = ("http2", "proxy_headers", "forwarded_allow_ips", "workers", "reload")
+_REFUSED_OPTIONS = ("proxy_headers", "forwarded_allow_ips", "workers", "reload")
 
 
 class TrustConfig(uvicorn.Config):
@@ -71,9 +72,11 @@ class TrustConfig(uvicorn.Config):
         deadlines: Deadlines,
         limits: Limits,
         audit: AuditSink | None = None,
+        speaks_http2: bool = False,
         **options: Any,
     ) -> None:
         self.context = context
+        self._speaks_http2 = speaks_http2
         self._audit = audit
         self._deadlines = deadlines
         self._register = Register(limits, deadlines.trust_check)
@@ -89,9 +92,13 @@ class TrustConfig(uvicorn.Config):
             raise ConfigurationError("http", got=protocol.__name__, expected='"h11", "httptools" or "auto"')
         if hasattr(protocol, "on_headers_complete"):
             protocol = bounded(protocol)
+        protocols: dict[str | None, Callable[..., asyncio.Protocol]] = {}
+        if self._speaks_http2:
+            protocols["h2"] = functools.partial(_identified(_http2()), deadlines=self._deadlines)
         self.http_protocol_class = functools.partial(  # type: ignore[assignment]
             _accept,
             timed(ending(_identified(protocol)), self._deadlines),
+            protocols,
             self.context,
             self._register,
             self._deadlines,
@@ -109,6 +116,7 @@ def uvicorn_config(
     crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
     client_certificates: ClientCertificates = "required",
     post_quantum: PostQuantum = "preferred",
+    http2: bool = False,
     proxies: Authorizer | None = None,
     audit: AuditSink | None = None,
     on_refused: Refused | None = None,
@@ -127,6 +135,8 @@ def uvicorn_config(
     Args:
         app: the ASGI application.
         source, bundles, authorize, crls, client_certificates, post_quantum: as for `server_context`.
+        http2: whether clients that want HTTP/2 get it, on the same port; see `trust.tls.http2`. It needs the extra
+            "http2". A WebSocket still comes over HTTP/1.1.
         proxies: agents that end TLS in front of this server. Their requests are those of the clients whose certificates
             they forward; see `trust.tls.forwarded`. None: nobody may say whose request it is.
         host, port: where to listen; port 0 picks a free one.
@@ -138,8 +148,11 @@ def uvicorn_config(
         options: further ones of `uvicorn.Config`.
 
     Raises:
-        ConfigurationError: an option that is not uvicorn's to decide, or credentials that cannot be used.
+        ConfigurationError: an option that is not uvicorn's to decide, credentials that cannot be used, or HTTP/2
+            without its library.
     """
+    if http2:
+        _http2()
     for name in options:
         if name.startswith("ssl_") or name in _REFUSED_OPTIONS:
             raise ConfigurationError(
@@ -158,6 +171,8 @@ def uvicorn_config(
         proxies=proxies,
         on_refused=functools.partial(_refused, audit, on_refused),
     )
+    if http2:
+        context.set_alpn_protocols(("h2", "http/1.1"))
     defaults: dict[str, Any] = {
         "server_header": False,
         "access_log": False,
@@ -171,6 +186,7 @@ def uvicorn_config(
         deadlines=deadlines,
         limits=limits,
         audit=audit,
+        speaks_http2=http2,
         host=host,
         port=port,
         **{**defaults, **options},
@@ -192,7 +208,8 @@ def serve(
     with contextlib.ExitStack() as stack:
         sockets = listen(config.host, config.port, stack)
         sys.stderr.write(f"serving {source.current().agent_id} on {url_of(sockets[0])}\n")
-        uvicorn.Server(config).run(sockets)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and says it once more
+            uvicorn.Server(config).run(sockets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,8 +313,19 @@ def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustEr
         on_refused(error, address)
 
 
+def _http2() -> Any:
+    try:
+        from trust.tls.http2 import Http2
+    except ImportError:
+        raise ConfigurationError(
+            "HTTP/2", got="no library for it", expected="h2", do="install the extra: a2a-trust[http2]"
+        ) from None
+    return Http2
+
+
 def _accept(
-    protocol: Callable[..., asyncio.Protocol],
+    http1: Callable[..., asyncio.Protocol],
+    others: dict[str | None, Callable[..., asyncio.Protocol]],
     context: TrustContext,
     register: Register,
     deadlines: Deadlines,
@@ -310,7 +338,7 @@ def _accept(
     loop = _loop or asyncio.get_running_loop()
     return TlsProtocol(
         context,
-        functools.partial(protocol, server_state=server_state, _loop=loop, **arguments),
+        lambda agreed: others.get(agreed, http1)(server_state=server_state, _loop=loop, **arguments),
         live=server_state.connections,
         register=register,
         loop=loop,

@@ -46,10 +46,13 @@ _BAD_REQUEST = (
 )
 # What a verified peer is told for whom there is no place. It may retry: a connection is free in a moment.
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+# The same in HTTP/2: SETTINGS, as a server begins, then GOAWAY. No request was looked at (RFC 9113 section 6.8), and
+# there were too many connections (ENHANCE_YOUR_CALM).
+_GO_AWAY = bytes.fromhex("000000 04 00 00000000000008 07 00 00000000 00000000 0000000b")
 
 
 class TlsProtocol(asyncio.Protocol):
-    """One accepted connection: handshake, then `application()` over a `TlsTransport`.
+    """One accepted connection: handshake, then `application(protocol by ALPN)` over a `TlsTransport`.
 
     It stays in `live` until the application's protocol takes its own place there, so that a shutting down server
     reaches handshakes, too. In `register` it stays for as long as it is open.
@@ -58,7 +61,7 @@ class TlsProtocol(asyncio.Protocol):
     def __init__(
         self,
         context: TrustContext,
-        application: Callable[[], asyncio.Protocol],
+        application: Callable[[str | None], asyncio.Protocol],
         *,
         live: set[Any],
         register: Register,
@@ -155,7 +158,7 @@ class TlsProtocol(asyncio.Protocol):
                 return False
             self._cancel()
             self._live.discard(self)
-            self.app = self._application()
+            self.app = self._application(self.tls.alpn)
             self.app.connection_made(TlsTransport(self, self._raw))
         return done
 
@@ -172,7 +175,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def _turn_away(self, error: TooManyConnections) -> None:
         """Answer before there is a request: it will be read as the answer to the first."""
-        self.tls.write(_UNAVAILABLE)
+        self.tls.write(_GO_AWAY if self.tls.alpn == "h2" else _UNAVAILABLE)
         self.tls.close()
         self.tls.fail(error)
         self._refuse()

@@ -681,7 +681,7 @@ def test_websockets(loop: str, http: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["ssl_keyfile", "ssl_context_factory", "http2", "proxy_headers", "forwarded_allow_ips", "workers", "reload"],
+    ["ssl_keyfile", "ssl_context_factory", "proxy_headers", "forwarded_allow_ips", "workers", "reload"],
 )
 def test_what_uvicorn_may_not_decide(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option):

@@ -82,7 +82,7 @@ async def connected(deadlines: Deadlines = SWIFT) -> AsyncIterator[tuple[Client,
     context = server_context(SERVER, FORGE.bundles, AGENTS)
     inner, live, register = Inner(), set[Any](), Register(Limits(), deadlines.trust_check)
     server = await loop.create_server(
-        lambda: TlsProtocol(context, lambda: inner, live=live, register=register, loop=loop, deadlines=deadlines),
+        lambda: TlsProtocol(context, lambda _: inner, live=live, register=register, loop=loop, deadlines=deadlines),
         "127.0.0.1",
         0,
     )
