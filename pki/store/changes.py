@@ -16,7 +16,7 @@ from pki.records import IssuerRecord, Record, State
 from pki.store import rows
 from pki.store.appending import Journal
 from pki.store.database import intact
-from pki.store.reading import read_issuers
+from pki.store.reading import read_issuers, read_sequence
 from pki.store.schema import certificates, crls, issuers, pending_keys, settings, tokens
 from pki.store.statements import chunks
 
@@ -158,7 +158,7 @@ def _revoke_records(
 def _count_roots(connection: Connection, journal: Journal, before: list[IssuerRecord]) -> None:
     """The bundle's sequence grows whenever the roots that it publishes are others than before."""
     if _roots(before) != _roots(read_issuers(connection)):
-        connection.execute(update(settings).values(bundle_sequence=settings.c.bundle_sequence + 1))
+        connection.execute(update(settings).values(bundle_sequence=read_sequence(connection) + 1))
         journal.counted = True
 
 

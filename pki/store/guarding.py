@@ -121,14 +121,18 @@ class Guard:
         )
         row = connection.execute(query.where(issuers.c.key_id == issuer.key_id)).mappings().first()
         signed = _newest_signed(connection)
-        if row is None or signed is None or signed.jws is None or row["position"] >= signed.size:
+        if row is None or signed is None or signed.jws is None or not 0 <= row["position"] < signed.size:
             return False
         entry = Entry.decode(rows.ledger_row_of(row).entry)
         facts = entry.facts
         if entry.kind != "issuer" or (facts["key_id"], facts["x5t#S256"]) != (issuer.key_id, thumbprint(issuer.der)):
             return False
-        head = verify_head(signed.jws, self._key(connection, head_signer(signed.jws)))
-        return head.size == signed.size and _stands(connection, row["position"])
+        # The first signed head after the entry follows, with that entry, from the head before it.
+        query = select(heads).where(heads.c.size > row["position"], heads.c.jws.is_not(None)).order_by(heads.c.size)
+        after = rows.head_of(connection.execute(query.limit(1)).mappings().one())
+        assert after.jws is not None  # noqa: S101  the query's condition
+        head = verify_head(after.jws, self._key(connection, head_signer(after.jws)))
+        return head.size == after.size and head.root == _rebuilt(connection, row["position"], after.size)
 
     def _verify(self, connection: Connection, signed: SealedHead, tail: list[tuple[int, Entry]], now: datetime) -> None:
         assert signed.jws is not None  # noqa: S101  the query's condition
@@ -197,17 +201,14 @@ def _issued(connection: Connection, retired: Entry, sealed: int) -> Entry | None
     return None
 
 
-def _stands(connection: Connection, position: int) -> bool:
-    """Whether the head after an entry follows, with that entry, from the head before it."""
+def _rebuilt(connection: Connection, position: int, size: int) -> bytes:
+    """The root of the first `size` entries, from the head before an entry and all that came since."""
     before = connection.execute(select(heads).where(heads.c.size <= position).order_by(heads.c.size.desc()).limit(1))
-    after = connection.execute(select(heads).where(heads.c.size > position).order_by(heads.c.size).limit(1))
-    first, last = before.mappings().first(), after.mappings().first()
-    if last is None:
-        return False
+    first = before.mappings().first()
     frontier = Frontier() if first is None else Frontier.from_bytes(rows.head_of(first).frontier)
     at = ledger_table.c.position
-    query = select(ledger_table.c.entry).where(at >= frontier.size, at < last["size"]).order_by(at)
-    return frontier.extended(leaf_hash(data) for (data,) in connection.execute(query)).root() == rows.head_of(last).root
+    query = select(ledger_table.c.entry).where(at >= frontier.size, at < size).order_by(at)
+    return frontier.extended(leaf_hash(data) for (data,) in connection.execute(query)).root()
 
 
 def _newest_signed(connection: Connection) -> SealedHead | None:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 from cryptography import x509
 from sqlalchemy import Column, ColumnElement, Connection, RowMapping, Select, func, literal, select
 
+from pki.errors import LedgerDamaged
 from pki.profiles import BACKDATE, CRL_RETENTION, RevokedSerial
 from pki.records import (
     CertificateStatus,
@@ -293,6 +294,10 @@ class Snapshot(Reads):
             yield self.connection
 
 
+# Far beyond what a CA can count to, and far below what its heads can say (JSON's 2^53).
+MAX_SEQUENCE = 2**40
+
+
 def read_issuers(connection: Connection) -> list[IssuerRecord]:
     return [rows.issuer_of(row) for row in connection.execute(select(issuers).order_by(issuers.c.position)).mappings()]
 
@@ -303,7 +308,11 @@ def read_size(connection: Connection) -> int:
 
 
 def read_sequence(connection: Connection) -> int:
-    sequence: int = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
+    sequence: object = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
+    if type(sequence) is not int or not 0 <= sequence < MAX_SEQUENCE:
+        raise LedgerDamaged(
+            "number of the trust bundle", got="one that this CA has not counted to", expected=f"below {MAX_SEQUENCE}"
+        )
     return sequence
 
 

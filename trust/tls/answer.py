@@ -100,6 +100,9 @@ class Answer:
             return
         if self.status < 200:
             self._interim += 1
+            # RFC 9110 section 8.6: it has no body, and what the parser would take for one is the next answer.
+            if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+                self._fault = f"status {self.status} with a body"
             if self.status == 101 or self._interim > MAX_INTERIM_ANSWERS:
                 self._fault = f"status {self.status} and no final answer"
             self.reason, self.headers = b"", []
@@ -117,6 +120,8 @@ class Answer:
     def on_body(self, part: bytes) -> None:
         if self.complete:
             self.again = False
+        elif not self.head:
+            self._fault = "a body before an answer"
         else:
             self.parts.append(part)
 

@@ -20,7 +20,7 @@ import pytest
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from trust.credentials import Credentials
 
-SECONDS = 60
+SECONDS = 150
 
 
 def a2a_pki(*arguments: object) -> subprocess.CompletedProcess[str]:
