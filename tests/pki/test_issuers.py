@@ -12,23 +12,26 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, Issued, PKIError, issuers, keys, rotation
+from pki import CertificateAuthority, Issued, PKIError, founding, issuers, keys, ledger, rotation
 from pki.errors import (
     AgentBanned,
     AuthorityExists,
     EnrolmentTokenUsed,
     KeyStoreError,
+    LedgerDamaged,
     PolicyMalformed,
     StateChanged,
     WrongPassword,
 )
+from pki.keys import KeyPair
+from pki.records import State
 from pki.rotation import Action
-from pki.store import DATABASE_FILE
+from pki.store import DATABASE_FILE, rows
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
 from tests.pki.judges import request
 from tests.pki.softhsm import MODULE, PIN, SO_PIN, needs_softhsm
@@ -349,3 +352,38 @@ def test_killed_in_the_middle_of_a_change_one_of_the_two_opens_everything(folder
         found = opens(folder, PASSWORD), opens(folder, NEW)
         assert found in (([True, True], [False, False]), ([False, False], [True, True]))
         now = found.index([True, True])
+
+
+@pytest.mark.parametrize("position", [-1, 10_000])
+def test_a_root_that_was_put_into_the_database_is_not_published(tmp_path: Path, position: int) -> None:
+    """By somebody without the CA's keys, at a place of the ledger where it has none."""
+    with CertificateAuthority.create(tmp_path / "ca", trust_domain=DOMAIN, password=PASSWORD) as ca:
+        ca.issue_credentials(AGENT)
+        key = KeyPair(signer=keys.generate(), pem=None, uri=None)
+        rogue, _ = founding.made_root(ca.settings, key, state=State.PREPARED, serial=77, now=datetime.now(UTC))
+        entry = ledger.entry_for_issuer(rogue).encode()
+        row = rows.issuer_row(rogue, position)
+        with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as database, database:
+            database.execute("INSERT INTO ledger VALUES (?, ?, ?)", (position, entry, ledger.leaf_hash(entry)))
+            marks = ", ".join("?" * len(row))
+            database.execute(f"INSERT INTO issuers ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+        assert [root.serial_number for root in ca.bundle().roots] == [ca.root.serial_number]
+    with CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as ca:
+        assert [root.serial_number for root in ca.bundle().roots] == [ca.root.serial_number]
+        assert ca.audit_ledger().problems
+
+
+@pytest.mark.parametrize("number", [-1, 2**53, 2**63 - 1])
+def test_a_number_of_the_bundle_that_nobody_counted_to_is_not_signed(tmp_path: Path, number: int) -> None:
+    with CertificateAuthority.create(tmp_path / "ca", trust_domain=DOMAIN, password=PASSWORD) as ca:
+        right = ca.bundle().sequence
+    database = tmp_path / "ca" / DATABASE_FILE
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE settings SET bundle_sequence = ?", (number,))
+    with CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as ca, pytest.raises(LedgerDamaged):
+        ca.issue_credentials(AGENT)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE settings SET bundle_sequence = ?", (right,))
+    with CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as ca:
+        ca.issue_credentials(AGENT)  # nothing was lost
+        assert ca.audit_ledger().problems == ()

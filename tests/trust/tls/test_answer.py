@@ -56,6 +56,16 @@ def test_sound_answers(case: str, method: str, data: bytes, body: bytes, again: 
 LENGTH = b"content-length: 3\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
 UNSOUND: list[tuple[str, bytes]] = [
+    (
+        "an interim answer with a body",
+        b"HTTP/1.1 150 x\r\ncontent-length: 6\r\n\r\nFORGED" + OK + LENGTH + b"\r\nabc",
+    ),
+    (
+        "an interim answer in chunks",
+        b"HTTP/1.1 104 x\r\ntransfer-encoding: chunked\r\n\r\n6\r\nFORGED\r\n0\r\n\r\n"
+        + OK
+        + b"content-length: 1\r\n\r\na",
+    ),
     ("a length and chunks", OK + LENGTH + CHUNKED + b"\r\n0\r\n\r\n"),
     ("chunks and a length", OK + CHUNKED + LENGTH + b"\r\n0\r\n\r\n"),
     ("two lengths", OK + LENGTH + b"content-length: 4\r\n\r\nabcd"),
