@@ -6,23 +6,26 @@ sees it. `grpc.aio` only, which is what a2a-sdk serves and calls with.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import inspect
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import grpc
 import grpc.aio
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trust.audit import AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
+from trust.certificates import Certificate
 from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, NoPeerCertificate, PeerNotAllowed, TrustError
@@ -31,6 +34,9 @@ from trust.peers import PeerVerifier
 
 HANDSHAKE_MILLISECONDS = 10_000  # the same as for HTTP
 MAX_CALLS = 1000  # at once, for one server; further ones are answered with RESOURCE_EXHAUSTED
+
+MAX_CALLS_OF_CONNECTION = 100  # so that one agent does not take all of them by a single connection
+MESSAGE_SECONDS = 30.0  # for the message of a call to come, as for a request body over HTTP
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _peer: ContextVar[PeerIdentity] = ContextVar("a2a_trust_grpc_peer")
@@ -59,7 +65,7 @@ def grpc_server(
 
     Not done in the handshake, for grpcio does it: a client without a certificate of one of the trusted roots (of any
     domain) is refused there, but which agent it is, revocation, and that domains do not vouch for each other, is looked
-    at when it makes a call. Its message has been received and parsed by then (at most 4 MiB, or as `options` say).
+    at when it makes a call, before its message is read (at most 4 MiB, or as `options` say).
     TLS 1.2 is possible with clients that know nothing newer, and sessions may be resumed. Connections are not counted.
     A stream that carries no message is not ended. Handlers that read and write with the methods of the context, and not
     as iterators, are judged once.
@@ -79,6 +85,7 @@ def grpc_server(
         interceptors=[_Judge(bundles, authorize, crls, audit, clock), *interceptors],
         options=[
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
+            ("grpc.max_concurrent_streams", MAX_CALLS_OF_CONNECTION),
             ("grpc.so_reuseport", 0),  # else another process could take a share of the connections
             *options,
         ],
@@ -152,7 +159,7 @@ class _Presented:
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         credentials, bundles = self._source.current(), self._bundles.current()
-        roots = [root for bundle in bundles.by_domain.values() for root in bundle.roots]
+        roots = list(_usable(bundles, credentials))
         if not roots:  # for grpcio that would mean that no certificate is asked for
             raise ConfigurationError("no roots to trust", expected="a bundle with at least one root")
         made = grpc.ssl_server_certificate_configuration(
@@ -161,6 +168,29 @@ class _Presented:
         )
         self._given = credentials, bundles
         return made
+
+
+def _usable(bundles: TrustBundles, credentials: Credentials) -> Iterator[x509.Certificate]:
+    """Our own roots first, and none of another domain that would take their place.
+
+    grpcio has one list for all domains, drops all that comes after a root which it cannot read, and finds an issuer by
+    its name.
+    """
+    own = credentials.agent_id.trust_domain
+    ours = {certificate.subject for certificate in credentials.chain[1:]}
+    for domain in sorted(bundles.by_domain, key=lambda name: name != own):
+        for root in bundles.by_domain[domain].roots:
+            try:
+                name = Certificate.read(root.public_bytes(Encoding.DER)).subject
+            except TrustError as error:
+                logger.error("a root of %s is left out for gRPC: %s", domain, error)
+                continue
+            if domain == own:
+                ours.add(name)
+            elif name in ours:
+                logger.error("a root of %s is left out for gRPC: it has the name of a CA of ours", domain)
+                continue
+            yield root
 
 
 class _Judge(grpc.aio.ServerInterceptor):
@@ -185,22 +215,31 @@ class _Judge(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None  # UNIMPLEMENTED
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
+        taken = "stream" if handler.request_streaming else "unary"
+        given = "stream" if handler.response_streaming else "unary"
+        guarded = self._guarded(
+            getattr(handler, f"{taken}_{given}"), handler_call_details.method, handler.request_streaming
         )
-        guarded = self._guarded(getattr(handler, kind), handler_call_details.method, handler.request_streaming)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        # Also a method of one message is served as one of many: grpcio would wait for the message, and keep a place
+        # for the call, before it asks anybody.
+        make = getattr(grpc, f"stream_{given}_rpc_method_handler")
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
     def _guarded(self, inner: Callable[..., Any], method: str, request_streaming: bool) -> Callable[..., Any]:
-        def requests(given: Any, context: Any) -> Any:
-            return self._each(given, context, method) if request_streaming else given
+        async def taken(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            if request_streaming:
+                return self._each(messages, context, method)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MESSAGE_SECONDS):
+                    async for message in messages:
+                        return message
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
 
         if inspect.isasyncgenfunction(inner):
 
-            async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async def stream(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 await self._admit(context, method)
-                async with contextlib.aclosing(inner(requests(request, context), context)) as answers:
+                async with contextlib.aclosing(inner(await taken(messages, context), context)) as answers:
                     async for answer in answers:
                         await self._admit(context, method)
                         yield answer
@@ -208,9 +247,9 @@ class _Judge(grpc.aio.ServerInterceptor):
             return stream
         if inspect.iscoroutinefunction(inner):
 
-            async def once(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async def once(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 await self._admit(context, method)
-                return await inner(requests(request, context), context)
+                return await inner(await taken(messages, context), context)
 
             return once
         raise ConfigurationError("gRPC handler", got=type(inner).__name__, expected="an async function")

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grpc._cython import cygrpc  # grpcio's session cache has no public name
 
@@ -18,7 +19,7 @@ from tests.forge import NOW, Forge
 from tests.trust.tls.grpc_parts import PATH, SECONDS, Service, call, channel_to, refused, serving, stock
 from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, OTHER, SERVER, SERVER_ID
 from trust.authorize import exactly, members_of
-from trust.bundles import RevocationLists, TrustBundles
+from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
 from trust.errors import (
     CertificateRevoked,
@@ -397,5 +398,57 @@ def test_a_server_that_cannot_be(address: str, bundles: TrustBundles) -> None:
         async with serving(Service()) as taken:
             with pytest.raises(ConfigurationError):
                 grpc_server(taken if address == "taken" else address, source=SERVER, bundles=bundles, authorize=AGENTS)
+
+    asyncio.run(main())
+
+
+def test_a_call_whose_message_does_not_come_takes_no_place_of_an_agent_that_is_not_allowed() -> None:
+    async def main() -> None:
+        service, trail = Service(), Trail()
+        async with (
+            serving(service, bundles=BOTH, audit=trail) as target,
+            stock(target, OTHER.leaf("/billing")) as channel,
+        ):
+            silent = channel.stream_unary(PATH + "unary_unary")(timeout=SECONDS)  # its head, and no more
+            assert (await refused(silent))[0] is grpc.StatusCode.PERMISSION_DENIED
+        assert [record["check"] for record in trail.records] == [PeerNotAllowed.check] and service.asked == []
+
+    asyncio.run(main())
+
+
+def test_a_message_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 0.1)
+
+    async def main() -> None:
+        service = Service()
+        async with serving(service) as target, stock(target, AGENT) as channel:
+            silent = channel.stream_unary(PATH + "unary_unary")(timeout=SECONDS)
+            assert (await refused(silent))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert service.asked == []
+
+    asyncio.run(main())
+
+
+def lookalike(certificate: x509.Certificate) -> x509.Certificate:
+    """A root of somebody else's, with the name and the key identifier of a CA of ours."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.CertificateBuilder(certificate.subject, certificate.subject, key.public_key(), 7)
+    made = made.not_valid_before(FORGE.root.not_valid_before_utc).not_valid_after(FORGE.root.not_valid_after_utc)
+    for extension in FORGE.root.extensions:
+        if not isinstance(extension.value, x509.SubjectKeyIdentifier):
+            made = made.add_extension(extension.value, extension.critical)
+    name = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    return made.add_extension(name.value, name.critical).sign(key, hashes.SHA256())
+
+
+@pytest.mark.parametrize("of", [FORGE.root, FORGE.intermediate], ids=["root", "intermediate"])
+@pytest.mark.parametrize("domain", ["aaa.example", "zzz.example"])
+def test_a_partner_takes_no_place_of_our_own_root(domain: str, of: x509.Certificate) -> None:
+    partner = TrustBundle(trust_domain=domain, roots=(lookalike(of),))
+    bundles = TrustBundles.of(*sorted((partner, FORGE.bundle), key=lambda bundle: bundle.trust_domain))
+
+    async def main() -> None:
+        async with serving(Service(), bundles=bundles) as target, stock(target, AGENT) as channel:
+            assert await call(channel) == AGENT_ID.encode()
 
     asyncio.run(main())
