@@ -77,7 +77,7 @@ class Succession:
         pending = self._store.pending_key()
         if pending is None:
             pending = self._new_request(view, now)
-            self._store.add_pending_key(pending)
+            self._store.add_pending_key(pending, _keys(view))
         else:
             self._issuers.open_pending(pending)  # the root would certify whatever stands there
         # Asked again, it is the same key, or the certificate that is on its way would fit none.
@@ -109,7 +109,7 @@ class Succession:
             self._keep_list(pem, view.root, now)
         listed = founding.ca_record(self._settings, certificate, record)
         self._issuers.open(record)  # where the last intermediate was revoked, only this one can sign the ledger's head
-        self._change(now, add=[(record, listed)], expect={root.key_id: root.state})
+        self._change(now, add=[(record, listed)], expect={root.key_id: root.state}, keys=_keys(view))
         return (_prepared(record, view, now), *self.rotate(now, kind="intermediate", force=False))
 
     def _new_request(self, view: View, now: datetime) -> PendingKey:
@@ -165,7 +165,7 @@ class Succession:
         # Where the root that signs is not valid yet, a retiring one does so once more.
         beside = rotation.signing_root(rotation.begun(view.records, now)) or view.record(view.root.key_id)
         made = self._made(view, kind, beside, State.PREPARED, now)
-        self._change(now, add=[made.pair], expect=_states(view))
+        self._change(now, add=[made.pair], expect=_states(view), keys=_keys(view))
         return [_prepared(made.issuer, view, now)]
 
     def _activate(self, view: View, key_id: str, now: datetime) -> list[Step]:
@@ -173,7 +173,7 @@ class Succession:
         self._issuers.signer(key_id)  # it must open before it is the one that issues
         others = [o for o in view.records if o.kind == "intermediate" and o.state in _LIVE and o != record]
         states = {other.key_id: State.RETIRING for other in others}
-        self._change(now, states={**states, key_id: State.ACTIVE}, expect=_states(view))
+        self._change(now, states={**states, key_id: State.ACTIVE}, expect=_states(view), keys=_keys(view))
         return [_step(now, Action.ACTIVATE, record, "is active")]
 
     def _activate_root(self, view: View, key_id: str, now: datetime) -> list[Step]:
@@ -192,11 +192,11 @@ class Succession:
             former = [other for other in view.records if other.kind == "intermediate"]
             retiring += [other for other in former if other.state is State.PREPARED]  # below the old root
         states = {other.key_id: State.RETIRING for other in retiring}
-        self._change(now, add=add, states={**states, key_id: State.ACTIVE}, expect=_states(view))
+        self._change(now, add=add, states={**states, key_id: State.ACTIVE}, expect=_states(view), keys=_keys(view))
         return steps
 
     def _withdraw(self, view: View, key_id: str, now: datetime) -> list[Step]:
-        self._change(now, states={key_id: State.REVOKED}, expect=_states(view))
+        self._change(now, states={key_id: State.REVOKED}, expect=_states(view), keys=_keys(view))
         return [_step(now, Action.WITHDRAW, view.record(key_id), "left the bundle")]
 
     def _taint_intermediate(self, record: IssuerRecord, now: datetime) -> tuple[Step, ...]:
@@ -233,6 +233,7 @@ class Succession:
             add=add,
             states=states,
             expect=_states(view),
+            keys=_keys(view),
             revoked=[record.serial],
             seal=lambda head: sign_head(head, signer, following.key_id),
         )
@@ -248,7 +249,7 @@ class Succession:
             if rotation.newest(view.records, "root", State.PREPARED) is None:
                 add = [self._made(view, "root", root, State.PREPARED, now).pair]
             # Without an active root the prepared one takes over as soon as it may, and not by the schedule.
-            self._change(now, add=add, states={root.key_id: State.RETIRING}, expect=_states(view))
+            self._change(now, add=add, states={root.key_id: State.RETIRING}, expect=_states(view), keys=_keys(view))
             return [_step(now, Action.PREPARE, made, "is prepared, to follow the tainted one") for made, _ in add]
         issuing = rotation.newest(view.records, "intermediate", State.ACTIVE)
         if (
@@ -288,11 +289,14 @@ class Succession:
         add: Sequence[tuple[IssuerRecord, Record]] = (),
         states: Mapping[str, State] | None = None,
         expect: Mapping[str, State],
+        keys: Mapping[str, bytes | None],
         revoked: Sequence[int] = (),
         seal: Seal | None = None,
     ) -> None:
         try:
-            self._store.change_issuers(add=add, states=states or {}, expect=expect, now=now, revoked=revoked, seal=seal)
+            self._store.change_issuers(
+                add=add, states=states or {}, expect=expect, keys=keys, now=now, revoked=revoked, seal=seal
+            )
         finally:
             self._issuers.read()
 
@@ -322,6 +326,10 @@ def _planned(view: View, now: datetime) -> tuple[Step, ...]:
 
 def _is_due(step: Step, now: datetime) -> bool:
     return step.at <= now and step.action in _CARRIED_OUT
+
+
+def _keys(view: View) -> dict[str, bytes | None]:
+    return {record.key_id: record.key_pem for record in view.records}
 
 
 def _states(view: View) -> dict[str, State]:

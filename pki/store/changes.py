@@ -46,6 +46,7 @@ def change_issuers(
     states: Mapping[str, State],
     now: datetime,
     expect: Mapping[str, State],
+    keys: Mapping[str, bytes | None] = {},
     revoked: Sequence[int] = (),
 ) -> None:
     if revoked:  # while the CA that signed the last head is still one that may
@@ -56,6 +57,7 @@ def change_issuers(
         got = known[key_id].state if key_id in known else "unknown"
         if got != state:
             raise StateChanged(f"CA {key_id}", got=got, expected=state, do="look again: somebody was faster")
+    same_password(before, keys)
     for issuer, record in add:
         position = journal.add(ledger.entry_for_record(record))
         connection.execute(insert(certificates).values(rows.record_row(record, position)))
@@ -70,6 +72,19 @@ def change_issuers(
         _set_state(connection, journal, known[key_id], state, now)
     _revoke_all(connection, journal, revoked, x509.ReasonFlags.ca_compromise, now, before)
     _count_roots(connection, journal, before)
+
+
+def same_password(known: Sequence[IssuerRecord], keys: Mapping[str, bytes | None]) -> None:
+    """Nobody has changed the password while a key was made: what it was encrypted with would open no other one.
+
+    Raises:
+        StateChanged: somebody has.
+    """
+    for issuer in known:
+        if issuer.key_id in keys and issuer.key_pem is not None and issuer.key_pem != keys[issuer.key_id]:
+            raise StateChanged(
+                "keys of the CA", got="other ones than before", expected="the same password", do="start again with it"
+            )
 
 
 def prune(connection: Connection, journal: Journal, *, issuer: str | None, now: datetime) -> int:

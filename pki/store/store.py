@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from pki import ledger
 from pki.errors import DuplicateCertificate, PKIError, StateChanged, copied
 from pki.records import Issue, IssuerRecord, PendingKey, Record, SealedHead, Settings, State, TokenRecord
-from pki.store import changes, creation, lists, rows
+from pki.store import changes, creation, lists, reading, rows
 from pki.store.appending import Journal, Seal, seal_last
 from pki.store.database import Database, intact, locate
 from pki.store.guarding import Guard
@@ -204,13 +204,15 @@ class Store(Reads):
             gone = connection.execute(delete(tokens).where(tokens.c.id == token_id, tokens.c.used_at.is_(None)))
             return gone.rowcount == 1
 
-    def add_pending_key(self, key: PendingKey) -> None:
+    def add_pending_key(self, key: PendingKey, keys: Mapping[str, bytes | None] = {}) -> None:
         """Keep the key of an intermediate until its certificate comes back; `change_issuers` then takes it out.
 
         Raises:
-            StateChanged: another key waits already.
+            StateChanged: another key waits already, or the password was changed meanwhile (`keys`, as for
+                `change_issuers`).
         """
         with self._database.write() as connection:
+            changes.same_password(reading.read_issuers(connection), keys)
             if connection.execute(select(pending_keys.c.key_id)).first() is not None:
                 raise StateChanged("request for an intermediate", got="one more", expected="one at a time")
             connection.execute(insert(pending_keys).values(rows.pending_row(key)))
@@ -233,6 +235,7 @@ class Store(Reads):
         states: Mapping[str, State] = {},
         now: datetime,
         expect: Mapping[str, State] = {},
+        keys: Mapping[str, bytes | None] = {},
         revoked: Sequence[int] = (),
         seal: Seal | None = None,
     ) -> None:
@@ -242,6 +245,8 @@ class Store(Reads):
             add: new CAs, each with the record of its certificate.
             states: key id to the state from now on; REVOKED is for ever. (`revoke` also brings a CA there.)
             expect: key id to the state that it must still be in: of two instances that rotate, one does it.
+            keys: key id to the encrypted private key that must still be there, so that new ones open with the same
+                password.
             revoked: serial numbers of CAs whose keys are in other hands.
             seal: signs the tree head in the place of a CA that is revoked by this.
 
@@ -250,7 +255,9 @@ class Store(Reads):
             DuplicateCertificate: a CA is there already.
         """
         with self._write(now, seal) as (connection, journal):
-            changes.change_issuers(connection, journal, add=add, states=states, now=now, expect=expect, revoked=revoked)
+            changes.change_issuers(
+                connection, journal, add=add, states=states, now=now, expect=expect, keys=keys, revoked=revoked
+            )
 
     def replace_keys(self, keys: Mapping[bytes, bytes]) -> None:
         """Put other encryptions in the place of the CAs' private keys: all of them, or none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -386,4 +387,33 @@ def test_a_number_of_the_bundle_that_nobody_counted_to_is_not_signed(tmp_path: P
         connection.execute("UPDATE settings SET bundle_sequence = ?", (right,))
     with CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as ca:
         ca.issue_credentials(AGENT)  # nothing was lost
+        assert ca.audit_ledger().problems == ()
+
+
+@pytest.mark.parametrize("makes", ["rotation", "taint", "ceremony"])
+def test_a_password_that_is_changed_while_a_key_is_made_stops_the_key(
+    makes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the keys of one CA would open with two passwords, and no command would help."""
+    where, new = tmp_path / "ca", "another one"
+    with CertificateAuthority.create(where, trust_domain=DOMAIN, password=PASSWORD) as ca:
+        real = issuers.make_key
+
+        def meanwhile(*arguments: object) -> KeyPair:
+            made = real(*arguments)  # type: ignore[arg-type]
+            with CertificateAuthority.open(where, password=PASSWORD) as other:
+                other.change_password(new)
+            return made
+
+        monkeypatch.setattr(issuers, "make_key", meanwhile)
+        with contextlib.suppress(PKIError):
+            if makes == "rotation":
+                ca.rotate(kind="intermediate", force=True)
+            elif makes == "taint":
+                ca.taint(ca.issuers()[1].key_id)
+            else:
+                ca.request_intermediate()
+        monkeypatch.undo()
+    with CertificateAuthority.open(where, password=new) as ca:
+        assert ca.change_password(PASSWORD) >= 2, "one password opens every key"
         assert ca.audit_ledger().problems == ()
