@@ -115,7 +115,10 @@ class AgentTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
     async def _connect(self, origin: Origin, seconds: float | None, live: set[TlsStream]) -> TlsStream:
-        stream = TlsStream(self.context, origin[0], self._rules.own.get(origin), live)
+        try:
+            stream = TlsStream(self.context, origin[0], self._rules.own.get(origin), live)
+        except UnicodeError:
+            raise httpx.UnsupportedProtocol(f"{origin[0]} is not the name of a host") from None
         doing = "TCP connection"
         try:
             async with asyncio.timeout(seconds):

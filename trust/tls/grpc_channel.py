@@ -101,7 +101,7 @@ async def _look_at(
                 return await _shake_hands(context.connection(host, (host, int(port))), reader, writer)
             finally:
                 writer.close()
-    except (OSError, OverflowError) as error:  # a TimeoutError is an OSError
+    except (OSError, OverflowError, ValueError) as error:  # a TimeoutError is an OSError, a UnicodeError a ValueError
         raise HandshakeFailed(f"cannot reach {target}", got=str(error) or type(error).__name__) from None
 
 

@@ -33,6 +33,8 @@ class Deadlines:
     trust_check: float = 0.5  # between two looks whether the peers of the open connections are still trusted
 
 
+PIECE_BYTES = 64 * 1024
+
 # What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
 # has some 30 bytes, and an honest client asks for one in millions of records.
 MAX_UNTAKEN_BYTES = 16 * 1024
@@ -251,12 +253,14 @@ class TlsProtocol(asyncio.Protocol):
     def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
         if self._ended:
             return
-        try:
-            self.tls.write(data)
-        except TrustError:
-            self.abort()
-            return
-        self.flush()
+        # In pieces: OpenSSL's buffer of what is to be sent keeps the largest size that it ever had.
+        for start in range(0, len(data), PIECE_BYTES):
+            try:
+                self.tls.write(data[start : start + PIECE_BYTES])
+            except TrustError:
+                self.abort()
+                return
+            self.flush()
 
     def unsent(self) -> int:
         return len(self._plain) + self._raw.get_write_buffer_size()

@@ -652,3 +652,13 @@ def test_a_stream_ends_when_its_server_is_revoked() -> None:
                     crls.replace(FORGE.crls(SERVER))
 
     run(main())
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+def test_what_is_no_name_of_a_host(host: str) -> None:
+    async def main() -> None:
+        async with client() as http:
+            with pytest.raises(httpx.UnsupportedProtocol, match="is not the name of a host"):
+                await http.get(f"https://{host}/")
+
+    run(main())
