@@ -55,7 +55,7 @@ async def _refused(fleet: Fleet, what: str, attempt: Attempt, check: str, status
         seen, found = "error", error.check
     except ssl.SSLError as error:  # Python's own TLS: the reason is TLSV13_ALERT_CERTIFICATE_REQUIRED, for example
         seen = f"TLS alert {(error.reason or '').lower().partition('alert_')[2]}"
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while not found:  # the server writes its trail a moment after the wire has the answer
             denied = [e for e in fleet.trail.events[before:] if e["decision"] == "deny"]
             found = denied[-1]["check"] if denied else ""

@@ -37,6 +37,7 @@ from trust.oauth.keys import RemoteKeys
 from trust.oauth.tokens import TokenValidator
 from trust.signing.http import MessageSigner
 from trust.sources import Live
+from trust.tls import Deadlines
 
 DOMAIN = "fleet.example"
 NAMES = ("planner", "billing", "archive", "auditor", "guest", "authority")
@@ -123,6 +124,9 @@ async def start(fleet: Fleet, name: str, app: Any, authorize: Authorizer) -> Non
             authorize=authorize,
             crls=fleet.crls,
             audit=fleet.trail,
+            # A server ends the connections of a revoked peer by itself, usually within half a second. Here a request is
+            # to come first, so that it is seen what the gate says to it.
+            deadlines=Deadlines(trust_check=60),
             sockets=[fleet.sockets[name]],
         )
     )

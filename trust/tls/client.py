@@ -13,6 +13,7 @@ context is then told why.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -171,10 +172,19 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 async def _dial(address: Origin, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
     loop = asyncio.get_running_loop()
-    # uvloop tries one address after the other.
-    if not isinstance(loop, asyncio.BaseEventLoop):
+    # uvloop tries one address after the other. Where there is one only, nothing is raced for: a race that is cancelled
+    # may forget the socket that has won (CPython's staggered_race).
+    if not isinstance(loop, asyncio.BaseEventLoop) or _is_address(address[0]):
         return await loop.create_connection(protocol, *address)
     return await loop.create_connection(protocol, *address, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _through(proxy: Proxy, origin: Origin, stream: TlsStream) -> None:
