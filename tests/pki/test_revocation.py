@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -311,7 +312,7 @@ def test_there_is_no_such_list(name: str, ca: SmallCA, tmp_path: Path) -> None:
     key_id = ca.intermediate.key_id
     with pytest.raises(UnknownName):
         ca.revocations().named(name.format(ca=key_id, CA=key_id.upper()), NOW)
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as connection, connection:
         rows = connection.execute("SELECT shard FROM crls").fetchall()
     connection.close()
     assert all(shard in (0, 1, 2) for (shard,) in rows), "strangers who guess names fill no table"
@@ -321,7 +322,7 @@ def test_another_list_in_the_database_is_noticed(ca: SmallCA, tmp_path: Path) ->
     revocations = ca.revocations()
     foreign = SmallCA.make(tmp_path / "foreign").revocations().lists(NOW).crls[0].public_bytes(Encoding.DER)
     held = revocations.lists(NOW)
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as connection, connection:
         connection.execute("UPDATE crls SET der = ?", (foreign,))
     connection.close()
     assert revocations.lists(NOW) is held, "what it has verified, it has"
@@ -333,7 +334,7 @@ def test_another_list_in_the_database_is_noticed(ca: SmallCA, tmp_path: Path) ->
 def test_the_list_of_another_shard_in_the_wrong_row_is_noticed(ca: SmallCA, tmp_path: Path) -> None:
     ca.issue(shard=1)
     ca.revocations().lists(NOW)
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as connection, connection:
         connection.execute(
             "UPDATE crls SET der = (SELECT der FROM crls WHERE issuer = ?1 AND shard = 1) WHERE issuer = ?1",
             (ca.intermediate.key_id,),
@@ -351,7 +352,7 @@ def test_what_is_published_is_what_was_verified(ca: SmallCA, tmp_path: Path) -> 
     true = revocations.named(shard_name(ca), NOW)
     serial = victim.serial_number.to_bytes(16)
     assert serial in true
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as connection, connection:
         forged = true.replace(serial, serial[::-1])
         connection.execute("UPDATE crls SET der = ? WHERE issuer = ?", (forged, ca.intermediate.key_id))
     connection.close()
@@ -729,7 +730,7 @@ def test_many_askers_get_one_signer(ca: SmallCA) -> None:
 def test_a_broken_database_is_an_error_and_not_an_answer(ca: SmallCA, tmp_path: Path) -> None:
     request = ask(ca, ca.issue())
     revocations = ca.revocations()
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as connection, connection:
         connection.execute("DROP TABLE certificates")
     connection.close()
     with pytest.raises(StoreError):

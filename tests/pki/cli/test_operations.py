@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -436,7 +437,7 @@ def test_what_is_not_in_the_ledger_is_not_proven(run: Run, folder: Path) -> None
     run("issue", folder, AGENT)
     with CertificateAuthority.open(folder) as ca:
         (record,) = ca.certificates(kind="agent")
-    with sqlite3.connect(f"{folder}/{DATABASE_FILE}") as database:
+    with closing(sqlite3.connect(f"{folder}/{DATABASE_FILE}")) as database, database:
         database.execute("UPDATE certificates SET spiffe_id = 'spiffe://fleet.example/other' WHERE kind = 'agent'")
     database.close()
     assert "ledger lacks an entry" in one_line(run("ledger", "prove", folder, f"{record.serial:x}"))
