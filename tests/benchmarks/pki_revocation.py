@@ -11,6 +11,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,7 +68,7 @@ class _Filled:
         self.ca = SmallCA.make(folder)
         self._random = random.Random(7)
         serials: list[int] = []
-        with sqlite3.connect(folder / DATABASE_FILE) as connection:
+        with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection, connection:
             connection.executemany(_INSERT, self._rows(size, serials))
         connection.close()
         self.revocations = self.ca.revocations()

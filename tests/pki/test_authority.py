@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -365,7 +366,7 @@ def test_no_ca_there(tmp_path: Path) -> None:
 
 
 def test_the_key_of_another_ca_is_refused(folder: Path) -> None:
-    with sqlite3.connect(folder / DATABASE_FILE) as connection:
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection, connection:
         connection.execute("UPDATE issuers SET key_pem = ?", (keys.write(keys.generate(), PASSWORD),))
     with pytest.raises(PKIError, match="is not the one in its certificate") as caught:
         CertificateAuthority.open(folder, password=PASSWORD)

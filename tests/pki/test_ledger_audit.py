@@ -9,6 +9,7 @@ import re
 import sqlite3
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -366,7 +367,7 @@ def test_what_is_altered_in_the_database_of_a_ca_is_named(
         authority.revoke(issued[0].serial, x509.ReasonFlags.superseded)
         authority.ban(f"spiffe://{DOMAIN}/bad")
         kept = authority.ledger_head()
-    with sqlite3.connect(tmp_path / "ca" / DATABASE_FILE) as database:
+    with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as database, database:
         database.execute(sql)
     database.close()
     with CertificateAuthority.open(tmp_path / "ca") as authority:
