@@ -79,6 +79,10 @@ def parse(data: bytes) -> Request:
     elif not isinstance(key, (ed25519.Ed25519PublicKey, _PostQuantumKey)):
         raise _key_refused(type(key).__name__)
 
+    # DER has no unused bits in a signature (X.690 section 11.2.2): a request is spelled in one way.
+    if csr.public_bytes(Encoding.DER)[-len(csr.signature) - 1] != 0:
+        raise _malformed("a signature of odd bits")
+
     # 4. Possession.
     if not _signed_by(key, csr):
         raise PossessionNotProven(

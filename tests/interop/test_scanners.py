@@ -157,14 +157,19 @@ def test_testssl(scanned: Scanned, tmp_path: Path) -> None:
             options = [*more[client_certificates], "--jsonfile", str(tmp_path / client_certificates)]
             await asyncio.to_thread(run, *command, *options, address, timeout=SECONDS)
 
-    async def main() -> None:  # most of a scan is waiting
-        await asyncio.gather(*map(scan, more))
+    def findings_of(client_certificates: str) -> list[dict[str, str]]:
+        """What one scan says; it is made again where testssl.sh gave up waiting and so found nothing out."""
+        report = tmp_path / client_certificates
+        for _ in range(3):
+            report.unlink(missing_ok=True)
+            asyncio.run(scan(client_certificates))
+            findings: list[dict[str, str]] = json.loads(report.read_text())
+            if not any("check failed because of connect problem" in finding["finding"] for finding in findings):
+                break
+        return findings
 
-    asyncio.run(main())
-    for report in more:
-        findings = json.loads((tmp_path / report).read_text())
+    for client_certificates in more:
+        findings = findings_of(client_certificates)
         found = {finding["id"]: finding["finding"] for finding in findings}
-        if found["sessionresumption_ticket"].startswith("check failed"):  # the busy machine's; our own tests have it
-            found["sessionresumption_ticket"] = PINNED["sessionresumption_ticket"]
         assert {name: found.get(name) for name in PINNED} == PINNED
         assert [f for f in findings if f["severity"] not in ("OK", "INFO", "DEBUG") and f["id"] not in KNOWN] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -168,7 +169,8 @@ async def _trail(fleet: Fleet) -> AsyncIterator[Step]:
             outcome=f"{who} -> {target}" if target else who,
         )
     written = (fleet.folder / "audit.jsonl").read_text()
-    leaked = "PRIVATE KEY" in written or "eyJ" in written  # how every JWS and JWT begins: base64url of '{"'
+    # Every JWS and JWT begins so: base64url of '{"', more of it, and a dot, which no thumbprint has.
+    leaked = re.search(r"PRIVATE KEY|eyJ[\w-]*\.", written)
     yield Step(
         chapter=6,
         what=f"{len(fleet.trail.events)} decisions, one JSON object a line in audit.jsonl (--folder keeps it)",

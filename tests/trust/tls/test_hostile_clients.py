@@ -17,7 +17,7 @@ from trust.tls import Deadlines, Limits, client_context, serving
 
 SECOND = FORGE.leaf("/second")
 PATIENCE = 30.0  # seconds that a test waits for what must happen
-DEADLINES = Deadlines(handshake=2, request_head=2, stall=2, linger=1, trust_check=0.5)
+DEADLINES = Deadlines(handshake=5, request_head=2, stall=2, linger=1, trust_check=0.5)
 LIMITS = Limits(connections=60, peer=20, handshakes=60)
 
 FLOOD_SECONDS = 0.01  # between two connections of a flood; a busy machine slows the flood and the honest client alike
@@ -221,8 +221,6 @@ ATTACKS: list[tuple[Callable[[int], Awaitable[None]], set[type[TrustError]]]] = 
     (idle, set()),
 ]
 
-FLOODS = (silent_flood, hello_flood)
-
 
 @pytest.mark.parametrize(("attack", "expected"), ATTACKS, ids=[attack.__name__ for attack, _ in ATTACKS])
 def test_an_honest_client_does_not_suffer(
@@ -253,9 +251,7 @@ def test_an_honest_client_does_not_suffer(
             await attack(port_of(server.url))
 
     run(main())
-    # A flood that a busy machine makes slow reaches the deadline of a handshake, and not their number.
-    seen = {type(error) for error in told}
-    assert seen == expected or (attack in FLOODS and seen == {HandshakeFailed})
+    assert {type(error) for error in told} == expected
     assert [line["check"] for line in trail] == [error.check for error in told]
     assert all(line["peer"].startswith("127.0.0.1:") for line in trail)
     assert all(error.claimed in ("", str(SECOND.agent_id)) for error in told)
