@@ -13,7 +13,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
 from trust.tls.client import AgentTransport
-from trust.tls.destinations import Destinations
+from trust.tls.destinations import Destinations, url_of, web_origins
 from trust.tls.engine import PostQuantum
 from trust.tls.server import serve, serving, uvicorn_config
 from trust.tls.threads import BlockingTransport
@@ -22,7 +22,15 @@ from trust.tls.workers import serve_workers
 if TYPE_CHECKING:
     import httpx2  # of an extra
 
-__all__ = ["agent_client", "serve", "serve_workers", "serving", "uvicorn_config"]
+__all__ = [
+    "agent_client",
+    "httpx2_agent_client",
+    "serve",
+    "serve_workers",
+    "serving",
+    "sync_agent_client",
+    "uvicorn_config",
+]
 
 # Connecting is a handshake on a warm network; reading waits for an agent that may think for a while.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=10.0)
@@ -47,7 +55,11 @@ def agent_client(
     without a valid signature for this very request is an error. a2a-sdk takes the client as it is:
     `ClientConfig(httpx_client=...)`.
 
-    Not done: no redirect is followed, and no proxy or certificate setting is read from the environment.
+    Not done: no redirect is followed, and no proxy or certificate setting is read from the environment. HTTP/2: at 16
+    concurrent calls httpx and `h2` over the same TLS spend 2.2 to 2.7 times the CPU of the connections here
+    (`tests.benchmarks.transports`). It saves handshakes, which pays for a burst of calls by a new client (the first 16:
+    26 ms of CPU against 44) or to a server far away: `httpx.AsyncClient(verify=client_context(source, bundles,
+    authorize), http2=True, trust_env=False)`.
 
     Args:
         source: our certificate and key; renewed ones are picked up by the next connection. None presents none: for
@@ -59,11 +71,16 @@ def agent_client(
             `trust.WebPKI()` is the rule for a server outside any trust domain: it is known by its host name, and gets
             no certificate of ours.
         tokens: where access tokens come from: a `TokenSource`, or its `on_behalf_of`; None where none are asked for.
-        signer: signs requests and verifies answers; None for servers that sign nothing.
+        signer: signs requests and verifies answers; None for servers that sign nothing. A web server learns from a
+            signature who we are, so beside `WebPKI()` the signer has audiences by origin, and they name the web
+            server's; for one that signs nothing make a client of its own.
         crls: revocation lists for the server's certificate.
         post_quantum: "required" refuses a server without a post-quantum key exchange.
         proxy: `http://[user:password@]host:port` of a proxy that opens a way with CONNECT; TLS is with the agent.
         timeout: of each phase of a request.
+
+    Raises:
+        ConfigurationError: an argument; or a web server is among the destinations that the signer does not name.
 
     Raises (from the client's calls):
         PeerError: the server's certificate, by the check that refused it.
@@ -148,7 +165,17 @@ def _transport(
         post_quantum=post_quantum,
         proxy=proxy,
     )
-    return transport if signer is None else SigningTransport(transport, signer)
+    if signer is None:
+        return transport
+    for origin in web_origins(authorize):
+        if not signer.names(origin):
+            raise ConfigurationError(
+                "signed requests would tell a web server who we are",
+                got=f"{origin} without an audience of its own",
+                expected="a signer whose audiences name every web server",
+                do="give it an audience by origin, or make another client for unsigned requests",
+            )
+    return SigningTransport(transport, signer)
 
 
 class _Cookies(httpx.Cookies):
@@ -163,6 +190,9 @@ class _Client(httpx.AsyncClient):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._jar = _Cookies()
+
+    def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
+        return super().build_request(method, url_of(url) if isinstance(url, str) else url, **parts)
 
     @property
     def cookies(self) -> httpx.Cookies:

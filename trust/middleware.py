@@ -42,6 +42,7 @@ from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, ReplayGuard
+from trust.signing.algorithms import signer
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import (
     HEADER,
@@ -90,6 +91,9 @@ class Gate:
         max_body_bytes: larger requests are refused with 413.
 
     Not checked: WebSockets are refused as a whole, and so are event streams in answer to signed requests.
+
+    Raises:
+        ConfigurationError: an argument that cannot be meant; or the key of `source` signs nothing here (ML-DSA).
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Gate:
             raise ConfigurationError("signatures", got=signatures, expected='"required" or "optional"')
         if isinstance(scope, str):
             parse(scope)  # a malformed one is told now, and not to each caller
+        signer(source.current().private_key)  # and so is a key that signs no answers
         self._app = app
         self._source = source
         self._public_paths = frozenset(public_paths)

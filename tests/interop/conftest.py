@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from cryptography.x509 import ocsp
 
 from pki import CertificateAuthority, revocation
 from tests.interop.fleet import DOMAIN, Fleet, make_fleet
+from tests.interop.programs import node_modules
 from trust.credentials import Credentials
 
 PUBLIC_URL = "http://pki.fleet.example"
 GO = Path(__file__).parent / "go"
+JS = Path(__file__).parent / "js"
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +34,16 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["go", "build", "-mod=readonly", "-o", f"{folder}{os.sep}", "./..."]
     built = subprocess.run(command, cwd=GO, capture_output=True, text=True, env={**os.environ, "CGO_ENABLED": "0"})
     assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def js(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scripts of `js/` and the packages of the very versions that its lock names."""
+    folder = tmp_path_factory.mktemp("js")
+    for file in JS.iterdir():
+        shutil.copy(file, folder)
+    (folder / "node_modules").symlink_to(node_modules(JS), target_is_directory=True)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pki import CertificateAuthority
 from tests.forge import Forge
 from tests.interop.programs import save
+from tests.ports import listens
 from trust.agent import agent_client, serving
 from trust.authorize import exactly
 from trust.bundles import RevocationLists, TrustBundles
@@ -203,21 +203,9 @@ async def their_server(
 
 
 async def _listening(program: asyncio.subprocess.Process, port: int) -> None:
-    while True:
+    while not listens(port):
         assert program.returncode is None, "the server ended"
-        with contextlib.suppress(ConnectionError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            return
         await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    """For servers that cannot choose one: free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 async def ask(fleet: Fleet, url: str, who: str | None = "planner", *, server: str = BILLING) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,21 @@ def save_bundle(folder: Path, bundle: TrustBundle) -> Path:
     file = folder / f"{bundle.trust_domain}.json"
     file.write_text(bundle.to_json())
     return file
+
+
+def node_modules(project: Path) -> Path:
+    """The packages that a package-lock.json names, installed once for each content of it, outside of the repository."""
+    lock = (project / "package-lock.json").read_bytes()
+    kept = Path(tempfile.gettempdir()) / f"a2a-trust-npm-{os.getuid()}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not kept.is_dir():
+        made = Path(tempfile.mkdtemp(prefix="a2a-trust-npm-"))
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(project / name, made)
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        installed = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=300)
+        assert installed.returncode == 0, installed.stderr
+        try:
+            made.rename(kept)  # whole or not at all, whoever else does the same
+        except OSError:
+            shutil.rmtree(made)
+    return kept / "node_modules"

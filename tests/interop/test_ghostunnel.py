@@ -21,7 +21,6 @@ from tests.interop.fleet import (
     OurServer,
     ask,
     each_refused,
-    free_port,
     is_refused,
     judged_by_our_client,
     our_server,
@@ -29,6 +28,7 @@ from tests.interop.fleet import (
     their_server,
 )
 from tests.interop.programs import needs
+from tests.ports import free_port
 from trust.errors import UntrustedChain
 
 pytestmark = [

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pki import CertificateAuthority
 from tests.attacks.test_forwarded_attacks import field
 from tests.authority import Trail
-from tests.interop.conftest import DOMAIN
+from tests.forge import Forge
+from tests.interop.fleet import DOMAIN
 from tests.interop.programs import IN_CI, needs, save
+from tests.ports import free_port, wait_until_listens
 from trust.agent import agent_client, serving
 from trust.authorize import exactly
 from trust.bundles import TrustBundles
@@ -71,7 +71,12 @@ class Fleet:
         (folder / "proxy.pem").write_bytes(chain.read_bytes() + key.read_bytes())
         roots = b"".join(root.public_bytes(Encoding.PEM) for root in ca.bundle().roots)
         (folder / "roots.pem").write_bytes(roots)
-        (folder / "ca.pem").write_bytes(roots + ca.intermediate.public_bytes(Encoding.PEM))
+        # And CAs of former days: more certificates than an agent reads in one header.
+        others = [
+            certificate for forge in (Forge() for _ in range(4)) for certificate in (forge.intermediate, forge.root)
+        ]
+        every = roots + b"".join(one.public_bytes(Encoding.PEM) for one in (ca.intermediate, *others))
+        (folder / "ca.pem").write_bytes(every)
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +84,16 @@ def fleet(ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) ->
     return Fleet(ca, tmp_path_factory.mktemp("fleet"))
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[str]:
     """A program in the foreground, once it listens; the URL."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise AssertionError(process.communicate()[0])
-            time.sleep(0.05)
+        try:
+            wait_until_listens(port, process.poll, SECONDS)
+        except AssertionError as error:
+            process.kill()
+            raise AssertionError(f"{error}: {process.communicate()[0]}") from None
         yield f"https://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -18,7 +18,6 @@ from tests.interop.fleet import (
     answer_of,
     ask,
     each_refused,
-    free_port,
     is_refused,
     judged_by_our_client,
     our_server,
@@ -26,6 +25,7 @@ from tests.interop.fleet import (
     their_server,
 )
 from tests.interop.programs import needs
+from tests.ports import free_port
 from trust.errors import UntrustedChain
 
 pytestmark = pytest.mark.slow

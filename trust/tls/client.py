@@ -27,6 +27,7 @@ from trust.errors import ConfigurationError, NoPeerCertificate
 from trust.identity import PeerIdentity
 from trust.tls.destinations import Destinations, Origin, Rules
 from trust.tls.engine import PostQuantum, client_context
+from trust.tls.http1 import request_head
 from trust.tls.pool import Pool
 from trust.tls.proxy import Proxy, Tunnel
 from trust.tls.sslobject import SslObject
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 # Before the next address of a host is tried beside the one that does not answer (RFC 8305 section 8).
 NEXT_ADDRESS_SECONDS = 0.25
+
+# For a new connection where the caller sets no time, as many do for the sake of event streams: who is silent in the
+# handshake for longer will not become an agent.
+MAX_CONNECT_SECONDS = 60.0
 
 
 class AgentTransport(httpx.AsyncBaseTransport):
@@ -67,7 +72,8 @@ class AgentTransport(httpx.AsyncBaseTransport):
         HandshakeFailed: no TLS 1.3 on the other end.
         DestinationRefused: no rule for this origin.
         ConfigurationError: a URL that is not https; another event loop than asyncio's, or than before.
-        httpx.TransportError: the network, as ever; `httpx.ProxyError` for what the proxy refuses.
+        httpx.TransportError: the network, as ever; `httpx.ProxyError` for what the proxy refuses;
+            `httpx.LocalProtocolError` for a request that cannot be sent as it is.
     """
 
     def __init__(
@@ -98,17 +104,18 @@ class AgentTransport(httpx.AsyncBaseTransport):
         origin = self._rules.origin(request.url)
         if origin in self._web:
             return await self._web[origin].handle_async_request(request)
+        head = request_head(request)  # one that cannot be sent should not cost a connection
         timeouts = request.extensions.get("timeout", {})
         connect, wait = timeouts.get("connect"), timeouts.get("pool")
         connection = await self._pool.acquire(origin, connect=connect, wait=wait)
-        exchange = connection.exchange(request)
+        exchange = connection.exchange(request, head)
         try:
             return await exchange.run()
         except (httpx.NetworkError, httpx.RemoteProtocolError):
             if not (connection.reused and exchange.repeatable()):
                 raise
         connection = await self._pool.acquire(origin, connect=connect, wait=wait, fresh=True)
-        return await connection.exchange(request).run()
+        return await connection.exchange(request, head).run()
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -120,7 +127,7 @@ class AgentTransport(httpx.AsyncBaseTransport):
             stream = TlsStream(self.context, origin[0], self._rules.own.get(origin), live)
         except UnicodeError:
             raise httpx.UnsupportedProtocol(f"{origin[0]} is not the name of a host") from None
-        doing = "TCP connection"
+        doing, seconds = "TCP connection", MAX_CONNECT_SECONDS if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 if self._proxy is None:
@@ -145,11 +152,17 @@ class AgentTransport(httpx.AsyncBaseTransport):
 def peer_of_response(response: httpx.Response | httpx2.Response) -> PeerIdentity:
     """Which agent answered: the verified peer of the connection that this response came over.
 
+    It stays with the response. Whether the connection is there still, and its peer trusted still, is not asked.
+
     Raises:
         NoPeerCertificate: the response did not come over a connection of ours.
     """
-    tls = _tls_of(response)
-    peer = tls.peer if tls is not None else None
+    stream = response.extensions.get("network_stream")
+    if isinstance(stream, TlsStream):
+        peer = stream.peer
+    else:  # another library's, over `client_context`
+        tls = _tls_of(response)
+        peer = None if tls is None else tls.peer
     if not isinstance(peer, PeerIdentity):
         raise NoPeerCertificate("response has no verified peer", expected="a client made with AgentTransport")
     return peer
@@ -189,11 +202,9 @@ def _is_address(host: str) -> bool:
 
 async def _through(proxy: Proxy, origin: Origin, stream: TlsStream) -> None:
     """TCP to the proxy, its answer, and then `stream` on the way that it opened."""
-    transport, tunnel = await _dial(proxy.address, lambda: Tunnel(proxy, origin))
+    transport, tunnel = await _dial(proxy.address, lambda: Tunnel(proxy, origin, stream))
     try:
         await tunnel.opened()
     except BaseException:
         transport.abort()
         raise
-    transport.set_protocol(stream)
-    stream.connection_made(transport)

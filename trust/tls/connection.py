@@ -10,72 +10,42 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
-# pyOpenSSL's own verification callback can neither name the reason of a refusal (the peer would see
-# `internal_error`) nor see the chain as a whole, and it turns every "yes" into "no error at all". These are the
-# bindings that pyOpenSSL itself is written with; without one of them nothing below works, and nothing is accepted.
+# The bindings that pyOpenSSL itself is written with.
 from OpenSSL._util import ffi as _ffi
 from OpenSSL._util import lib as _lib
 
 from trust.certificates import UNREADABLE
 from trust.clock import Clock, shown, wall_clock
-from trust.credentials import Credentials
 from trust.errors import (
-    CertificateExpired,
-    CertificateNotYetValid,
-    CertificateRevoked,
-    ChainTooLong,
-    ConfigurationError,
     HandshakeFailed,
     HandshakeRefused,
     NoPeerCertificate,
     NotPostQuantum,
     PeerError,
-    PeerNotAllowed,
-    RevocationUnknown,
     TransportError,
     TrustError,
-    UnknownTrustDomain,
     UntrustedChain,
-    WrongExtendedKeyUsage,
-    WrongKeyUsage,
 )
 from trust.identity import AgentID, PeerIdentity
+from trust.tls.snapshot import POST_QUANTUM_GROUPS, Snapshot, reason_of, running
 
-MAX_CHAIN = 8  # certificates that OpenSSL puts together; the judge's own limit is lower
 RECORD_BYTES = 16 * 1024  # RFC 8446 section 5.1: no record holds more plaintext
 _BUFFER_BYTES = 4 * RECORD_BYTES  # what one call moves out of OpenSSL
 
-# The key exchanges that keep what is recorded today secret from a quantum computer of tomorrow (RFC 9794: hybrids of
-# ML-KEM and an elliptic curve). By itself OpenSSL prefers the first of them to whatever the peer likes better.
-POST_QUANTUM_GROUPS = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024")
+# What OpenSSL gets of the ciphertext at a time. It works through all that it has, and most slowly through messages of
+# TLS itself: a KeyUpdate (RFC 8446 section 4.6.3) has 27 bytes and costs as much as a small request.
+SLICE_BYTES = 16 * 1024
 
-# OpenSSL's own list and order, but for X448, P-521 and the finite fields: no client needs them, and with ffdhe3072 a
-# stranger makes a handshake cost the server five times as much. A client sends the shares with "*"; names with "?" may
-# be unknown.
-_GROUPS = "?*X25519MLKEM768/?*X25519:?secp256r1/?secp384r1"
-
-# The alert that tells a refused peer why (RFC 8446 section 6.2), by way of the X.509 error that OpenSSL turns into
-# it. OpenSSL has no way to `access_denied`: a peer that is not on the list gets `handshake_failure`.
-_X509_ERROR: dict[type[TrustError], int] = {
-    CertificateExpired: SSL.X509VerificationCodes.ERR_CERT_HAS_EXPIRED,  # certificate_expired
-    CertificateRevoked: SSL.X509VerificationCodes.ERR_CERT_REVOKED,  # certificate_revoked
-    CertificateNotYetValid: SSL.X509VerificationCodes.ERR_CERT_NOT_YET_VALID,  # bad_certificate
-    RevocationUnknown: SSL.X509VerificationCodes.ERR_CRL_PATH_VALIDATION_ERROR,  # certificate_unknown
-    UnknownTrustDomain: SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,  # unknown_ca
-    UntrustedChain: SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
-    ChainTooLong: SSL.X509VerificationCodes.ERR_CERT_CHAIN_TOO_LONG,
-    WrongKeyUsage: SSL.X509VerificationCodes.ERR_INVALID_PURPOSE,  # unsupported_certificate
-    WrongExtendedKeyUsage: SSL.X509VerificationCodes.ERR_INVALID_PURPOSE,
-    PeerNotAllowed: SSL.X509VerificationCodes.ERR_APPLICATION_VERIFICATION,  # handshake_failure
-}
-_OTHER_ERROR: int = SSL.X509VerificationCodes.ERR_CERT_REJECTED  # bad_certificate
+# Ciphertext in a row that holds no data, before the connection ends: one whole record, which is not data before its
+# last byte, and nearly three hundred KeyUpdates. A server may send tickets besides; some hold our whole chain.
+MAX_BARREN_BYTES = 24 * 1024
+MAX_BARREN_BYTES_OF_A_SERVER = 64 * 1024
 
 Judge = Callable[[list[bytes]], PeerIdentity]
 
@@ -83,79 +53,12 @@ Judge = Callable[[list[bytes]], PeerIdentity]
 class _Thread(threading.local):
     """What one thread uses for one connection after the other."""
 
-    connection: Connection | None = None  # whose handshake runs, for the callback from C
-
     def __init__(self) -> None:
         self.buffer = _ffi.new(f"char[{_BUFFER_BYTES}]")  # to be read from at once: the next call writes over it
+        self.start = _ffi.new("char **")  # of what a BIO holds; only how much that is matters
 
 
 _thread = _Thread()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """What we present: credentials in an OpenSSL context that nothing changes any more."""
-
-    credentials: Credentials | None  # None: a client that presents no certificate
-    server_side: bool
-    certificate_required: bool
-    post_quantum: bool  # whether no other key exchange will do
-    openssl: SSL.Context = field(repr=False)
-
-
-def snapshot(
-    credentials: Credentials | None, *, server_side: bool, certificate_required: bool, post_quantum: bool = False
-) -> Snapshot:
-    """A TLS 1.3 context that presents `credentials`. The key goes from memory to memory, never through a file.
-
-    Args:
-        credentials: None for a client that presents no certificate.
-        certificate_required: whether the other side must present one.
-        post_quantum: whether to agree on `POST_QUANTUM_GROUPS` only.
-
-    Raises:
-        ConfigurationError: OpenSSL refuses the certificate or the key, or a server has none; or it does not know these
-            groups.
-    """
-    if credentials is None and server_side:
-        raise ConfigurationError("server has no credentials", expected="a certificate and its key")
-    context = SSL.Context(SSL.TLS_SERVER_METHOD if server_side else SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.set_max_proto_version(SSL.TLS1_3_VERSION)
-    # A resumed session skips certificate verification, and with it expiry and revocation: there are no sessions. What
-    # OpenSSL still sends are two tickets that name a session which is kept nowhere.
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(SSL.OP_NO_TICKET)
-    context.set_verify_depth(MAX_CHAIN)
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection keeps no room for two records: 24 of its 90 KB
-    groups = ":".join(POST_QUANTUM_GROUPS) if post_quantum else _GROUPS
-    if not _lib.SSL_CTX_set1_curves_list(context._context, groups.encode()):
-        _lib.ERR_clear_error()
-        if post_quantum:  # else OpenSSL's own list does: one that is too old for this syntax has a shorter one
-            raise ConfigurationError("no post-quantum key exchange in this OpenSSL", expected="OpenSSL 3.5 or newer")
-    if credentials is not None:
-        _present(context, credentials)
-    mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if certificate_required else 0)
-    _lib.SSL_CTX_set_verify(context._context, mode, _verify)
-    if server_side:
-        context.set_alpn_select_callback(_choose_http)
-    return Snapshot(credentials, server_side, certificate_required, post_quantum, context)
-
-
-def _present(context: SSL.Context, credentials: Credentials) -> None:
-    try:
-        context.use_certificate(credentials.certificate)
-        for certificate in credentials.chain[1:]:
-            context.add_extra_chain_cert(certificate)
-        # What `use_privatekey` does, which refuses ML-DSA keys by their type. One that OpenSSL refuses is missing when
-        # it comes to the check.
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, credentials.key_pem())
-        _lib.SSL_CTX_use_PrivateKey(context._context, key._pkey)
-        context.check_privatekey()
-    except (SSL.Error, crypto.Error) as error:
-        raise ConfigurationError(
-            "TLS refuses the credentials", got=_reason(error), expected="a certificate and its key"
-        ) from None
 
 
 class Connection:
@@ -206,6 +109,9 @@ class Connection:
         self.judged = False  # whether the judge was asked about the chain that the peer presented
         self._verdict: TrustError | None = None  # what the judge said against the peer
         self._eof = False
+        self._waiting = bytearray()  # ciphertext that OpenSSL has not got yet
+        self._barren = 0  # bytes that OpenSSL got since it had data for us
+        self._may_be_barren = MAX_BARREN_BYTES if snapshot.server_side else MAX_BARREN_BYTES_OF_A_SERVER
         self.spoken = [name.encode() for name in alpn or ["http/1.1"]]  # ALPN of a server, the first choice first
         self._ssl: Any = SSL.Connection(snapshot.openssl, None)  # until `release`
         if snapshot.server_side:
@@ -222,16 +128,35 @@ class Connection:
 
     def receive(self, data: bytes) -> None:
         """Take ciphertext that came from the peer."""
-        if data:
-            # A BIO in memory takes all of it. If it could not, what comes after the gap would not decrypt.
-            _lib.BIO_write(self._ssl._into_ssl, _ffi.from_buffer(data), len(data))
-            self.drained = False
+        if not data:
+            return
+        if self.drained and len(data) <= SLICE_BYTES:
+            self._give(data)
+        else:
+            self._waiting += data
+        self.drained = False
 
     def receive_eof(self) -> None:
         """The peer will send no more."""
         self._eof = True
-        self._ssl.bio_shutdown()
+        if not self._waiting:
+            self._ssl.bio_shutdown()
         self.drained = False
+
+    def _feed(self) -> bool:
+        """Give OpenSSL the next slice of what waits; False when nothing does."""
+        if not self._waiting:
+            return False
+        self._give(self._waiting[:SLICE_BYTES])
+        del self._waiting[:SLICE_BYTES]
+        if self._eof and not self._waiting:
+            self._ssl.bio_shutdown()
+        return True
+
+    def _give(self, data: bytes | bytearray) -> None:
+        # A BIO in memory takes all of it. If it could not, what comes after the gap would not decrypt.
+        _lib.BIO_write(self._ssl._into_ssl, _ffi.from_buffer(data), len(data))
+        self._barren += len(data)
 
     def output(self) -> bytes:
         """Ciphertext to send to the peer. It may hold an alert after a failure, so it is sent then, too."""
@@ -259,19 +184,25 @@ class Connection:
             raise self.error
         if self.established:
             return True
-        _thread.connection = self
+        while not self._shake_hands():
+            if not self._feed():
+                self.drained = True
+                return False
+        self.assert_identified()
+        self.established, self._barren = True, 0
+        return True
+
+    def _shake_hands(self) -> bool:
+        running.connection = self
         _lib.ERR_clear_error()
         try:
             self._ssl.do_handshake()
         except SSL.WantReadError:
-            self.drained = True
             return False
         except SSL.Error as error:
             raise self.fail(self._verdict or self._explain(error)) from None
         finally:
-            _thread.connection = None
-        self.assert_identified()
-        self.established = True
+            running.connection = None
         return True
 
     def fail(self, error: TrustError) -> TrustError:
@@ -289,20 +220,20 @@ class Connection:
         if self.on_distrust:
             self.on_distrust(error)
 
-    def verify_chain(self, chain: list[bytes]) -> int:
-        """The X.509 error of a presented chain, 0 when the judge accepts it. Runs inside OpenSSL's handshake."""
+    def verify_chain(self, chain: list[bytes]) -> TrustError | None:
+        """What the judge says against a presented chain; None accepts it. Runs inside OpenSSL's handshake."""
         self.judged, self._leaf = True, chain[0] if chain else b""
         try:
             self.peer = self._judge(chain)
         except Exception as error:  # a defect or an outage on our side must refuse, never accept
             self.peer, self._verdict = None, as_trust_error(error)
-            return _X509_ERROR.get(type(self._verdict), _OTHER_ERROR)
-        return 0
+            return self._verdict
+        return None
 
     def judge_again(self) -> None:
         """Ask the judge about the peer once more, at the end of the handshake."""
-        if self.peer is not None and self.verify_chain(list(self.peer.chain)) and self._verdict:
-            raise self.fail(self._verdict)
+        if self.peer is not None and (refusal := self.verify_chain(list(self.peer.chain))) is not None:
+            raise self.fail(refusal)
 
     def assert_identified(self) -> None:
         """Fail closed: whatever OpenSSL let through, there is a judged peer, or there rightly is none."""
@@ -324,24 +255,33 @@ class Connection:
 
         Raises:
             HandshakeRefused: (client) the server refused us after our side of the handshake was complete.
-            TransportError: the connection was cut short or tampered with.
+            TransportError: the connection was cut short or tampered with, or the peer keeps TLS busy without data.
             TrustError: as `error` or `distrusted` say.
         """
         self._check_alive()
         _lib.ERR_clear_error()
         # Most reads find nothing more: what `SSL.Connection.recv` does, without an exception for that.
         buffer, handle = _thread.buffer, self._ssl._ssl
-        got = _lib.SSL_read(handle, buffer, min(size, _BUFFER_BYTES))
-        if got > 0:
-            self.heard = True
-            return bytes(_ffi.buffer(buffer, got))
-        error = _lib.SSL_get_error(handle, got)
-        if error == _lib.SSL_ERROR_WANT_READ:
-            self.drained = True
-            return None
-        if error == _lib.SSL_ERROR_ZERO_RETURN:
-            return b""
-        raise self._broken(got)
+        while (got := _lib.SSL_read(handle, buffer, min(size, _BUFFER_BYTES))) <= 0:
+            error = _lib.SSL_get_error(handle, got)
+            if error == _lib.SSL_ERROR_ZERO_RETURN:
+                return b""
+            if error != _lib.SSL_ERROR_WANT_READ:
+                raise self._broken(got)
+            if self._barren > self._may_be_barren:
+                raise self.fail(_barren(self._barren, self._may_be_barren))
+            if not self._feed():
+                self.drained = True
+                return None
+        self.heard, self._barren = True, 0
+        # Whether anything is left is asked for: to find it out by reading again costs three times as much.
+        self.drained = not (
+            self._eof
+            or self._waiting
+            or _lib.SSL_pending(handle)
+            or _lib.BIO_get_mem_data(self._ssl._into_ssl, _thread.start)
+        )
+        return bytes(_ffi.buffer(buffer, got))
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Encrypt all of `data` into `output`."""
@@ -368,21 +308,24 @@ class Connection:
     def close(self) -> bool:
         """Say close_notify; True when the peer has said it, too."""
         _lib.ERR_clear_error()
-        try:
-            done = bool(self._ssl.shutdown())
-            self.drained = True
+        while True:
+            try:
+                done = bool(self._ssl.shutdown())
+            except SSL.WantReadError:
+                if self._feed():
+                    continue
+                done = False
+            except SSL.Error:  # nothing to close: the handshake is not done, or the connection is broken
+                return True
+            self.drained = not self._waiting
             return done
-        except SSL.WantReadError:
-            self.drained = True
-            return False
-        except SSL.Error:  # nothing to close: the handshake is not done, or the connection is broken
-            return True
 
     def release(self) -> None:
         """The connection is over: give OpenSSL's memory back now. What an error's traceback holds may stay for long."""
         self.error = self.error or TransportError("connection is closed")
         self.established = False
         self._ssl = None
+        self._waiting.clear()
 
     def pending(self) -> int:
         """At least this many decrypted bytes can be read; 1 when that cannot be known before reading."""
@@ -403,7 +346,7 @@ class Connection:
 
     def _explain(self, error: SSL.Error) -> TrustError:
         """Our error for one of OpenSSL's."""
-        reason = _reason(error)
+        reason = reason_of(error)
         if self._post_quantum and not self.established and _nothing_agreed(reason, self._ssl.get_group_name()):
             return _not_post_quantum(reason)
         if " alert " in reason:
@@ -457,44 +400,6 @@ class Connection:
         return (self._ssl.get_alpn_proto_negotiated().decode() or None) if self.established else None
 
 
-@_ffi.callback("int (*)(int, X509_STORE_CTX *)", error=0)  # type: ignore[untyped-decorator]
-def _verify(ok: int, store: Any) -> int:
-    """OpenSSL's verification callback: 1 goes on, 0 refuses. An exception refuses (`error=0`).
-
-    OpenSSL has nothing to trust, so it complains about every chain: first that there is no root, when the chain is
-    put together and before any signature of it is verified. Then the judge speaks, once. What it refuses costs no
-    more work: a stranger could present keys that take long to verify with. What it accepts is walked to the end, and
-    the complaints on the way are passed over: each of these checks is the judge's. (About a key that OpenSSL finds
-    too short it complains earlier, of the leaf alone, and the leaf alone is judged then.)
-
-    If OpenSSL never asks, nobody is accepted, because no peer was judged.
-    """
-    connection = _thread.connection
-    if connection is None:
-        return 0
-    if not connection.judged:
-        error = connection.verify_chain(_presented(store))
-        _lib.ERR_clear_error()
-    else:
-        error = 0 if connection.peer else _OTHER_ERROR
-    _lib.X509_STORE_CTX_set_error(store, error)
-    return 0 if error else 1
-
-
-def _presented(store: Any) -> list[bytes]:
-    """The chain that OpenSSL put together from what the peer sent, as DER, leaf first."""
-    stack = _lib.X509_STORE_CTX_get1_chain(store)
-    count = _lib.sk_X509_num(stack)
-    certificates = [crypto.X509._from_raw_x509_ptr(_lib.sk_X509_value(stack, i)) for i in range(count)]
-    _lib.sk_X509_free(stack)  # the certificates are freed by their objects
-    return [crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in certificates]
-
-
-def _choose_http(_: SSL.Connection, offered: list[bytes]) -> bytes | Any:
-    spoken = _thread.connection.spoken if _thread.connection else []
-    return next((name for name in spoken if name in offered), SSL.NO_OVERLAPPING_PROTOCOLS)
-
-
 def _claimed(leaf: bytes) -> str:
     """The SPIFFE ID in a certificate, which may be anything; empty where there is not exactly one."""
     try:
@@ -508,6 +413,15 @@ def as_trust_error(error: Exception) -> TrustError:
     if isinstance(error, TrustError):
         return error
     return HandshakeFailed("peer cannot be verified", got=f"{type(error).__name__}: {error}")
+
+
+def _barren(got: int, allowed: int) -> TransportError:
+    return TransportError(
+        "peer sends messages of TLS itself, and no data",
+        got=f"{got} bytes of them",
+        expected=f"at most {allowed} in a row",
+        do="find out why this peer renews its keys again and again",
+    )
 
 
 def _nothing_agreed(reason: str, group: str | None) -> bool:
@@ -536,13 +450,3 @@ def _sni(name: str | None) -> bytes | None:
     except ValueError:
         return name.encode("idna")
     return None
-
-
-def _reason(error: SSL.Error | crypto.Error) -> str:
-    """OpenSSL's words for what went wrong."""
-    if isinstance(error, SSL.SysCallError):
-        return str(error.args[1])
-    if isinstance(error, SSL.ZeroReturnError):
-        return "closed by the peer"
-    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return ", ".join(str(entry[-1]) for entry in queue) or "unknown reason"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +15,17 @@ from trust.errors import ConfigurationError, DestinationRefused
 
 Origin = tuple[str, int]  # host and port
 
+# An agent calls the same few addresses, and to read one is a tenth of what httpx does for a call.
+KEPT_URLS = 128
+MAX_KEPT_URL = 2048  # characters
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebPKI:
     """A server outside any trust domain, known by its host name alone, as browsers know it.
 
-    It gets no certificate of ours and no proof who we are; nothing is known about it but that it has the name. Its
-    revocation is not checked.
+    It gets no certificate of ours and no proof who we are: no signature either, unless the signer's audiences name its
+    origin. Nothing is known about it but that it has the name. Its revocation is not checked.
 
     Args:
         roots: certificates in PEM of the authorities that may vouch for the name; None for those of `certifi`.
@@ -83,12 +88,12 @@ class Rules:
         """Where a request to this URL goes.
 
         Raises:
-            ConfigurationError: not https.
+            ConfigurationError: not https, or port 0.
             DestinationRefused: nowhere, for destinations have their rules and this one has none.
         """
         if url.scheme != "https":
             raise ConfigurationError("URL is not protected", got=f"{url.scheme}://{url.host}", expected="https://")
-        origin = _origin(url)
+        origin = origin_of(url)
         if self._each and origin not in self.own and origin not in self.web:
             raise DestinationRefused(
                 "no rule for this destination",
@@ -99,8 +104,33 @@ class Rules:
         return origin
 
 
-def _origin(url: httpx.URL) -> Origin:
-    return url.raw_host.decode("ascii"), url.port or 443
+def web_origins(authorize: Authorizer | Destinations) -> list[str]:
+    """Which of the destinations are web servers, as `https://host` or `https://host:port`."""
+    return [_text(origin) for origin in Rules(authorize).web]
+
+
+def url_of(text: str) -> httpx.URL:
+    """As `httpx.URL(text)`; one that was read lately is not read again."""
+    return _kept(text) if len(text) <= MAX_KEPT_URL else httpx.URL(text)
+
+
+@functools.lru_cache(maxsize=KEPT_URLS)
+def _kept(text: str) -> httpx.URL:
+    return httpx.URL(text)
+
+
+def origin_of(url: httpx.URL, port: int = 443) -> Origin:
+    """Where a URL leads.
+
+    Args:
+        port: where the URL names none.
+
+    Raises:
+        ConfigurationError: port 0, at which nobody listens.
+    """
+    if url.port == 0:
+        raise ConfigurationError("URL leads nowhere", got="port 0", expected="a port from 1 to 65535")
+    return url.raw_host.decode("ascii"), port if url.port is None else url.port
 
 
 def _parse(text: str) -> Origin:
@@ -111,7 +141,7 @@ def _parse(text: str) -> Origin:
     extra = url.userinfo or url.query or url.fragment or url.raw_path != b"/"
     if url.scheme != "https" or not url.host or extra:
         raise ConfigurationError("destination", got=text, expected="https://host or https://host:port, without a path")
-    return _origin(url)
+    return origin_of(url)
 
 
 def _text(origin: Origin) -> str:

@@ -2,7 +2,8 @@
 
 `server_context` and `client_context` are `ssl.SSLContext` to whatever wants one (asyncio, uvloop, anyio, httpx,
 uvicorn, websockets), but the work is done by pyOpenSSL, over an immutable snapshot of our credentials. TLS 1.3 only,
-no sessions, no tickets. The other end is identified by its SPIFFE ID, verified inside the handshake; host names
+and every handshake is a full one: nothing is resumed. (OpenSSL 4 sends two tickets whatever it is told; they name
+sessions that are kept nowhere.) The other end is identified by its SPIFFE ID, verified inside the handshake; host names
 identify nobody, so they are sent (SNI) and not checked.
 """
 
@@ -25,8 +26,9 @@ from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
 from trust.sources import Live, Source
-from trust.tls.connection import Connection, Snapshot, as_trust_error, snapshot
+from trust.tls.connection import Connection, as_trust_error
 from trust.tls.judging import Judged, Trust
+from trust.tls.snapshot import Snapshot, snapshot
 from trust.tls.sockets import TlsSocket
 from trust.tls.sslobject import SslObject
 
@@ -63,12 +65,13 @@ def server_context(
         crls: revocation lists; none means that revocation is not checked.
         client_certificates: with "optional" a client may present no certificate, and has no identity then. One that
             is presented must still be right.
-        post_quantum: a post-quantum key exchange (`connection.POST_QUANTUM_GROUPS`) is what both sides of this library
+        post_quantum: a post-quantum key exchange (`snapshot.POST_QUANTUM_GROUPS`) is what both sides of this library
             agree on by themselves; with "required" a peer that has none is refused. `Connection.group` tells.
         proxies: which agents may connect besides, to forward the requests of others; `trust.tls.forwarded` has to take
             care of what they send. None: nobody.
         on_refused: called with the error and the peer's address (None where the transport does not tell) for each
-            handshake that fails. It runs in the event loop and must not block.
+            handshake that fails, and for each connection that breaks after it (a `TransportError` of no other type). It
+            runs in the event loop and must not block.
         clock: returns the aware time now.
 
     Raises:
@@ -77,8 +80,18 @@ def server_context(
     """
     if client_certificates not in ("required", "optional"):
         raise ConfigurationError("client_certificates", got=client_certificates, expected='"required" or "optional"')
-    required = client_certificates == "required"
-    return TrustContext(source, bundles, authorize, crls, True, required, post_quantum, on_refused, clock, proxies)
+    return TrustContext(
+        source=source,
+        bundles=bundles,
+        authorize=authorize,
+        crls=crls,
+        server_side=True,
+        certificate_required=client_certificates == "required",
+        post_quantum=post_quantum,
+        on_refused=on_refused,
+        clock=clock,
+        proxies=proxies,
+    )
 
 
 def client_context(
@@ -101,8 +114,17 @@ def client_context(
         on_refused: called with the error, and None, for each connection that fails: for libraries which tell of it
             no more than that it was closed, such as websockets.
     """
-    presented = _NOBODY if source is None else source
-    return TrustContext(presented, bundles, authorize, crls, False, True, post_quantum, on_refused, clock)
+    return TrustContext(
+        source=_NOBODY if source is None else source,
+        bundles=bundles,
+        authorize=authorize,
+        crls=crls,
+        server_side=False,
+        certificate_required=True,
+        post_quantum=post_quantum,
+        on_refused=on_refused,
+        clock=clock,
+    )
 
 
 _NOBODY: Source[None] = Live(None)  # what a client that presents no certificate has for credentials
@@ -128,6 +150,7 @@ class TrustContext(ssl.SSLContext):
 
     def __init__(
         self,
+        *,
         source: Source[Credentials | None],
         bundles: BundleSource,
         authorize: Authorizer,

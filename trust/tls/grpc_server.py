@@ -66,9 +66,10 @@ def grpc_server(
     Not done in the handshake, for grpcio does it: a client without a certificate of one of the trusted roots (of any
     domain) is refused there, but which agent it is, revocation, and that domains do not vouch for each other, is looked
     at when it makes a call, before its message is read (at most 4 MiB, or as `options` say).
-    TLS 1.2 is possible with clients that know nothing newer, and sessions may be resumed. Connections are not counted.
-    A stream that carries no message is not ended. Handlers that read and write with the methods of the context, and not
-    as iterators, are judged once.
+    Post-quantum: CAs with ML-DSA-44 keys will do; with ML-DSA-65 or -87 a client's chain is longer than grpcio's
+    handshake can take. Keys of agents are P-256, P-384 or RSA. TLS 1.2 is possible with clients that know nothing
+    newer, and sessions may be resumed. Connections are not counted. A stream that carries no message is not ended.
+    Handlers that read and write with the methods of the context, and not as iterators, are judged once.
 
     Args:
         address: "host:port"; port 0 picks a free one.
@@ -153,7 +154,7 @@ class _Presented:
             if given is not None and self._source.current() is given[0] and self._bundles.current() is given[1]:
                 return None
             return self._configuration()
-        except Exception as error:
+        except Exception as error:  # a source's, whatever it is: grpcio calls from C, and would refuse everybody
             logger.error("gRPC goes on with the certificates that it has: %s", error)
             return None
 
@@ -212,20 +213,24 @@ class _Judge(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None  # UNIMPLEMENTED
+        method = handler_call_details.method
+        try:
+            handler = await continuation(handler_call_details)
+            return handler and self._guarded(handler, method)  # None: UNIMPLEMENTED
+        except Exception:  # of the application, or no async function: grpcio would send its text to the caller
+            logger.exception("gRPC method %s cannot be served", method)
+            return self._guarded(grpc.unary_unary_rpc_method_handler(_fail), method)
+
+    def _guarded(self, handler: Any, method: str) -> Any:
         taken = "stream" if handler.request_streaming else "unary"
         given = "stream" if handler.response_streaming else "unary"
-        guarded = self._guarded(
-            getattr(handler, f"{taken}_{given}"), handler_call_details.method, handler.request_streaming
-        )
+        inner = self._judged(getattr(handler, f"{taken}_{given}"), method, handler.request_streaming)
         # Also a method of one message is served as one of many: grpcio would wait for the message, and keep a place
         # for the call, before it asks anybody.
         make = getattr(grpc, f"stream_{given}_rpc_method_handler")
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        return make(inner, _reader(handler.request_deserializer), _writer(handler.response_serializer))
 
-    def _guarded(self, inner: Callable[..., Any], method: str, request_streaming: bool) -> Callable[..., Any]:
+    def _judged(self, inner: Callable[..., Any], method: str, request_streaming: bool) -> Callable[..., Any]:
         async def taken(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             if request_streaming:
                 return self._each(messages, context, method)
@@ -239,7 +244,10 @@ class _Judge(grpc.aio.ServerInterceptor):
 
             async def stream(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 await self._admit(context, method)
-                async with contextlib.aclosing(inner(await taken(messages, context), context)) as answers:
+                async with (
+                    _untold(context, method),
+                    contextlib.aclosing(inner(await taken(messages, context), context)) as answers,
+                ):
                     async for answer in answers:
                         await self._admit(context, method)
                         yield answer
@@ -249,7 +257,8 @@ class _Judge(grpc.aio.ServerInterceptor):
 
             async def once(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 await self._admit(context, method)
-                return await inner(await taken(messages, context), context)
+                async with _untold(context, method):
+                    return await inner(await taken(messages, context), context)
 
             return once
         raise ConfigurationError("gRPC handler", got=type(inner).__name__, expected="an async function")
@@ -286,6 +295,54 @@ class _Judge(grpc.aio.ServerInterceptor):
         forbidden = isinstance(refusal, PeerNotAllowed)
         code = grpc.StatusCode.PERMISSION_DENIED if forbidden else grpc.StatusCode.UNAUTHENTICATED
         await context.abort(code, refusal.code)
+
+
+class _Unreadable(Exception):
+    """A message of the caller's that is none of this method."""
+
+
+@contextlib.asynccontextmanager
+async def _untold(context: grpc.aio.ServicerContext[Any, Any], method: str) -> AsyncIterator[None]:
+    """What a handler fails with is for our log: grpcio would send its text to the caller."""
+    try:
+        yield
+    except grpc.aio.AbortError:  # the handler's own answer, or ours
+        raise
+    except _Unreadable:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+    except Exception:
+        logger.exception("gRPC method %s failed", method)
+        if not context.done():  # after an answer nothing more is sent
+            # A status that the handler has set is one that it wants the caller to see.
+            chosen = context.code()
+            await context.abort(chosen or grpc.StatusCode.INTERNAL, context.details() if chosen else "server_error")
+
+
+async def _fail(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await context.abort(grpc.StatusCode.INTERNAL, "server_error")
+
+
+def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    def read(message: bytes) -> Any:
+        try:
+            return deserializer(message)  # type: ignore[misc]
+        except Exception as error:  # protobuf's, or whatever the application reads with
+            raise _Unreadable from error
+
+    return deserializer and read
+
+
+def _writer(serializer: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """grpcio writes after the handler, and sends the text of what that fails with."""
+
+    def write(answer: Any) -> bytes:
+        try:
+            return serializer(answer)  # type: ignore[misc]
+        except Exception:
+            logger.exception("gRPC answer cannot be written")
+            raise ValueError("answer") from None
+
+    return serializer and write
 
 
 def _presented(context: grpc.aio.ServicerContext[Any, Any]) -> list[bytes]:

@@ -23,6 +23,8 @@ _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
+Head = tuple[bytes, int | None]
+
 
 class Stream(Protocol):
     """What carries the bytes; see `TlsStream` for what each raises."""
@@ -37,12 +39,14 @@ class Exchange:
     """One request and its answer.
 
     Args:
+        head: of the request, by `request_head`.
         on_done: called once when the exchange is over, with whether the connection may carry another one.
     """
 
-    def __init__(self, stream: Stream, request: httpx.Request, on_done: Callable[[bool], None]) -> None:
+    def __init__(self, stream: Stream, request: httpx.Request, head: Head, on_done: Callable[[bool], None]) -> None:
         self._stream = stream
         self._request = request
+        self._head = head
         self._on_done: Callable[[bool], None] | None = on_done
         self._timeouts = request.extensions.get("timeout", {})
         self._answer = Answer(request.method)
@@ -53,7 +57,7 @@ class Exchange:
 
         Raises:
             TrustError, httpx.TransportError: as the stream; `httpx.RemoteProtocolError` for what is no HTTP, and
-                `httpx.LocalProtocolError` for a request that cannot be sent as it is.
+                `httpx.LocalProtocolError` for a stream that is not as long as the head says.
         """
         answer = self._answer
         try:
@@ -106,12 +110,10 @@ class Exchange:
         self._done(False)
 
     async def _send(self) -> None:
-        head, length = request_head(self._request)
+        head, length = self._head
         stream = self._request.stream
         if isinstance(stream, httpx.ByteStream):
             body = b"".join(stream)
-            if len(body) != (length or 0):
-                raise _not_sent("length of the body", f"{len(body)} bytes", f"{length or 0}")
             if len(head) + len(body) <= PIECE_BYTES:
                 self._stream.write(head + body)
             else:
@@ -166,7 +168,7 @@ class _Body(httpx.AsyncByteStream):
         self._exchange.close()
 
 
-def request_head(request: httpx.Request) -> tuple[bytes, int | None]:
+def request_head(request: httpx.Request) -> Head:
     """The head of a request, and how long its body is; None for chunks until the last.
 
     Raises:
@@ -195,8 +197,13 @@ def request_head(request: httpx.Request) -> tuple[bytes, int | None]:
         raise _not_sent("headers", "other framing", "one Host, and a Content-Length or chunks")
     if lengths and not _LENGTH.fullmatch(lengths[0]):
         raise _not_sent("Content-Length", repr(lengths[0]), "a number")
+    length = None if codings else int(lengths[0]) if lengths else 0
+    if isinstance(request.stream, httpx.ByteStream):
+        size = sum(map(len, request.stream))
+        if size != (length or 0):
+            raise _not_sent("length of the body", f"{size} bytes", f"{length or 0}")
     lines += (b"", b"")
-    return b"\r\n".join(lines), None if codings else int(lengths[0]) if lengths else 0
+    return b"\r\n".join(lines), length
 
 
 def _not_sent(what: str, got: str, expected: str) -> httpx.LocalProtocolError:

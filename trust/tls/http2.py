@@ -45,7 +45,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from trust.tls.http2_request import App, Request
-from trust.tls.limits import MAX_HEAD_BYTES
+from trust.tls.protocols import MAX_HEAD_BYTES
 from trust.tls.transport import Deadlines
 
 STREAMS = 100  # RFC 9113 section 6.5.2: fewer would not be useful
@@ -144,7 +144,7 @@ class Http2(asyncio.Protocol):
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """No further request; those in flight finish, event streams are ended.
+        """No further request; those in flight finish, event streams are cut.
 
         GOAWAY is the last word and not the first: clients that are in use (httpcore) give up what is in flight when
         they read it. Until then a new request is refused in the way that lets it be sent again elsewhere.

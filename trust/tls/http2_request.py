@@ -13,7 +13,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from uvicorn.protocols.utils import ClientDisconnected, get_client_addr, get_path_with_query_string
 
-from trust.tls.event_streams import is_stream
+from trust.tls.protocols import is_stream
 
 if TYPE_CHECKING:
     from trust.tls.http2 import Http2
@@ -199,15 +199,9 @@ class Request:
             self._connection.finished(self)
 
     def end_early(self) -> None:
-        """End an event stream. The client sees a whole answer, the application a client that went away."""
-        if self._left and not self._bodyless:  # one of a fixed length cannot be ended before it
+        """Cut an event stream: the client must not take it for whole. For the application the client went away."""
+        if not self.complete:
             self._connection.cancel(self, ErrorCodes.CANCEL)
-        elif not self.complete:
-            self._gone = True
-            self.room.set()
-            self._connection.h2.end_stream(self.stream_id)
-            self._connection.flush()
-            self._finish()
 
     # Flow control and time.
 

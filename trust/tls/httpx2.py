@@ -7,7 +7,6 @@ turned into its twin here; the bytes of a body are handed on as they come. `trus
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from typing import Any
 
@@ -15,10 +14,7 @@ import httpx
 import httpx2
 
 from trust.errors import ConfigurationError
-
-# Addresses that are kept as both libraries know them: an agent calls the same few, and to read one takes longer than
-# the rest of this file.
-KEPT_URLS = 128
+from trust.tls.destinations import url_of
 
 
 class Httpx2Transport(httpx2.AsyncBaseTransport):
@@ -102,13 +98,8 @@ def _asked(request: httpx2.Request) -> httpx.Request:
     stream: Any = request.stream
     if isinstance(stream, httpx2.ByteStream):
         stream = httpx.ByteStream(b"".join(stream))  # what can be sent again is known by its type
-    url = _url(str(request.url))
+    url = url_of(str(request.url))
     return httpx.Request(request.method, url, headers=request.headers.raw, stream=stream, extensions=request.extensions)
-
-
-@functools.lru_cache(maxsize=KEPT_URLS)
-def _url(text: str) -> httpx.URL:
-    return httpx.URL(text)
 
 
 def _twin(error: Exception) -> Exception:

@@ -12,7 +12,8 @@ from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource, TrustBundles
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
-from trust.tls.connection import Connection, Snapshot, as_trust_error
+from trust.tls.connection import Connection, as_trust_error
+from trust.tls.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from trust.tls.engine import TrustContext

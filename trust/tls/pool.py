@@ -10,7 +10,7 @@ import httpx
 
 from trust.errors import ConfigurationError
 from trust.tls.destinations import Origin
-from trust.tls.http1 import Exchange
+from trust.tls.http1 import Exchange, Head
 from trust.tls.stream import TlsStream
 
 MAX_CONNECTIONS = 100  # at once, to all servers
@@ -33,8 +33,8 @@ class PooledConnection:
         self.timer: asyncio.TimerHandle | None = None  # while it is idle
         self._pool = pool
 
-    def exchange(self, request: httpx.Request) -> Exchange:
-        return Exchange(self.stream, request, self._done)
+    def exchange(self, request: httpx.Request, head: Head) -> Exchange:
+        return Exchange(self.stream, request, head, self._done)
 
     def _done(self, again: bool) -> None:
         self._pool.release(self, again=again)
@@ -57,6 +57,7 @@ class Pool:
         self._streams: set[TlsStream] = set()
         self._open = 0  # connections, those that are being made included
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._closings = 0  # a connection that was begun before the last one is not wanted any more
 
     def __len__(self) -> int:
         return self._open
@@ -73,6 +74,7 @@ class Pool:
 
         Raises:
             httpx.PoolTimeout: none became free.
+            httpx.ConnectError: the pool was closed meanwhile.
         """
         self._stay_in_this_loop()
         if self._waiting or not self._room(origin, fresh):
@@ -80,11 +82,19 @@ class Pool:
         if not fresh and (connection := self._resting(origin)):
             return connection
         self._open += 1
+        closings = self._closings
         try:
-            return PooledConnection(self, origin, await self._connect(origin, connect, self._streams))
-        except BaseException:
+            stream = await self._connect(origin, connect, self._streams)
+        except BaseException as error:
             self._leave()
+            if isinstance(error, Exception) and self._closings != closings:
+                raise _closed() from None
             raise
+        connection = PooledConnection(self, origin, stream)
+        if self._closings != closings:
+            self._close(connection)
+            raise _closed()
+        return connection
 
     def release(self, connection: PooledConnection, *, again: bool) -> None:
         """The exchange is over; `again`: the connection may carry another."""
@@ -98,7 +108,12 @@ class Pool:
         self._wake()
 
     async def aclose(self) -> None:
-        """Close every connection, those with an exchange under way included."""
+        """Close every connection, those with an exchange under way included. Nobody waits for one any more."""
+        self._closings += 1
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(_closed())
         for connection in [c for resting in self._idle.values() for c in resting]:
             self._discard(connection)
         for stream in list(self._streams):
@@ -192,3 +207,7 @@ class Pool:
         elif self._open:
             raise ConfigurationError("client belongs to another event loop", do="make one client for each event loop")
         self._loop = loop
+
+
+def _closed() -> httpx.ConnectError:
+    return httpx.ConnectError("client was closed")

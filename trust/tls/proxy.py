@@ -14,7 +14,7 @@ import httpx
 
 from trust.errors import ConfigurationError
 from trust.tls.answer import Answer
-from trust.tls.destinations import Origin
+from trust.tls.destinations import Origin, origin_of
 
 
 class Proxy:
@@ -35,7 +35,7 @@ class Proxy:
         if self._url.scheme != "http" or not self._url.host or self._url.raw_path != b"/":
             # The URL is not repeated: it may hold a password.
             raise ConfigurationError("proxy", got=f"{self._url.scheme or 'no URL'}", expected="http://host:port")
-        self.address: Origin = (self._url.raw_host.decode("ascii"), self._url.port or 80)
+        self.address = origin_of(self._url, 80)
 
     def __repr__(self) -> str:
         return f"Proxy({self.address[0]}:{self.address[1]})"
@@ -52,16 +52,23 @@ class Proxy:
 
 
 class Tunnel(asyncio.Protocol):
-    """Asks for the way to `origin` on a connection to the proxy. Nothing but the proxy's answer may come before TLS."""
+    """Asks for the way to `origin` on a connection to the proxy. Nothing but the proxy's answer may come before TLS.
 
-    def __init__(self, proxy: Proxy, origin: Origin) -> None:
+    Args:
+        inner: takes the connection over as soon as the way is open.
+    """
+
+    def __init__(self, proxy: Proxy, origin: Origin, inner: asyncio.Protocol) -> None:
         self._proxy = proxy
         self._origin = origin
+        self._inner = inner
         self._answer = Answer("CONNECT")
+        self._transport: asyncio.Transport
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).write(self._proxy.request(self._origin))
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._proxy.request(self._origin))
 
     async def opened(self) -> None:
         """Returns when the way is open.
@@ -76,6 +83,7 @@ class Tunnel(asyncio.Protocol):
             self._answer.feed(data)
         except httpx.RemoteProtocolError as error:
             self._fail(f"proxy gave no answer: {error}")
+            return
         if self._answer.head:
             self._answered()
 
@@ -87,17 +95,21 @@ class Tunnel(asyncio.Protocol):
 
     def _answered(self) -> None:
         status = self._answer.status
-        if 200 <= status < 300 and not self._answer.parts:
-            if not self._opened.done():
-                self._opened.set_result(None)
-            return
         host, port = self._origin
-        reason = {
-            407: "give user and password in the proxy's URL",
-            403: "let the proxy allow this host and port",
-        }.get(status, "look at the proxy's log")
-        self._fail(f"proxy refused the way to {host}:{port}: got {status}, expected 200; {reason}")
+        if not 200 <= status < 300:
+            reason = {
+                407: "give user and password in the proxy's URL",
+                403: "let the proxy allow this host and port",
+            }.get(status, "look at the proxy's log")
+            self._fail(f"proxy refused the way to {host}:{port}: got {status}, expected 200; {reason}")
+        elif self._answer.behind:
+            self._fail(f"proxy sent more than its answer: got bytes behind status {status}, expected TLS to begin")
+        elif not self._opened.done():
+            self._transport.set_protocol(self._inner)
+            self._inner.connection_made(self._transport)
+            self._opened.set_result(None)
 
     def _fail(self, why: str) -> None:
         if not self._opened.done():
             self._opened.set_exception(httpx.ProxyError(why))
+            self._transport.abort()

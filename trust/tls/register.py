@@ -28,8 +28,10 @@ class Limits:
     # Of one agent (SPIFFE ID), in the same way, so that none of them takes the places of all others. Clients without a
     # certificate, where they are let in, are one agent in this.
     peer: int = 500
-    # Connections whose peer is not known yet, or was refused just now. One more takes the place of the oldest: a flood
-    # cannot close the door, for an honest client is through in less time than so many others take to come.
+    # Connections whose peer is not known yet, or was turned away just now. One more takes the place of one that was
+    # turned away, or else of the oldest in the larger of two crowds: those who have not said a word, and those who
+    # have. So a flood cannot close the door: an honest client has said its word, and is through, before half as many
+    # others of its crowd have come behind it.
     handshakes: int = 1_000
 
 
@@ -55,18 +57,24 @@ class Register:
         self._limits = limits
         self._interval = interval
         # In the order in which they came.
-        self._unknown: dict[Watched, None] = {}
+        self._silent: dict[Watched, None] = {}
+        self._speaking: dict[Watched, None] = {}
+        self._refused: dict[Watched, None] = {}
         self._verified: dict[Watched, AgentID | None] = {}
         self._of_peer: Counter[AgentID | None] = Counter()
         self._looking = False
 
     def __len__(self) -> int:
-        return len(self._unknown) + len(self._verified)
+        return self._handshakes() + len(self._verified)
+
+    def _handshakes(self) -> int:
+        return len(self._silent) + len(self._speaking) + len(self._refused)
 
     def enter(self, connection: Watched) -> None:
         """A client connected."""
-        if len(self._unknown) >= self._limits.handshakes:
-            oldest = next(iter(self._unknown))
+        if self._handshakes() >= self._limits.handshakes:
+            crowd = self._silent if len(self._silent) >= len(self._speaking) else self._speaking
+            oldest = next(iter(self._refused or crowd))
             self.leave(oldest)
             oldest.give_way(
                 TooManyConnections(
@@ -74,13 +82,23 @@ class Register:
                     expected=f"at most {self._limits.handshakes} handshakes at once",
                 )
             )
-        self._unknown[connection] = None
+        self._silent[connection] = None
+
+    def spoke(self, connection: Watched) -> None:
+        """Something came from a client that is in its handshake."""
+        if self._silent.pop(connection, connection) is None:
+            self._speaking[connection] = None
+
+    def refuse(self, connection: Watched) -> None:
+        """A client was turned away: it is here only until it has read why."""
+        self.leave(connection)
+        self._refused[connection] = None
 
     def admit(self, connection: Watched, peer: AgentID | None) -> None:
         """Its handshake is complete; None for a client without a certificate.
 
         Raises:
-            TooManyConnections: there is no place for it. It is counted among the handshakes until it leaves.
+            TooManyConnections: there is no place for it.
         """
         if self._of_peer[peer] >= self._limits.peer:
             raise TooManyConnections(
@@ -96,7 +114,8 @@ class Register:
                 expected=f"at most {self._limits.connections} at once",
                 do="add servers, or raise Limits.connections",
             )
-        self._unknown.pop(connection, None)
+        self._silent.pop(connection, None)
+        self._speaking.pop(connection, None)
         self._verified[connection] = peer
         self._of_peer[peer] += 1
         if not self._looking:
@@ -105,7 +124,8 @@ class Register:
 
     def leave(self, connection: Watched) -> None:
         """It is closed."""
-        self._unknown.pop(connection, None)
+        for crowd in (self._silent, self._speaking, self._refused):
+            crowd.pop(connection, None)
         if connection in self._verified:
             peer = self._verified.pop(connection)
             self._of_peer[peer] -= 1

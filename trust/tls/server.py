@@ -1,7 +1,7 @@
 """uvicorn over mutual TLS: the application finds the verified peer of its connection in the ASGI scope.
 
-HTTP/1.1 is read by uvicorn's own protocols, within bounds of ours (`trust.tls.limits`); HTTP/2, where it is wanted, by
-`trust.tls.http2`. One port speaks both, as TLS agrees with each client (ALPN).
+HTTP/1.1 is read by uvicorn's own protocols, within bounds of ours (`trust.tls.protocols`); HTTP/2, where it is wanted,
+by `trust.tls.http2`. One port speaks both, as TLS agrees with each client (ALPN).
 
 Why no other server:
 
@@ -20,9 +20,8 @@ import contextlib
 import functools
 import logging
 import socket
-import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,26 +31,15 @@ from trust.audit import AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
-from trust.errors import ConfigurationError, TrustError
-from trust.identity import GROUP_EXTENSION, PEER_EXTENSION, PRESENTED_EXTENSION
-from trust.tls.connection import Connection
+from trust.errors import ConfigurationError, TransportError, TrustError
+from trust.seldom import Seldom
 from trust.tls.engine import Address, ClientCertificates, PostQuantum, Refused, TrustContext, server_context, written
-from trust.tls.event_streams import ending
-from trust.tls.forwarded import Forwarded, described
-from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
+from trust.tls.forwarded import Forwarded
+from trust.tls.protocols import MAX_HEAD_BYTES, App, answering, bounded, ending, identified, timed
 from trust.tls.register import Limits, Register
 from trust.tls.transport import Deadlines, TlsProtocol
 
-App = Callable[..., Any]
-
 logger = logging.getLogger("a2a_trust.tls")
-
-_CIPHER_SUITES = {  # RFC 8446 appendix B.4
-    "TLS_AES_128_GCM_SHA256": 0x1301,
-    "TLS_AES_256_GCM_SHA384": 0x1302,
-    "TLS_CHACHA20_POLY1305_SHA256": 0x1303,
-}
-_TLS_1_3 = 0x0304
 
 # What decides about TLS or about who is calling is not uvicorn's to set: it would be ignored, or worse, obeyed.
 _REFUSED_OPTIONS = ("proxy_headers", "forwarded_allow_ips", "workers", "reload")
@@ -87,17 +75,17 @@ class TrustConfig(uvicorn.Config):
         self.loaded_app = Forwarded(self.loaded_app, context=self.context, audit=self._audit)
         protocol = self.http_protocol_class
         if self.ws_protocol_class is not None:
-            self.ws_protocol_class = _identified(self.ws_protocol_class)
+            self.ws_protocol_class = answering(identified(self.ws_protocol_class))
         if not hasattr(protocol, "handle_websocket_upgrade") or not hasattr(protocol, "shutdown"):
             raise ConfigurationError("http", got=protocol.__name__, expected='"h11", "httptools" or "auto"')
         if hasattr(protocol, "on_headers_complete"):
             protocol = bounded(protocol)
         protocols: dict[str | None, Callable[..., asyncio.Protocol]] = {}
         if self._speaks_http2:
-            protocols["h2"] = functools.partial(_identified(_http2()), deadlines=self._deadlines)
+            protocols["h2"] = functools.partial(identified(_http2()), deadlines=self._deadlines)
         self.http_protocol_class = functools.partial(  # type: ignore[assignment]
             _accept,
-            timed(ending(_identified(protocol)), self._deadlines),
+            timed(ending(identified(protocol)), self._deadlines),
             protocols,
             self.context,
             self._register,
@@ -140,10 +128,12 @@ def uvicorn_config(
         proxies: agents that end TLS in front of this server. Their requests are those of the clients whose certificates
             they forward; see `trust.tls.forwarded`. None: nobody may say whose request it is.
         host, port: where to listen; port 0 picks a free one.
-        audit: gets an event "handshake" for each one that is refused, and "request" where a proxy's, or about one, is.
-        on_refused: called with the error and the client's address for each of them.
+        audit: gets an event "handshake" where one is refused, "connection" where one that was open breaks, and
+            "request" where a proxy's, or about one, is refused. Of the first two there are sixty a minute for each
+            check, so that no stranger fills a disk; the next one says how many were `omitted`.
+        on_refused: called with the error and the client's address for each of the first two.
         deadlines: how long a client may take. A server that stops waits as long as `grace` for the requests in flight;
-            event streams it ends.
+            event streams it cuts.
         limits: how many connections there may be at once.
         options: further ones of `uvicorn.Config`.
 
@@ -169,7 +159,7 @@ def uvicorn_config(
         client_certificates=client_certificates,
         post_quantum=post_quantum,
         proxies=proxies,
-        on_refused=functools.partial(_refused, audit, on_refused),
+        on_refused=_Refusals(audit, on_refused),
     )
     if http2:
         context.set_alpn_protocols(("h2", "http/1.1"))
@@ -296,21 +286,42 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _refused(audit: AuditSink | None, on_refused: Refused | None, error: TrustError, address: Address) -> None:
-    if audit is not None:
-        try:
-            audit.record(
-                event="handshake",
-                decision="deny",
-                check=error.check,
-                peer=written(address),
-                claimed=error.claimed,
-                reason=str(error),
-            )
-        except Exception:  # it stays refused, and the connection is to be ended
-            logger.exception("a refused handshake could not be recorded")
-    if on_refused is not None:
-        on_refused(error, address)
+class _Refusals:
+    """Tells of each connection that failed, and records it in the trail: of one kind no more than so many a minute.
+
+    What one flood is recorded by hides nothing else: each check has lines of its own.
+    """
+
+    def __init__(self, audit: AuditSink | None, on_refused: Refused | None) -> None:
+        self._audit = audit
+        self._on_refused = on_refused
+        self._seldom: dict[tuple[str, str], Seldom] = {}  # by event and check, of which there are few
+
+    def __call__(self, error: TrustError, address: Address) -> None:
+        if self._audit is not None:
+            try:
+                self._record(self._audit, error, address)
+            except Exception:  # it stays refused, and the connection is to be ended
+                logger.exception("a refused connection could not be recorded")
+        if self._on_refused is not None:
+            self._on_refused(error, address)
+
+    def _record(self, audit: AuditSink, error: TrustError, address: Address) -> None:
+        # The others of its kind are about a handshake: it failed, the peer refused us in it, or there is no place.
+        event = "connection" if type(error) is TransportError else "handshake"
+        seldom = self._seldom.setdefault((event, error.check), Seldom())
+        if not seldom.says():
+            return
+        omitted: dict[str, Any] = {"omitted": count} if (count := seldom.missed()) else {}
+        audit.record(
+            event=event,
+            decision="deny",
+            check=error.check,
+            peer=written(address),
+            claimed=error.claimed,
+            reason=str(error),
+            **omitted,
+        )
 
 
 def _http2() -> Any:
@@ -344,63 +355,3 @@ def _accept(
         loop=loop,
         deadlines=deadlines,
     )
-
-
-def _identified(protocol: Any) -> Any:
-    """A protocol class of uvicorn whose application finds the peer in its scope."""
-
-    class Identified(protocol):  # type: ignore[misc]
-        app: App
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            connection = transport.get_extra_info("ssl_object")
-            self.app = _with_peer(self.app, connection, tls_extensions(connection))
-
-    return Identified
-
-
-def tls_extensions(connection: Connection) -> dict[str, Any]:
-    """What a verified connection adds to `scope["extensions"]`: ASGI's "tls", and our own."""
-    peer = connection.peer
-    cipher, ours = connection.cipher, connection.credentials
-    extensions: dict[str, Any] = {
-        "tls": {
-            "server_cert": ssl.DER_cert_to_PEM_cert(ours.chain_der[0]) if ours else None,
-            **described(peer),
-            "client_cert_error": None,  # a client certificate with an error ends the handshake
-            "tls_version": _TLS_1_3,
-            "cipher_suite": _CIPHER_SUITES.get(cipher[0]) if cipher else None,
-        },
-        GROUP_EXTENSION: connection.group,
-    }
-    if peer is not None:
-        extensions[PEER_EXTENSION] = peer
-    if ours is not None:
-        extensions[PRESENTED_EXTENSION] = ours.thumbprint
-    return extensions
-
-
-def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> App:
-    def identified(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Awaitable[Any]:
-        # The connection is closed when the peer loses its trust. A request that was in the buffers by then, perhaps
-        # pipelined behind another, must not be served all the same.
-        if connection.distrusted:
-            return _turn_away(scope, send, connection.distrusted)
-        present = scope.get("extensions") or {}
-        for ours in (PEER_EXTENSION, PRESENTED_EXTENSION, GROUP_EXTENSION):
-            present.pop(ours, None)
-        scope["extensions"] = {**present, **extensions}
-        answered: Awaitable[Any] = app(scope, receive, send)
-        return answered
-
-    return identified
-
-
-async def _turn_away(scope: MutableMapping[str, Any], send: Any, error: TrustError) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    headers = [(b"connection", b"close"), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

@@ -30,7 +30,8 @@ T = TypeVar("T")
 class TlsSocket(ssl.SSLSocket):
     """A connected TCP socket whose bytes are TLS, or a listening one whose connections are.
 
-    One thread may read while another writes. The socket's timeout is that of each wait for the network. Failures are
+    One thread may read while another writes. The socket's timeout is that of each wait for the network. After one of a
+    writer the connection can go on; how much of that data the peer gets is not known, as with any socket. Failures are
     `ssl.SSLError`, with our error as `__cause__`. Whether the peer is still trusted is asked at each read and write; a
     `reload()` that takes its trust away ends a read that waits, too.
 
@@ -63,6 +64,7 @@ class TlsSocket(ssl.SSLSocket):
         self.server_hostname = None if connection is None else connection.server_name
         self._header, self._left = b"", 0  # of the record that is being received: how much is still to come
         self._ragged = suppress_ragged_eofs
+        self._unsent = b""  # the rest of what was being sent when a wait ran out: without it nothing more decrypts
         self._reading = threading.RLock()  # is taken before `_writing`, and that before `_state`
         self._writing = threading.RLock()
         self._state = threading.RLock()  # a connection is used by one thread at a time; never held over the network
@@ -145,6 +147,7 @@ class TlsSocket(ssl.SSLSocket):
         self._ensure()
         view = memoryview(data).cast("B")
         with self._writing:
+            self._flush()  # what an earlier call could not send
             for start in range(0, len(view), WRITE_BYTES):
                 piece = view[start : start + WRITE_BYTES]
                 self._tried(lambda piece=piece: self._tls.write(piece))  # type: ignore[misc]
@@ -283,11 +286,12 @@ class TlsSocket(ssl.SSLSocket):
             return
         try:
             while True:
-                with self._state:
-                    data = self._tls.output()
-                if not data:
+                if not self._unsent:
+                    with self._state:
+                        self._unsent = self._tls.output()
+                if not self._unsent:
                     return
-                TCP.sendall(self, data)
+                self._unsent = self._unsent[TCP.send(self, self._unsent) :]
         finally:
             self._writing.release()
 

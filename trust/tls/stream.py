@@ -16,12 +16,14 @@ import httpx
 
 from trust.authorize import Authorizer
 from trust.errors import HandshakeFailed, HandshakeRefused, TransportError, TrustError
+from trust.identity import PeerIdentity
 from trust.tls.connection import RECORD_BYTES
 from trust.tls.engine import TrustContext
 from trust.tls.sslobject import SslObject
 
 MAX_UNREAD_BYTES = 256 * 1024  # ciphertext that waits for a reader; the server is held up until it is taken
 RECORDS_AT_ONCE = 4  # for one call of `read`
+BUSY_SECONDS = 0.01  # of work for one call of `read`, before others get their turn; a record takes a thousandth of it
 TRUST_CHECK_SECONDS = 0.5  # how often a reader that waits for a silent server asks whether it is trusted still
 
 
@@ -31,6 +33,9 @@ class TlsStream(asyncio.Protocol):
     Args:
         rule: who this server may be, besides what the context allows.
         live: where the stream is for as long as its TCP connection is open.
+
+    Attributes:
+        peer: the server, from the end of the handshake on, and after the end of the connection.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class TlsStream(asyncio.Protocol):
         self._live = live
         self._raw: asyncio.Transport | None = None
         self._object: SslObject | None = None
+        self.peer: PeerIdentity | None = None
         self._reader: asyncio.Future[bool] | None = None
         self._writer: asyncio.Future[bool] | None = None
         self._full = False  # the transport's buffer: `drain` waits
@@ -112,6 +118,7 @@ class TlsStream(asyncio.Protocol):
             finally:
                 self._flush()  # after a failure it is the alert: the server should know why, too
             if done:
+                self.peer = self._tls.peer
                 return
             if self._ended:
                 raise self._tls.fail(HandshakeFailed("connection was lost in the handshake", got=self._reason))
@@ -162,8 +169,11 @@ class TlsStream(asyncio.Protocol):
         """
         deadline = None if seconds is None else self._loop.time() + seconds
         while True:
-            data = self._decrypt()
+            until = self._loop.time() + BUSY_SECONDS
+            data = self._decrypt(until)
             if data is not None:
+                if self._loop.time() > until:  # a server may put hundreds of TLS's own messages before each byte
+                    await asyncio.sleep(0)
                 return data
             self._flush()  # reading may have made TLS answer
             self._take_more()
@@ -213,7 +223,9 @@ class TlsStream(asyncio.Protocol):
             self._raw.abort()
 
     def get_extra_info(self, name: str) -> Any:
-        """As httpcore's network streams: `ssl_object`, `client_addr`, `server_addr`, `socket`."""
+        """As httpcore's network streams: `ssl_object`, `client_addr`, `server_addr`, `socket`; and `peer`."""
+        if name == "peer":
+            return self.peer
         if name == "ssl_object":
             if self._object is None:
                 self._object = SslObject(self._context, self._tls, ssl.MemoryBIO(), ssl.MemoryBIO())
@@ -223,14 +235,14 @@ class TlsStream(asyncio.Protocol):
 
     # Below.
 
-    def _decrypt(self) -> bytes | None:
-        """What is here, of a few records; None for nothing."""
+    def _decrypt(self, until: float) -> bytes | None:
+        """What is here, of a few records, and of one at least; None for nothing."""
         if self._tls.drained:
             return None
         self._check_trust()
         parts: list[bytes] = []
         try:
-            while (data := self._tls.read(RECORD_BYTES)) and len(parts) < RECORDS_AT_ONCE:
+            while (data := self._tls.read(RECORD_BYTES)) and len(parts) < RECORDS_AT_ONCE and self._loop.time() < until:
                 parts.append(data)
         except HandshakeRefused:
             raise

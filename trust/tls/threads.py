@@ -6,9 +6,12 @@ A transport of this kind has one event loop, in a thread of its own, where its c
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -19,17 +22,21 @@ from trust.errors import ConfigurationError
 T = TypeVar("T")
 Job = Callable[[], None]
 
+CLOSING_SECONDS = 5.0  # for the calls that `close` cancels; they end at once, unless there is a defect
+
 
 class BlockingTransport(httpx.BaseTransport):
     """An async transport for `httpx.Client(transport=...)`. Any number of threads may use it at once.
 
-    The body of a request is read in the thread that sends it. A call that is interrupted ends its request.
+    The body of a request is read in the thread that sends it. A call that is interrupted ends its request. Calls that
+    are under way when another thread closes the client end at once, with an error.
 
     Args:
         inner: not to be used by anybody else.
 
     Raises (from requests):
-        What `inner` raises; ConfigurationError after `close()`.
+        What `inner` raises; `httpx.TransportError` once the client is closed. ConfigurationError: the process was
+        forked since the first request, and the thread that carries the connections is in the other one.
     """
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
@@ -37,6 +44,7 @@ class BlockingTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._process = 0  # where that thread is
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -57,28 +65,56 @@ class BlockingTransport(httpx.BaseTransport):
         )
 
     def close(self) -> None:
+        """End every call that is under way, and close every connection."""
+        if self._forked():
+            return  # they belong to the other process, which shares the sockets with this one
         with self._lock:
             thread, self._thread, self._closed = self._thread, None, True
-        if thread is not None:
-            self._submit(self._inner.aclose()).result()
+        if thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
             self._loop.close()
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        with self._lock:
-            if self._closed:
-                work.close()
-                raise ConfigurationError("client is closed", do="make another one")
-            if self._thread is None:
-                self._loop = asyncio.new_event_loop()
-                # A forgotten client must not keep the program from its end.
-                self._thread = threading.Thread(target=self._loop.run_forever, name="a2a-trust client", daemon=True)
-                self._thread.start()
-            return self._submit(work)
+    async def _end(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls, timeout=CLOSING_SECONDS)
+        await self._inner.aclose()
 
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            if self._forked():  # before the lock, which nobody may be there to release
+                raise ConfigurationError(
+                    "client was used before this process was forked",
+                    got=f"process {os.getpid()}",
+                    expected=f"process {self._process}",
+                    do="make a client in each process",
+                )
+            with self._lock:
+                if self._closed:
+                    raise _closed()
+                if self._thread is None:
+                    self._loop, self._process = asyncio.new_event_loop(), os.getpid()
+                    # A forgotten client must not keep the program from its end.
+                    self._thread = threading.Thread(target=self._loop.run_forever, name="a2a-trust client", daemon=True)
+                    self._thread.start()
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except BaseException:
+            work.close()
+            raise
+
+    def _forked(self) -> bool:
+        return self._process not in (0, os.getpid())
+
+
+def _closed() -> httpx.TransportError:
+    return httpx.TransportError("client was closed")
 
 
 class _Errand:
@@ -92,6 +128,8 @@ class _Errand:
         try:
             while (job := self.jobs.get()) is not None:
                 job()
+            if future.cancelled():
+                raise _closed()
             return future.result()
         except BaseException:
             future.cancel()
@@ -106,17 +144,18 @@ class _Upload(httpx.AsyncByteStream):
         self._errand = errand
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (chunk := await asyncio.wrap_future(self._next())) is not None:
-            yield chunk
+        while chunk := await asyncio.wrap_future(self._next()):
+            yield chunk[0]
 
-    def _next(self) -> Future[bytes | None]:
-        answer: Future[bytes | None] = Future()
+    def _next(self) -> Future[tuple[bytes, ...]]:
+        """One chunk, whatever it is; none at the end."""
+        answer: Future[tuple[bytes, ...]] = Future()
 
         def job() -> None:
             if not answer.set_running_or_notify_cancel():
                 return
             try:
-                answer.set_result(next(self._chunks, None))
+                answer.set_result(tuple(itertools.islice(self._chunks, 1)))
             except Exception as error:
                 answer.set_exception(error)
 
@@ -138,4 +177,6 @@ class _Download(httpx.SyncByteStream):
         return await anext(self._parts, None)
 
     def close(self) -> None:
-        self._start(self._content.aclose()).result()
+        # Where the client is closed, so is the connection; that of another process is not ours to close.
+        with contextlib.suppress(httpx.TransportError, ConfigurationError, CancelledError):
+            self._start(self._content.aclose()).result()

@@ -35,6 +35,10 @@ class Deadlines:
 
 PIECE_BYTES = 64 * 1024
 
+# How long what one client sent at once is worked on before the others have their turn: it may be thousands of records
+# of one byte.
+TURN_SECONDS = 0.01
+
 # What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
 # has some 30 bytes, and an honest client asks for one in millions of records.
 MAX_UNTAKEN_BYTES = 16 * 1024
@@ -84,6 +88,7 @@ class TlsProtocol(asyncio.Protocol):
         self._plain = bytearray()  # written by the application in this turn of the loop
         self._spoke = False  # a connection without a byte is a probe of the port, not a handshake that failed
         self._ended = False  # nothing that still comes is looked at
+        self._behind = False  # what came is not worked through: it goes on in the next turn of the loop
         self.app: asyncio.Protocol | None = None
         self.paused = False
 
@@ -102,6 +107,7 @@ class TlsProtocol(asyncio.Protocol):
             return
         if not self._spoke:
             self._spoke = True
+            self._register.spoke(self)
             if _PLAIN_HTTP.match(data):
                 self.tls.fail(HandshakeFailed("client speaks HTTP without TLS", expected="https://"))
                 self._raw.write(_BAD_REQUEST)
@@ -170,6 +176,7 @@ class TlsProtocol(asyncio.Protocol):
         A socket that is closed with unread bytes is reset, and the reset may overtake the alert.
         """
         self._ended = True
+        self._register.refuse(self)
         self.flush()
         if self._raw.can_write_eof():
             self._raw.write_eof()
@@ -218,6 +225,7 @@ class TlsProtocol(asyncio.Protocol):
                 self.abort()
 
     def _pump(self) -> None:
+        until = self._loop.time() + TURN_SECONDS
         while not (self.paused or self._ended):
             try:
                 data = self.tls.read(RECORD_BYTES)
@@ -232,6 +240,27 @@ class TlsProtocol(asyncio.Protocol):
                 self.close()
                 return
             self.app.data_received(data)
+            if self.tls.drained:
+                return
+            if self._loop.time() > until:
+                self._fall_behind()
+                return
+
+    def _fall_behind(self) -> None:
+        if not (self._behind or self._ended):
+            self._behind = True
+            self._raw.pause_reading()
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        self.pump()
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Take from the network again, unless there is enough to do."""
+        if not (self._behind or self.paused or self._ended or self._raw.is_closing()):
+            self._raw.resume_reading()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`; the small parts of one turn of the loop, such as a head and its body, in one record."""
@@ -265,13 +294,19 @@ class TlsProtocol(asyncio.Protocol):
     def unsent(self) -> int:
         return len(self._plain) + self._raw.get_write_buffer_size()
 
-    def close(self) -> None:
-        """Send what is waiting and close_notify, then close. A client that does not take it is cut off."""
+    def close(self, *, whole: bool = True) -> None:
+        """Send what is waiting and close_notify, then close. A client that does not take it is cut off.
+
+        Args:
+            whole: False where what was sent is not all that there was. It must not look so: there is no close_notify
+                then (RFC 8446 section 6.1; RFC 9112 section 8).
+        """
         self._send_waiting()
         if self._ended:
             return
         self._ended = True
-        self.tls.close()
+        if whole:
+            self.tls.close()
         self.flush()
         self._raw.close()
         self._cancel()
@@ -368,6 +403,10 @@ class TlsTransport(asyncio.Transport):
     def close(self) -> None:
         self._tls.close()
 
+    def cut(self) -> None:
+        """Close in the middle of an answer, and let the client see that."""
+        self._tls.close(whole=False)
+
     def abort(self) -> None:
         self._tls.abort()
 
@@ -382,7 +421,7 @@ class TlsTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if self._tls.paused and not self.is_closing():
             self._tls.paused = False
-            self._raw.resume_reading()
+            self._tls.read_on()
             # What is decrypted already must not wait for the next byte from the client.
             self._tls._loop.call_soon(self._tls.pump)
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 import uvloop
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from OpenSSL import SSL
 
 from tests.forge import Forge
@@ -17,7 +20,7 @@ from trust.authorize import exactly
 from trust.credentials import Credentials
 from trust.errors import TrustError
 from trust.identity import peer_of
-from trust.tls import AgentTransport
+from trust.tls import AgentTransport, TrustContext
 from trust.tls.connection import Connection
 from trust.tls.transport import Deadlines
 
@@ -77,6 +80,46 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+class KeyUpdates:
+    """Writes KeyUpdate records in the place of one end's OpenSSL, which cannot be told to (RFC 8446 section 4.6.3).
+
+    Args:
+        context: of that end, before its first connection; the last one is written for.
+    """
+
+    def __init__(self, context: TrustContext) -> None:
+        self._label = b"SERVER_TRAFFIC_SECRET_0" if context.server_side else b"CLIENT_TRAFFIC_SECRET_0"
+        self._secret, self._number = b"", 0
+        context._snapshot.openssl.set_keylog_callback(self._log)
+
+    def _log(self, _: Any, line: bytes) -> None:
+        if line.startswith(self._label):
+            self._secret, self._number = bytes.fromhex(line.split()[2].decode()), 0
+
+    def _expand(self, label: bytes, size: int) -> bytes:
+        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0"
+        return HKDFExpand(hashes.SHA384(), size, info).derive(self._secret)
+
+    def records(self, count: int, *, asking: bool = True, data: bytes = b"", before: int = 0) -> bytes:
+        """So many KeyUpdates.
+
+        Args:
+            asking: whether the other end is to renew its keys, too.
+            data: what comes in a record before each of them.
+            before: records that OpenSSL itself wrote until now.
+        """
+        self._number += before
+        written = []
+        for _ in range(count):
+            key, start = AESGCM(self._expand(b"key", 32)), int.from_bytes(self._expand(b"iv", 12), "big")
+            for inner in ([data + b"\x17"] if data else []) + [b"\x18\x00\x00\x01" + bytes([asking]) + b"\x16"]:
+                head = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2, "big")
+                written.append(head + key.encrypt((start ^ self._number).to_bytes(12, "big"), inner, head))
+                self._number += 1
+            self._secret, self._number = self._expand(b"traffic upd", 48), 0
+        return b"".join(written)
 
 
 class RawClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ FOLDER = "A2A_TRUST_TEST_FOLDER"
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/slow":
-        (Path(os.environ[FOLDER]) / "under-way").touch()
+        (Path(os.environ[FOLDER]) / f"under-way-{uuid.uuid4()}").touch()
         await asyncio.sleep(1)
     body = b"%d" % os.getpid()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})

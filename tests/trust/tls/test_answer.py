@@ -41,6 +41,12 @@ SOUND: list[tuple[str, str, bytes, bytes, bool]] = [
     ("another answer behind it", "GET", OK + b"content-length: 1\r\n\r\naHTTP/1.1 200 OK\r\n", b"a", False),
     ("garbage behind it", "GET", OK + b"content-length: 1\r\n\r\na\x00\x01", b"a", False),
     ("a body of HEAD", "HEAD", OK + b"content-length: 3\r\n\r\nabc", b"", False),
+    ("HEAD of chunks", "HEAD", OK + b"transfer-encoding: chunked\r\n\r\n", b"", True),
+    ("HEAD after an interim answer", "HEAD", b"HTTP/1.1 103 x\r\n\r\n" + OK + b"content-length: 3\r\n\r\n", b"", True),
+    ("HEAD and the size of a chunk", "HEAD", OK + b"transfer-encoding: chunked\r\n\r\n5\r\n", b"", False),
+    ("HEAD and the last chunk", "HEAD", OK + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"", False),
+    ("HEAD and an empty line", "HEAD", OK + b"content-length: 0\r\n\r\n\r\n", b"", False),
+    ("204 and the size of a chunk", "GET", b"HTTP/1.1 204 x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n", b"", False),
     ("a body of 204", "GET", b"HTTP/1.1 204 x\r\ncontent-length: 3\r\n\r\nabc", b"", False),
 ]
 
@@ -94,6 +100,11 @@ UNSOUND: list[tuple[str, bytes]] = [
     ("HTTP/2", b"HTTP/2.0 200 OK\r\n" + LENGTH + b"\r\nabc"),
     ("HTTP/0.9", b"HTTP/0.9 200 OK\r\n" + LENGTH + b"\r\nabc"),
     ("another protocol", b"SSH-2.0-OpenSSH_9.2\r\n"),
+    ("RTSP", b"RTSP/1.1 200 OK\r\n" + LENGTH + b"\r\nabc"),
+    ("ICE", b"ICE/1.1 200 OK\r\n" + LENGTH + b"\r\nabc"),
+    ("RTSP after an interim answer", b"HTTP/1.1 100 x\r\n\r\nRTSP/1.1 200 OK\r\n" + LENGTH + b"\r\nabc"),
+    ("an interim answer of RTSP", b"RTSP/1.1 100 x\r\n\r\n" + OK + LENGTH + b"\r\nabc"),
+    ("an empty line before it", b"\r\n" + OK + LENGTH + b"\r\nabc"),
     ("status 99", b"HTTP/1.1 099 x\r\n" + LENGTH + b"\r\nabc"),
     ("status 999", b"HTTP/1.1 999 x\r\n" + LENGTH + b"\r\nabc"),
     ("status of four digits", b"HTTP/1.1 2000 x\r\n" + LENGTH + b"\r\nabc"),
@@ -141,6 +152,14 @@ def test_what_comes_after_the_end_costs_the_connection() -> None:
     assert answer.again
     answer.feed(b"x")
     assert (answer.again, answer.parts) == (False, [b"abc"])
+
+
+@pytest.mark.parametrize("piece", [0, 1])
+def test_what_comes_behind_the_answer_of_a_proxy(piece: int) -> None:
+    head = OK + b"content-length: 3\r\n\r\n"
+    assert not read(head, method="CONNECT", piece=piece).behind
+    answer = read(head + b"\x16", method="CONNECT", piece=piece)
+    assert (answer.behind, answer.again) == (piece == 0, False)  # what comes in another piece is no part of it
 
 
 def test_what_it_says() -> None:

@@ -7,7 +7,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +24,7 @@ from tests.trust.tls.parts import (
     SERVER,
     SERVERS,
     SWIFT,
+    KeyUpdates,
     client,
     echo,
     run,
@@ -52,7 +52,9 @@ from trust.errors import (
     WrongExtendedKeyUsage,
 )
 from trust.sources import Live
-from trust.tls import Deadlines, peer_of_response, server_context, serving
+from trust.tls import Deadlines, TrustContext, peer_of_response, server_context, serving
+from trust.tls import client as client_module
+from trust.tls.connection import MAX_BARREN_BYTES_OF_A_SERVER
 
 SERVER_OPTIONS: dict[str, Any] = {
     "source": SERVER,
@@ -242,8 +244,8 @@ class Scripted:
         self._thread.join()
 
 
-def handshaken(accepted: socket.socket) -> Any:
-    connection = server_context(SERVER, FORGE.bundles, unsafe_allow_any_peer()).connection()
+def handshaken(accepted: socket.socket, context: TrustContext | None = None) -> Any:
+    connection = (context or server_context(SERVER, FORGE.bundles, unsafe_allow_any_peer())).connection()
     while not connection.handshake():
         accepted.sendall(connection.output())
         connection.receive(accepted.recv(65536))
@@ -331,6 +333,21 @@ def test_a_silent_server_is_not_waited_for() -> None:
     run(main())
 
 
+def test_a_caller_that_sets_no_time_waits_for_no_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those do who listen to events: no time for reading is no time for a handshake without end."""
+    monkeypatch.setattr(client_module, "MAX_CONNECT_SECONDS", 0.2)
+    done = threading.Event()
+
+    async def main() -> None:
+        with Scripted(lambda accepted: done.wait(20) and None) as server:
+            async with client() as agent:
+                with pytest.raises(httpx.ConnectTimeout, match=r"TLS handshake took longer than 0\.2 s"):
+                    await agent.get(server.url, timeout=None)
+            done.set()
+
+    run(main())
+
+
 def answers_half(accepted: socket.socket) -> None:
     connection = handshaken(accepted)
     connection.write(b"HTTP/1.1 200 OK\r\n\r\npay 1")
@@ -345,11 +362,14 @@ def answers_garbage(accepted: socket.socket) -> None:
     ends_at_once_raw(accepted)
 
 
+read_some = threading.Event()
+
+
 def answers_and_resets(accepted: socket.socket) -> None:
     connection = handshaken(accepted)
     connection.write(b"HTTP/1.1 200 OK\r\n\r\npay 1")
     accepted.sendall(connection.output())
-    time.sleep(0.1)  # a reset must not overtake the answer
+    assert read_some.wait(20)  # a reset must not overtake the answer
     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -361,9 +381,45 @@ def test_an_answer_that_is_cut_is_not_an_answer(talk: Any) -> None:
         with Scripted(talk) as server:
             async with client() as agent:
                 with pytest.raises(httpx.ReadError, match=r"cut|broken|reset|rror"):
-                    await agent.get(server.url)
+                    async with agent.stream("GET", server.url, timeout=60) as response:
+                        async for part in response.aiter_raw():
+                            assert part == b"pay 1"
+                            read_some.set()
 
+    read_some.clear()
     run(main())
+
+
+def renews_its_keys_for_ever(asking: bool, length: int) -> Callable[[socket.socket], None]:
+    def talk(accepted: socket.socket) -> None:
+        context = server_context(SERVER, FORGE.bundles, unsafe_allow_any_peer())
+        updates, count = KeyUpdates(context), 2 * MAX_BARREN_BYTES_OF_A_SERVER // 27  # bytes of each
+        connection = handshaken(accepted, context)
+        while not connection.read():
+            connection.receive(accepted.recv(65536))
+        connection.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\nok" % length)
+        accepted.sendall(connection.output() + updates.records(count, asking=asking, before=3))
+        ends_at_once_raw(accepted)
+
+    return talk
+
+
+@pytest.mark.parametrize(("loop", "asking"), [("asyncio", True), ("uvloop", False)])
+def test_a_server_that_renews_its_keys_for_ever(loop: str, asking: bool) -> None:
+    """In the middle of an answer, and behind one: each of its messages costs more than a byte of data."""
+
+    async def main() -> None:
+        with Scripted(renews_its_keys_for_ever(asking, length=3)) as server:
+            async with client() as agent:
+                with pytest.raises(httpx.ReadError, match="messages of TLS itself, and no data"):
+                    await agent.get(server.url)
+                assert connections(agent) == 0
+        with Scripted(renews_its_keys_for_ever(asking, length=2)) as server:
+            async with client() as agent:
+                assert (await agent.get(server.url)).content == b"ok"
+                await until(lambda: connections(agent) == 0)
+
+    run(main(), loop)
 
 
 def test_nobody_listens() -> None:
@@ -416,6 +472,30 @@ def test_who_answered(loop: str) -> None:
             assert tls.getpeercert(True) == SERVER.chain_der[0]
             assert tls.selected_alpn_protocol() == "http/1.1"
             assert stream.get_extra_info("server_addr")[0] == "127.0.0.1"
+
+    run(main(), loop)
+
+
+def answers_and_is_gone(accepted: socket.socket) -> None:
+    connection = handshaken(accepted)
+    while not connection.read():
+        connection.receive(accepted.recv(65536))
+    connection.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    accepted.sendall(connection.output())
+    ends_at_once_raw(accepted)  # without close_notify: for TLS, this connection has failed
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_answered_is_known_after_the_end_of_the_connection(loop: str) -> None:
+    async def main() -> None:
+        with Scripted(answers_and_is_gone) as server:
+            async with client() as agent:
+                response = await agent.get(server.url)
+                await until(lambda: connections(agent) == 0)
+                stream = response.extensions["network_stream"]
+                assert stream.get_extra_info("ssl_object").peer is None
+                assert peer_of_response(response).thumbprint == SERVER.thumbprint
+                assert stream.get_extra_info("peer") == peer_of_response(response)
 
     run(main(), loop)
 
@@ -585,7 +665,7 @@ def test_a_cancelled_call_leaves_nothing_behind(loop: str) -> None:
         with Scripted(lambda accepted: done.wait(10) and None) as server:
             async with client() as agent:
                 task = asyncio.ensure_future(agent.get(server.url))
-                await asyncio.sleep(0.1)
+                await until(lambda: agent._transport._pool._streams)  # type: ignore[attr-defined]
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task

@@ -138,7 +138,9 @@ def test_a_silent_stream_ends_with_the_trust_in_its_server(loop: str, monkeypatc
             async with agent.stream("GET", server.url, timeout=httpx.Timeout(None)) as response:
                 parts = response.aiter_raw()
                 await anext(parts)
-                asyncio.get_running_loop().call_later(0.01, crls.replace, FORGE.crls(SERVER))
+                waiting: Any = response.extensions["network_stream"]
+                revoking = asyncio.ensure_future(until(lambda: waiting._reader, 20))
+                revoking.add_done_callback(lambda _: crls.replace(FORGE.crls(SERVER)))
                 with pytest.raises(CertificateRevoked):
                     async with asyncio.timeout(20):
                         await anext(parts)
@@ -183,6 +185,41 @@ def test_a_large_answer_waits_for_its_reader(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_others_have_their_turn_while_an_answer_is_read(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each byte of it may cost a lot: a server can put hundreds of messages of TLS before it."""
+    monkeypatch.setattr(stream_module, "BUSY_SECONDS", -1.0)
+    turns = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 2_000_000})
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with (
+            here(app) as server,
+            client() as agent,
+            agent.stream("GET", server.url, timeout=PATIENT) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            await until(lambda: stream._held, 20)
+            waiting = asyncio.ensure_future(others())
+            parts, seen = response.aiter_raw(), []
+            for _ in range(5):  # all of them are here already
+                await anext(parts)
+                seen.append(turns)
+            waiting.cancel()
+            assert seen == sorted(set(seen))
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_an_upload_in_chunks(loop: str) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for number in range(200):
@@ -197,14 +234,17 @@ def test_an_upload_in_chunks(loop: str) -> None:
 
 
 def test_a_server_that_takes_nothing() -> None:
+    given_up = asyncio.Event()
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.5)
+        await given_up.wait()
 
     async def main() -> None:
         async with here(app) as server, client() as agent:
             with pytest.raises(httpx.WriteTimeout, match=r"waited 0\.1 s"):
                 await agent.post(server.url, content=b"x" * 50_000_000, timeout=httpx.Timeout(60, write=0.1))
             assert size(agent) == 0
+            given_up.set()
 
     run(main())
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +17,7 @@ from OpenSSL import SSL
 from OpenSSL._util import lib
 
 from tests.forge import HOUR, NOW, Forge, spiffe
-from tests.trust.tls.parts import AGENT, AGENT_ID, FORGE, OTHER, SERVER, SERVER_ID, shake
+from tests.trust.tls.parts import AGENT, AGENT_ID, FORGE, OTHER, SERVER, SERVER_ID, KeyUpdates, shake
 from trust.authorize import exactly, unsafe_allow_any_peer
 from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
@@ -43,11 +42,16 @@ from trust.errors import (
     WrongExtendedKeyUsage,
     WrongKeyUsage,
 )
-from trust.sources import Live
 from trust.tls import client_context, server_context
 from trust.tls import connection as connection_module
-from trust.tls.connection import Connection
-from trust.tls.connection import snapshot as take
+from trust.tls.connection import (
+    MAX_BARREN_BYTES,
+    MAX_BARREN_BYTES_OF_A_SERVER,
+    RECORD_BYTES,
+    SLICE_BYTES,
+    Connection,
+)
+from trust.tls.snapshot import snapshot as take
 
 ANY = unsafe_allow_any_peer()
 BOTH = TrustBundles.of(FORGE.bundle, OTHER.bundle)
@@ -293,11 +297,6 @@ def test_optional_does_not_mean_any() -> None:
     assert client.reason == "tlsv1 alert unknown ca"
 
 
-def test_a_server_always_has_a_certificate() -> None:
-    with pytest.raises(ConfigurationError, match="server has no credentials"):
-        server_context(Live(None), BOTH, ANY)  # type: ignore[arg-type]
-
-
 def test_only_required_or_optional() -> None:
     with pytest.raises(ConfigurationError):
         server_context(SERVER, BOTH, ANY, client_certificates="none")  # type: ignore[arg-type]
@@ -380,10 +379,6 @@ def test_a_required_certificate_that_openssl_forgot_refuses() -> None:
     server = Connection(present, lambda _: pytest.fail("asked"))
     shake(client, server)
     assert type(server.error) is NoPeerCertificate and not server.established
-
-
-def test_the_callback_outside_of_a_handshake_refuses() -> None:
-    assert connection_module._verify(1, connection_module._ffi.NULL) == 0
 
 
 def test_errors_of_others_do_not_break_a_connection() -> None:
@@ -490,6 +485,95 @@ def test_pending_is_never_zero_while_a_record_waits() -> None:
     assert server.pending() == 0
 
 
+def test_after_a_read_it_is_known_whether_more_waits() -> None:
+    client, server = established()
+    for text in (b"one", b"two", b"three"):
+        client.write(text)
+    data = client.output()
+    server.receive(data[:-5])
+    assert (server.read(), server.drained) == (b"one", False)
+    assert (server.read(), server.drained) == (b"two", False)  # there is a part of the next
+    assert (server.read(), server.drained) == (None, True)
+    server.receive(data[-5:])
+    assert (server.read(3), server.drained) == (b"thr", False)
+    assert (server.read(), server.drained) == (b"ee", True)
+    client.write(b"last")
+    server.receive(client.output())
+    server.receive_eof()
+    assert (server.read(), server.drained) == (b"last", False)  # the end, too, is to be read
+    with pytest.raises(TransportError):
+        server.read()
+
+
+@contextlib.contextmanager
+def updating(server_side: bool) -> Iterator[tuple[Connection, Connection, KeyUpdates]]:
+    """Two ends; the first sends KeyUpdates to the second."""
+    contexts = server_context(SERVER, BOTH, ANY), client_context(AGENT, BOTH, ANY)
+    sender, receiver = contexts if server_side else contexts[::-1]
+    updates = KeyUpdates(sender)
+    here, there = sender.connection(), receiver.connection()
+    assert shake(*((there, here) if server_side else (here, there))) == (None, None)
+    there.read()  # a server's tickets
+    updates.records(0, before=2 if server_side else 0)
+    yield here, there, updates
+
+
+FROM = pytest.mark.parametrize("server_side", [True, False], ids=["server", "client"])
+
+
+@FROM
+@pytest.mark.parametrize("asking", [True, False], ids=["asking", "telling"])
+def test_a_flood_of_key_updates_ends_the_connection(server_side: bool, asking: bool) -> None:
+    """However much comes at once, OpenSSL is not given more of it than the bound and a slice."""
+    bound = MAX_BARREN_BYTES_OF_A_SERVER if server_side else MAX_BARREN_BYTES
+    with updating(server_side) as (_, there, updates):
+        there.receive(updates.records(10_000, asking=asking))
+        with pytest.raises(TransportError, match=f"at most {bound} in a row") as caught:
+            there.read()
+        assert type(caught.value) is TransportError and there.error is caught.value
+        answered = len(there.output()) // 27
+        assert answered <= (bound + SLICE_BYTES) // 27 if asking else not answered
+        with pytest.raises(TransportError):
+            there.read()
+
+
+@FROM
+def test_key_updates_between_data_are_welcome(server_side: bool) -> None:
+    """Each after the other, and in all more than would be borne without data; with a large record behind them."""
+    with updating(server_side) as (_, there, updates):
+        got = b""
+        for data in (b"a", b"b" * RECORD_BYTES) * 4:
+            there.receive(updates.records(200, asking=False) + updates.records(1, data=data))
+            while (part := there.read()) is not None:
+                got += part
+        assert got == (b"a" + b"b" * RECORD_BYTES) * 4
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_what_came_before_the_end_is_read_before_it(polite: bool) -> None:
+    client, server = established()
+    client.write(b"x" * 300_000)
+    if polite:
+        client.close()
+    server.receive(client.output())
+    server.receive_eof()
+    got = b""
+    while len(got) < 300_000:
+        got += server.read(1000) or pytest.fail("nothing")
+    if polite:
+        assert server.read() == b"" and server.close()
+    else:
+        with pytest.raises(TransportError, match="cut"):
+            server.read()
+
+
+def test_what_comes_behind_our_goodbye_is_worked_through() -> None:
+    with updating(server_side=False) as (_, there, updates):
+        there.receive(updates.records(500, asking=False) + b"\x17\x03\x03\x00\x13")
+        assert there.close() is False  # says its own
+        assert there.close() is False and there.drained
+
+
 def test_tampered_record() -> None:
     client, server = established()
     client.write(b"pay 10")
@@ -554,29 +638,6 @@ def test_server_name(name: Any, sent: bytes | None) -> None:
     client, server = established(name=name)
     assert server._ssl.get_servername() == sent
     assert client.server_name == (name.decode() if isinstance(name, bytes) else name)
-
-
-def test_a_key_of_another_certificate() -> None:
-    mixed = Credentials(
-        agent_id=AGENT.agent_id, chain=AGENT.chain, private_key=SERVER.private_key, thumbprint=AGENT.thumbprint
-    )
-    with pytest.raises(ConfigurationError):
-        client_context(mixed, BOTH, ANY)
-
-
-_opened: list[Any] | None = None
-sys.addaudithook(lambda event, args: _opened.append(args) if event == "open" and _opened is not None else None)
-
-
-def test_the_key_never_touches_a_file() -> None:
-    global _opened
-    _opened = []
-    try:
-        established()
-        opened = _opened
-    finally:
-        _opened = None
-    assert opened == []
 
 
 def test_certificates_are_verified_at_the_time_of_the_clock() -> None:

@@ -18,7 +18,7 @@ from tests.interop.programs import save
 from tests.trust.tls.parts import AGENT, FORGE, SERVER_ID, client, echo, run, until
 from trust.authorize import exactly, unsafe_allow_any_peer
 from trust.errors import ConfigurationError, DestinationRefused, HandshakeRefused, NoPeerCertificate, PeerNotAllowed
-from trust.tls import AgentTransport, peer_of_response, serving
+from trust.tls import AgentTransport, destinations, peer_of_response, serving
 from trust.tls.destinations import Rules, WebPKI
 
 OTHER_ID = "spiffe://fleet.example/other"
@@ -115,6 +115,21 @@ def test_how_destinations_are_compared() -> None:
         Rules({"https://[::1]:1": exactly(SERVER_ID)}).origin(httpx.URL("https://[::2]:1/"))
 
 
+def test_addresses_that_are_kept() -> None:
+    """Only short ones: the number is bounded, and so is the size."""
+    short, long = "https://a.example/x?y", "https://a.example/" + "x" * destinations.MAX_KEPT_URL
+    assert destinations.url_of(short) is destinations.url_of(short) == httpx.URL(short)
+    assert destinations.url_of(long) is not destinations.url_of(long) == httpx.URL(long)
+    with pytest.raises(httpx.InvalidURL):
+        destinations.url_of("https://[::1")
+
+
+@pytest.mark.parametrize("authorize", [exactly(SERVER_ID), RULES], ids=["one rule", "destinations"])
+def test_port_0_is_no_other(authorize: Any) -> None:
+    with pytest.raises(ConfigurationError, match="got port 0, expected a port from 1 to 65535"):
+        Rules(authorize).origin(httpx.URL("https://billing.fleet.example:0/"))
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -127,6 +142,7 @@ def test_how_destinations_are_compared() -> None:
         {"https://billing.fleet.example?query": exactly(SERVER_ID)},
         {"https://user@billing.fleet.example": exactly(SERVER_ID)},
         {"https://billing.fleet.example:port": exactly(SERVER_ID)},
+        {"https://billing.fleet.example:0": exactly(SERVER_ID)},
         {1: exactly(SERVER_ID)},
         {"https://a.example": exactly(SERVER_ID), "https://A.example:443": exactly(OTHER_ID)},
         {"https://a.example": exactly(SERVER_ID), "https://A.example:443": WebPKI()},

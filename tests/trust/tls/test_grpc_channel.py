@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
+from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tests.forge import NOW, Forge, spiffe
-from tests.trust.tls.grpc_parts import Service, call, channel_to, refused, serving, stock
-from tests.trust.tls.parts import AGENT, AGENT_ID, FORGE, OTHER, SERVER_ID, SERVERS
+from tests.trust.tls.grpc_parts import PATH, SECONDS, Service, call, channel_to, refused, serving, stock
+from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, OTHER, SERVER, SERVER_ID, SERVERS
 from trust.authorize import exactly
 from trust.credentials import Credentials
 from trust.errors import (
@@ -28,9 +30,11 @@ from trust.errors import (
     UnknownTrustDomain,
     UntrustedChain,
 )
+from trust.identity import AgentID
+from trust.sources import Live
 from trust.tls import grpc_channel as module
 from trust.tls.grpc_channel import grpc_channel
-from trust.tls.grpc_server import grpc_server
+from trust.tls.grpc_server import grpc_server, peer_of_call
 
 REVOKED = FORGE.leaf("/server")
 IP = x509.IPAddress(IPv4Address("127.0.0.1"))
@@ -166,5 +170,237 @@ def test_no_channel_where_no_tls_is_spoken(says: bytes | None, monkeypatch: pyte
             over.set()
         with pytest.raises(HandshakeFailed):  # and nobody is there now
             await grpc_channel(f"127.0.0.1:{port}", source=AGENT, bundles=FORGE.bundles, authorize=SERVERS)
+
+    asyncio.run(main())
+
+
+# What an open channel follows.
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LONGEST_REST_SECONDS", 0.04)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+class Seeing(Service):
+    """Keeps which certificates its callers had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    async def unary_unary(self, request: bytes, context: Any) -> bytes:
+        self.seen.append(peer_of_call().thumbprint)
+        return await super().unary_unary(request, context)
+
+
+@pytest.mark.slow
+def test_no_call_fails_while_both_ends_are_renewed_three_times(quick: None) -> None:
+    def fresh(agent: str, seconds: float = 6) -> Credentials:
+        now = datetime.now(UTC)
+        return FORGE.leaf(agent, not_before=now - timedelta(minutes=1), not_after=now + timedelta(seconds=seconds))
+
+    async def main() -> None:
+        ours, theirs, service = Live(fresh("/billing")), Live(fresh("/server")), Seeing()
+        done, calls = asyncio.Event(), 0
+        shown = {theirs.current().chain_der[0]}
+
+        async def calling(channel: grpc.aio.Channel) -> None:
+            nonlocal calls
+            while not done.is_set():
+                for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+                    assert await call(channel, kind) == AGENT_ID.encode()
+                    calls += 1
+
+        async with (
+            serving(service, source=theirs) as target,
+            channel_to(target, ours) as channel,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(3):
+                group.create_task(calling(channel))
+            for seconds in (6, 6, 60):
+                stream = channel.stream_stream(PATH + "stream_stream")(timeout=SECONDS)
+                await stream.write(b"before")
+                assert await stream.read() == AGENT_ID.encode()
+                before = ours.current(), theirs.current()
+                ours.replace(fresh("/billing", seconds))
+                theirs.replace(fresh("/server", seconds))
+                await until(lambda: ours.current().thumbprint in service.seen)
+                await until(lambda: channel._link.peer.chain[0] == theirs.current().chain_der[0])
+                shown.add(channel._link.peer.chain[0])
+                await stream.write(b"after")  # where it was begun
+                assert await stream.read() == AGENT_ID.encode()
+                await stream.done_writing()
+                assert await stream.read() is grpc.aio.EOF
+            end = max(one.certificate.not_valid_after_utc for one in before)
+            await until(lambda: datetime.now(UTC) > end)
+            so_far = calls
+            await until(lambda: calls > so_far + 20)
+            await until(lambda: not channel._old)
+            done.set()
+        assert len({*service.seen}) == 4 and len(shown) == 4
+        assert service.seen[-1] == ours.current().thumbprint
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_revoked_gets_no_more_calls(quick: None) -> None:
+    async def main() -> None:
+        theirs, lists = Live(FORGE.leaf("/server")), Live(FORGE.crls())
+        async with serving(Service(), source=theirs) as target, channel_to(target, crls=lists) as channel:
+            stream = channel.unary_stream(PATH + "unary_stream")(b"hello", timeout=SECONDS)
+            assert await stream.read() == AGENT_ID.encode()
+            lists.replace(FORGE.crls(theirs.current()))
+            with pytest.raises(CertificateRevoked):
+                await call(channel)
+            with pytest.raises(asyncio.CancelledError):
+                await stream.read()
+            theirs.replace(FORGE.leaf("/server"))
+            await until(lambda: channel._link.peer.chain[0] == theirs.current().chain_der[0])
+            assert await call(channel) == AGENT_ID.encode()
+
+    asyncio.run(main())
+
+
+def test_a_look_that_takes_long_keeps_nobody_on_the_line(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        lists, looking = Live(FORGE.crls()), asyncio.Event()
+
+        async def long(*_: Any) -> Any:
+            looking.set()
+            await asyncio.Event().wait()
+
+        async with serving(Service()) as target, channel_to(target, ours := Live(AGENT), crls=lists) as channel:
+            stream = channel.unary_stream(PATH + "unary_stream")(b"hello", timeout=SECONDS)
+            assert await stream.read() == AGENT_ID.encode()
+            monkeypatch.setattr(module, "_look_at", long)
+            ours.replace(FORGE.leaf("/billing"))
+            await asyncio.wait_for(looking.wait(), SECONDS)
+            lists.replace(FORGE.crls(SERVER))
+            with pytest.raises(asyncio.CancelledError):
+                await stream.read()
+
+    asyncio.run(main())
+
+
+def test_a_rule_that_changes_its_mind_is_followed_at_once() -> None:
+    class Rule:
+        allowed = True
+
+        def check(self, agent_id: AgentID) -> None:
+            if not self.allowed:
+                raise PeerNotAllowed("agent")
+
+    async def main() -> None:
+        rule = Rule()
+        async with serving(Service()) as target, channel_to(target, authorize=rule) as channel:
+            assert await call(channel) == AGENT_ID.encode()
+            rule.allowed = False
+            with pytest.raises(PeerNotAllowed):
+                await call(channel)
+            rule.allowed = True
+            assert await call(channel) == AGENT_ID.encode()
+
+    asyncio.run(main())
+
+
+def test_a_server_is_found_again_that_was_renewed_while_it_was_away(quick: None) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            async with serving(Service()) as target:
+                channel = await stack.enter_async_context(channel_to(target))
+                assert await call(channel) == AGENT_ID.encode()
+            assert (await refused(call(channel)))[0] is grpc.StatusCode.UNAVAILABLE
+            server, _ = grpc_server(target, source=FORGE.leaf("/server"), bundles=FORGE.bundles, authorize=AGENTS)
+            server.add_generic_rpc_handlers((Service(),))
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+            async with asyncio.timeout(SECONDS):
+                await channel.channel_ready()
+            assert await call(channel) == AGENT_ID.encode()
+
+    asyncio.run(main())
+
+
+def test_a_renewal_that_the_server_refuses_leaves_the_channel_as_it_is(
+    quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = Live(AGENT)
+
+    async def main() -> None:
+        service = Seeing()
+        async with serving(service) as target, channel_to(target, ours) as channel:
+            assert await call(channel) == AGENT_ID.encode()
+            ours.replace(Forge().leaf("/billing"))
+            await until(lambda: "gRPC does not connect" in caplog.text)
+            assert await call(channel) == AGENT_ID.encode()
+            ours.replace(FORGE.leaf("/billing", key=ed25519.Ed25519PrivateKey.generate()))
+            await until(lambda: "grpcio cannot use this key" in caplog.text)
+            assert await call(channel) == AGENT_ID.encode()
+            ours.replace(FORGE.leaf("/billing"))
+            await until(lambda: channel._link.credentials is ours.current())
+            assert await call(channel) == AGENT_ID.encode()
+        assert service.seen == [AGENT.thumbprint] * 3 + [ours.current().thumbprint]
+
+    asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len({*said})  # each once, however often it was tried
+
+
+def test_no_new_connection_where_nothing_is_new(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the life of the server's certificate is over: it is looked at, and is the same."""
+    looks, look_at = [], module._look_at
+
+    async def counted(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return await look_at(*arguments)
+
+    monkeypatch.setattr(module, "_look_at", counted)
+
+    async def main() -> None:
+        now, ours = Live(NOW), Live(AGENT)
+        async with serving(Service()) as target, channel_to(target, ours, clock=now.current) as channel:
+            link, half_way = channel._link, channel._next_look
+            ours.replace(Credentials.of(AGENT.chain, AGENT.private_key))
+            await asyncio.sleep(0.1)
+            assert len(looks) == 1
+            assert half_way == NOW + (link.ends - NOW) / 2
+            now.replace(half_way)
+            await until(lambda: channel._next_look != half_way)
+            assert channel._next_look == NOW + (link.ends - NOW) * 0.75
+            await asyncio.sleep(0.1)
+            assert len(looks) == 2 and channel._link is link
+
+    asyncio.run(main())
+
+
+def test_a_channel_is_one_of_grpcio(quick: None) -> None:
+    async def main() -> None:
+        service = Service()
+        async with serving(service) as target:
+            channel = await grpc_channel(target, source=AGENT, bundles=FORGE.bundles, authorize=SERVERS)
+            assert isinstance(channel, grpc.aio.Channel)
+            assert channel.get_state() is grpc.ChannelConnectivity.IDLE
+            async with asyncio.timeout(SECONDS):
+                await channel.channel_ready()
+            stream = channel.unary_stream(PATH + "unary_stream")(b"hello", timeout=SECONDS)
+            assert await stream.read() == AGENT_ID.encode()
+            closing = asyncio.create_task(channel.close(SECONDS))
+            await asyncio.sleep(0)
+            service.go_on.set()
+            assert await stream.read() == b"more"
+            assert await stream.read() is grpc.aio.EOF
+            await closing
+            with pytest.raises(grpc.aio.UsageError):
+                await call(channel)
+            await channel.close()
 
     asyncio.run(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from trust.errors import (
     TrustError,
     UntrustedChain,
 )
+from trust.private_keys import generate
 from trust.sources import Live
 from trust.tls import grpc_server as module
 from trust.tls.grpc_channel import grpc_channel
@@ -287,18 +288,97 @@ def test_a_refusal_that_cannot_be_recorded_stays_one() -> None:
     asyncio.run(main())
 
 
-def test_a_handler_that_is_not_async_is_not_run() -> None:
-    """It would run in a thread, where nobody knows who calls."""
-    asked = []
+SECRET = "password=hunter2 in /etc/secret"
 
-    class Blocking(grpc.GenericRpcHandler):
-        def service(self, handler_call_details: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: asked.append(request))
 
+def failing(*_: Any) -> Any:
+    raise RuntimeError(SECRET)
+
+
+class Failing(Service):
+    """Of the same methods; each fails where `at` says."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def service(self, handler_call_details: Any) -> Any:
+        if self.at == "lookup":
+            failing()
+        kind = handler_call_details.method.removeprefix(PATH)
+        handlers = {"deserializer": failing} if self.at == "reading" else {}
+        handlers |= {"serializer": failing} if self.at == "writing" else {}
+        method = failing if self.at == "not async" else getattr(self, kind)
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            method,
+            request_deserializer=handlers.get("deserializer"),
+            response_serializer=handlers.get("serializer"),
+        )
+
+    async def fail(self, context: Any) -> None:
+        if self.at == "handler":
+            failing()
+        if self.at == "another call":
+            raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, (), (), SECRET)
+        if self.at == "with a status":
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details("no such task")
+            failing()
+        if self.at == "after an abort":
+            try:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
+            finally:
+                failing()
+        if self.at == "abort":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
+
+    async def unary_unary(self, request: bytes, context: Any) -> bytes:
+        await self.fail(context)
+        return b"answer"
+
+    async def unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        await self.fail(context)
+        yield b"answer"
+
+    async def stream_unary(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        async for _ in requests:
+            await self.fail(context)
+        return b"answer"
+
+    async def stream_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            await self.fail(context)
+            yield b"answer"
+
+
+OURS, CHOSEN = (grpc.StatusCode.INTERNAL, "server_error"), (grpc.StatusCode.NOT_FOUND, "no such task")
+FAILURES: dict[str, tuple[grpc.StatusCode, str]] = {
+    "lookup": OURS,
+    "not async": OURS,  # it would run in a thread, where nobody knows who calls
+    "handler": OURS,
+    "another call": OURS,
+    "with a status": CHOSEN,
+    "abort": CHOSEN,
+    "after an abort": CHOSEN,
+    "reading": (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+    "writing": (grpc.StatusCode.UNKNOWN, "Unexpected <class 'ValueError'>: answer"),
+}
+LOGGED = FAILURES.keys() - {"abort", "reading"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", FAILURES)
+def test_what_a_handler_fails_with_is_logged_and_not_told(at: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with serving(Blocking()) as target, stock(target, AGENT) as channel:
-            assert (await refused(call(channel)))[0] is grpc.StatusCode.UNKNOWN
-        assert asked == []
+        async with serving(Failing(at)) as target:
+            async with stock(target, AGENT) as channel:
+                assert await refused(call(channel, kind)) == FAILURES[at]
+            ours = [record for record in caplog.records if record.name == "a2a_trust.tls"]
+            assert ["hunter2" in str(record.exc_info) or at == "not async" for record in ours] == [True] * (
+                at in LOGGED
+            )
+            async with stock(target, FORGE.leaf("/another")) as channel:
+                assert await refused(call(channel, kind)) == (grpc.StatusCode.PERMISSION_DENIED, "access_denied")
 
     asyncio.run(main())
 
@@ -384,6 +464,27 @@ def test_a_key_that_grpc_cannot_use_is_refused_at_once() -> None:
         async with serving(Service()) as target:
             with pytest.raises(ConfigurationError, match="grpcio cannot use this key"):
                 await grpc_channel(target, source=credentials, bundles=FORGE.bundles, authorize=AGENTS)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("kind", "gets_through"), [("ML-DSA-44", True), ("ML-DSA-65", False)])
+def test_cas_with_post_quantum_keys(kind: str, gets_through: bool) -> None:
+    """grpcio verifies their signatures, and breaks off where a client's chain is too long for it. Ours does not."""
+    forge = Forge(make_key=lambda: generate(kind))
+    bundles = TrustBundles.of(TrustBundle(trust_domain=FORGE.domain, roots=(forge.root, FORGE.root)))
+
+    async def main() -> None:
+        async with (
+            serving(Service(), source=forge.leaf("/server"), bundles=bundles) as target,
+            channel_to(target, AGENT, bundles=bundles) as elliptic,
+            channel_to(target, forge.leaf("/billing"), bundles=bundles) as post_quantum,
+        ):
+            assert await call(elliptic) == AGENT_ID.encode()
+            if gets_through:
+                assert await call(post_quantum) == AGENT_ID.encode()
+            else:
+                assert (await refused(call(post_quantum)))[0] is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(main())
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.trust.tls.parts import AGENT, AGENTS, FORGE, SERVER, SERVERS, client, echo, port_of, run, until
+from tests.trust.tls.parts import AGENT, AGENTS, FORGE, SERVER, SERVERS, KeyUpdates, client, echo, port_of, run, until
 from tests.trust.tls.test_server import HEAD
+from tests.trust.tls.test_transport import Client
 from trust.credentials import Credentials
-from trust.errors import HandshakeFailed, TooManyConnections, TrustError
+from trust.errors import HandshakeFailed, TooManyConnections, TransportError, TrustError
+from trust.seldom import LINES
 from trust.tls import Deadlines, Limits, client_context, serving
 
 SECOND = FORGE.leaf("/second")
@@ -182,6 +184,19 @@ async def hello_flood(port: int) -> None:
     await closed(*connections)
 
 
+async def key_updates(port: int) -> None:
+    """Those which ask for an answer, and those which do not."""
+    for asking in (True, False):
+        context = client_context(SECOND, FORGE.bundles, SERVERS)
+        updates = KeyUpdates(context)
+        streams = await plain(port)
+        agent = Client(*streams)
+        agent.tls = context.connection()
+        await agent.handshake()
+        streams[1].write(updates.records(5000, asking=asking))
+        await closed(streams)
+
+
 async def hog(port: int) -> None:
     """Within its share an agent is served, beyond it is told so at once, and with a place again it is served."""
     within, beyond = [], []
@@ -217,6 +232,7 @@ ATTACKS: list[tuple[Callable[[int], Awaitable[None]], set[type[TrustError]]]] = 
     (port_scan, set()),
     (silent_flood, {TooManyConnections, HandshakeFailed}),
     (hello_flood, {TooManyConnections, HandshakeFailed}),
+    (key_updates, {TransportError}),
     (hog, {TooManyConnections}),
     (idle, set()),
 ]
@@ -252,6 +268,9 @@ def test_an_honest_client_does_not_suffer(
 
     run(main())
     assert {type(error) for error in told} == expected
-    assert [line["check"] for line in trail] == [error.check for error in told]
+    for check in {error.check for error in told}:  # of each kind there are so many lines a minute, and all are counted
+        count = sum(error.check == check for error in told)
+        assert sum(line["check"] == check for line in trail) == min(count, LINES)
+    assert {line["event"] for line in trail} <= {"connection" if expected == {TransportError} else "handshake"}
     assert all(line["peer"].startswith("127.0.0.1:") for line in trail)
     assert all(error.claimed in ("", str(SECOND.agent_id)) for error in told)

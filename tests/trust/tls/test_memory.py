@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 
-from tests.trust.tls.parts import AGENT, AGENTS, FORGE, SERVER, SERVERS, port_of, run
+from tests.trust.tls.parts import AGENT, AGENTS, FORGE, SERVER, SERVERS, port_of, run, until
 from tests.trust.tls.test_transport import Client
 from trust.errors import HandshakeRefused, PeerNotAllowed
-from trust.tls import client_context, serving
+from trust.tls import Limits, client_context, serving
+from trust.tls import server as server_module
+from trust.tls.register import Register
 
 MIB = 1 << 20
 GIB = 1 << 30
 # What a run may seem to leave behind: the allocator's rounding, not a leak. An object or 4 KiB for each handshake, or a
 # hundredth of what passes, is above it.
 PYTHON_NOISE, PROCESS_NOISE = 500, 7 * MIB
+HANDSHAKES = int(os.environ.get("A2A_TRUST_HANDSHAKES", "2000"))  # a multiple of twenty; ten thousand take minutes
+WARM_UP = 1000
 INTRUDER = FORGE.leaf("/intruder")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
@@ -44,18 +48,27 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def growth(work: Callable[[], Awaitable[None]], warm_up: Callable[[], Awaitable[None]]) -> tuple[int, int]:
-    """Python's objects, and bytes of the process as a whole, by which `work` made it grow."""
+    """Python's objects, and bytes of the process as a whole, by which `work` made it grow.
+
+    What leaks does so every time; what the allocator keeps for the next time, it keeps once: of three times the least.
+    """
     await warm_up()
-    gc.collect()
-    objects, process = len(gc.get_objects()), resident()
-    await work()
-    gc.collect()
-    return len(gc.get_objects()) - objects, resident() - process
+    for _ in range(3):
+        gc.collect()
+        objects, process = len(gc.get_objects()), resident()
+        await work()
+        gc.collect()
+        grown = len(gc.get_objects()) - objects, resident() - process
+        if grown[0] < PYTHON_NOISE and grown[1] < PROCESS_NOISE:
+            break
+    return grown
 
 
 @pytest.mark.parametrize("loop", ["asyncio"])
-def test_handshakes(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two thousand, of which every tenth is refused."""
+def test_handshakes(loop: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands, of which every tenth is refused."""
+    register = Register(Limits(), 0.5)
+    monkeypatch.setattr(server_module, "Register", lambda *_: register)
 
     async def main() -> None:
         contexts = {c.agent_id: client_context(c, FORGE.bundles, SERVERS) for c in (AGENT, INTRUDER)}
@@ -87,12 +100,12 @@ def test_handshakes(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
             async def many(number: int) -> None:
                 for start in range(0, number, 20):
                     await asyncio.gather(*(one(n, port) for n in range(start, start + 20)))
-                await asyncio.sleep(1.5)  # those that were refused linger
+                await until(lambda: not len(register))  # those that were refused linger
 
-            objects, process = await growth(lambda: many(2000), lambda: many(1000))
-            assert told == {PeerNotAllowed: 300}
+            objects, process = await growth(lambda: many(HANDSHAKES), lambda: many(WARM_UP))
+            assert told == {PeerNotAllowed: (HANDSHAKES + WARM_UP) // 10}
         with capsys.disabled():
-            print(f"\n2000 handshakes: {objects:+d} objects, {process / MIB:+.1f} MiB of the process")
+            print(f"\n{HANDSHAKES} handshakes: {objects:+d} objects, {process / MIB:+.1f} MiB of the process")
         assert objects < PYTHON_NOISE and process < PROCESS_NOISE
 
     run(main(), loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_a_caller_that_waits_too_long_for_a_connection(monkeypatch: pytest.Monke
                 await patient(agent, pool=0.05).get(server.url)
             gone = asyncio.ensure_future(patient(agent).get(server.url))
             last = asyncio.ensure_future(patient(agent).get(server.url))
-            await asyncio.sleep(0.01)
+            await until(lambda: len(agent._transport._pool._waiting) == 2, 20)  # type: ignore[attr-defined]
             gone.cancel()
             app.go.set()
             assert (await first).status_code == (await last).status_code == 200
@@ -253,5 +254,64 @@ def test_a_client_that_is_closed_in_the_middle() -> None:
                 await call
             assert size(agent) == 0
             app.go.set()
+
+    run(main())
+
+
+def test_closed_while_others_wait_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets one any more, and none is left over."""
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
+    done = threading.Event()
+
+    async def main() -> None:
+        with Scripted(lambda accepted: done.wait(20) and None) as server:
+            agent = patient(client())
+            connections: Any = agent._transport._pool  # type: ignore[attr-defined]
+            calls = [asyncio.ensure_future(agent.get(server.url)) for _ in range(3)]
+            await until(lambda: connections._streams and len(connections._waiting) == 2, 20)
+            await agent.aclose()
+            for call in calls:
+                with pytest.raises(httpx.ConnectError, match="client was closed"):
+                    await call
+            assert size(agent) == 0
+            done.set()
+
+    run(main())
+
+
+def test_a_connection_that_is_there_too_late() -> None:
+    async def main() -> None:
+        async with here() as server:
+            agent = client()
+            transport: Any = agent._transport
+            connect, late = transport._pool._connect, asyncio.Event()
+
+            async def after_the_end(*arguments: Any) -> Any:
+                await late.wait()
+                return await connect(*arguments)
+
+            transport._pool._connect = after_the_end
+            call = asyncio.ensure_future(patient(agent).get(server.url))
+            await until(lambda: size(agent) == 1, 20)
+            await agent.aclose()
+            late.set()
+            with pytest.raises(httpx.ConnectError, match="client was closed"):
+                await call
+            await until(lambda: not transport._pool._streams, 20)
+            assert size(agent) == 0
+
+    run(main())
+
+
+def test_a_request_that_cannot_be_sent_costs_no_connection() -> None:
+    async def main() -> None:
+        async with here() as server, client() as agent:
+            assert (await patient(agent).get(server.url)).status_code == 200
+            kept = set(agent._transport._pool._streams)  # type: ignore[attr-defined]
+            for headers in ({"x": "a\nb"}, {"content-length": "3"}):
+                with pytest.raises(httpx.LocalProtocolError):
+                    await agent.post(server.url, content=b"question", headers=headers)
+            assert (await agent.get(server.url)).status_code == 200
+            assert set(agent._transport._pool._streams) == kept  # type: ignore[attr-defined]
 
     run(main())

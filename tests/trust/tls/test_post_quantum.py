@@ -17,6 +17,7 @@ from OpenSSL import SSL
 from tests.authority import Trail
 from tests.forge import NOW, Forge
 from tests.interop.programs import needs, save
+from tests.ports import listens
 from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, SERVER, SERVERS, port_of, run, shake, until
 from trust.agent import agent_client
 from trust.authorize import exactly
@@ -36,7 +37,7 @@ from trust.peers import verify_peer
 from trust.private_keys import POST_QUANTUM, generate, ml_dsa
 from trust.signing.http import sign_request
 from trust.tls import client_context, key_exchange_of_response, server_context, serving
-from trust.tls import connection as connection_module
+from trust.tls import snapshot as snapshot_module
 from trust.tls.connection import Connection
 from trust.tls.destinations import WebPKI
 
@@ -66,7 +67,7 @@ class Classical:
     def __init__(self, method: int, credentials: Credentials, groups: str) -> None:
         context = SSL.Context(method)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        assert connection_module._lib.SSL_CTX_set1_curves_list(context._context, groups.encode())
+        assert snapshot_module._lib.SSL_CTX_set1_curves_list(context._context, groups.encode())
         context.use_certificate(credentials.certificate)
         context.add_extra_chain_cert(credentials.chain[1])
         context.use_privatekey(credentials.private_key)
@@ -130,7 +131,7 @@ def test_where_it_is_required_every_other_key_exchange_is_refused(
     error = theirs.talk(ours)
     assert (type(error) if error else None) is expected
     if expected is None:
-        assert ours.group in connection_module.POST_QUANTUM_GROUPS
+        assert ours.group in snapshot_module.POST_QUANTUM_GROUPS
         return
     assert expected.check == "transport.post_quantum"
     assert ours.peer is None and not ours.established
@@ -159,9 +160,8 @@ def test_it_is_preferred_to_what_the_peer_likes_better(side: str) -> None:
 
 
 def test_it_is_refused_even_if_openssl_let_it_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "POST_QUANTUM_GROUPS", ("X25519",))
+    monkeypatch.setattr(snapshot_module, "POST_QUANTUM_GROUPS", ("X25519",))
     ours = server(post_quantum="required")
-    monkeypatch.setattr(connection_module, "POST_QUANTUM_GROUPS", (HYBRID,))
     assert type(Classical(SSL.TLS_CLIENT_METHOD, AGENT, "X25519").talk(ours)) is NotPostQuantum
 
 
@@ -191,7 +191,7 @@ def test_a_library_without_it_and_a_word_that_is_none(monkeypatch: pytest.Monkey
     for make in (client, server):
         with pytest.raises(ConfigurationError, match='expected "preferred" or "required"'):
             make(post_quantum="perhaps")
-    monkeypatch.setattr(connection_module, "POST_QUANTUM_GROUPS", ("NoSuchGroup",))
+    monkeypatch.setattr(snapshot_module, "POST_QUANTUM_GROUPS", ("NoSuchGroup",))
     with pytest.raises(ConfigurationError, match="no post-quantum key exchange"):
         client(post_quantum="required")
     assert type(client()) is not None, "nothing of the failure is left behind"
@@ -256,7 +256,7 @@ def test_an_openssl_server_that_knows_only_elliptic_curves(policy: Any, tmp_path
 
     async def main() -> None:
         async with agent_client(source=AGENT, bundles=FORGE.bundles, authorize=SERVERS, post_quantum=policy) as http:
-            await listening(port)
+            await until(lambda: listens(port))
             if policy == "preferred":
                 answer = await http.get(f"https://127.0.0.1:{port}/")
                 assert answer.status_code == 200
@@ -270,19 +270,6 @@ def test_an_openssl_server_that_knows_only_elliptic_curves(policy: Any, tmp_path
             run(main())
         finally:
             program.kill()
-
-
-async def listening(port: int) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            writer.close()
-            await writer.wait_closed()
-            return
 
 
 # Certificates

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.interop.programs import needs
+from tests.ports import free_port, wait_until_listens
 from tests.trust.tls.parts import AGENT, FORGE, LOOPS, SERVER, client, echo, port_of, run, until
 from tests.trust.tls.test_destinations import ROOT, web_server
 from trust.agent import agent_client, sync_agent_client
@@ -35,18 +36,12 @@ def here() -> Any:
 
 @contextlib.contextmanager
 def tinyproxy(folder: Path, *settings: str) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     file = folder / "tinyproxy.conf"
     file.write_text("\n".join([f"Port {port}", "Listen 127.0.0.1", "Allow 127.0.0.1", "Timeout 60", *settings, ""]))
     process = subprocess.Popen(["tinyproxy", "-d", "-c", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        for _ in range(2000):
-            with socket.socket() as probe:
-                probe.settimeout(1)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None
+        wait_until_listens(port, process.poll)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -175,9 +170,17 @@ BAD: list[tuple[str, bytes, str]] = [
     ("it refuses", b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n", "407.*user and password"),
     ("it is ill", b"HTTP/1.1 502 No\r\ncontent-length: 1\r\n\r\nx", "502.*log"),
     ("it is a web server", b"HTTP/1.1 301 No\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", "301"),
-    ("it speaks before TLS does", b"HTTP/1.1 200 OK\r\n\r\n\x15\x03\x03\x00\x02\x02\x28", "200"),
+    ("it speaks before TLS does", b"HTTP/1.1 200 OK\r\n\r\n\x15\x03\x03\x00\x02\x02\x28", "more than its answer"),
+    ("it has a body", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", "more than its answer"),
+    (
+        "it answers twice",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+        "more than its answer",
+    ),
+    ("it speaks RTSP", b"RTSP/1.0 200 OK\r\n\r\n", "no answer.*another protocol"),
     ("it speaks no HTTP", b"SSH-2.0-OpenSSH\r\n", "no answer"),
     ("it could be read in two ways", b"HTTP/1.1 200 OK\ncontent-length: 0\n\n", "no answer"),
+    ("it never ends", b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 12_000, "no answer.*65536 bytes of head"),
     ("it says nothing", b"", "before it answered"),
     ("it breaks off", b"HTTP/1.1 2", "."),
 ]
@@ -231,6 +234,11 @@ def test_urls_that_name_no_proxy(url: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected http://host:port") as caught:
         AgentTransport(AGENT, FORGE.bundles, unsafe_allow_any_peer(), proxy=url)
     assert "secret" not in str(caught.value)
+
+
+def test_port_0_is_no_other() -> None:
+    with pytest.raises(ConfigurationError, match="port 0"):
+        Proxy("http://user:secret@proxy:0")
 
 
 def test_a_password_is_not_shown() -> None:

@@ -34,11 +34,50 @@ def entered(register: Register, number: int) -> list[Link]:
     return links
 
 
+def gave_way(links: list[Link]) -> list[bool]:
+    assert {type(link.gave_way) for link in links} <= {TooManyConnections, type(None)}
+    return [link.gave_way is not None for link in links]
+
+
 def test_the_oldest_handshake_gives_way() -> None:
     register = Register(Limits(handshakes=3), 1)
     links = entered(register, 5)
-    assert [type(link.gave_way) for link in links] == [TooManyConnections] * 2 + [type(None)] * 3
+    assert gave_way(links) == [True] * 2 + [False] * 3
     assert len(register) == 3
+
+
+def test_a_silent_flood_takes_no_place_of_those_who_spoke() -> None:
+    register = Register(Limits(handshakes=10), 1)
+    honest = entered(register, 4)
+    for link in honest:
+        register.spoke(link)
+    flood = entered(register, 100)
+    assert not any(gave_way(honest)) and gave_way(flood) == [True] * 94 + [False] * 6
+
+
+def test_a_flood_of_those_who_speak_takes_no_place_of_who_has_not_spoken_yet() -> None:
+    register = Register(Limits(handshakes=10), 1)
+    flood, honest = [], []
+    for number in range(100):
+        flood += entered(register, 1)
+        register.spoke(flood[-1])
+        if number in (90, 93, 96, 99):
+            honest += entered(register, 1)
+    assert not any(gave_way(honest)) and sum(gave_way(flood)) == 94
+
+
+def test_those_who_were_turned_away_give_way_first() -> None:
+    """One agent at its limit, whose connections linger, takes nobody's place but its own."""
+    register = Register(Limits(handshakes=10), 1)
+    honest, hog = entered(register, 6), entered(register, 2)
+    for link in (*honest[:3], *hog):
+        register.spoke(link)
+    for link in hog:
+        register.refuse(link)
+    later = entered(register, 4)
+    assert gave_way(hog) == [True, True] and not any(gave_way(honest + later))
+    register.spoke(hog[0])  # it has left, and does not come back
+    assert len(register) == 10
 
 
 def test_places() -> None:

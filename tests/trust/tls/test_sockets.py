@@ -225,6 +225,24 @@ def test_one_thread_reads_while_another_writes() -> None:
         assert got == {0: sent, 1: sent}
 
 
+def test_a_writer_that_waited_too_long_may_go_on() -> None:
+    """The record that was cut by the timeout is sent to its end first: without that nothing behind it would decrypt."""
+    with pair() as (accepted, connected):
+        connected.settimeout(0.1)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                connected.sendall(b"x" * 20_000_000)
+        assert connected.connection is not None and not connected.connection.output(), "no more than one piece waits"
+        connected.settimeout(PATIENCE)
+        writer = threading.Thread(target=connected.sendall, args=(b"the end",))
+        writer.start()
+        got = b""
+        while not got.endswith(b"the end"):
+            got = (got + accepted.recv())[-100:]
+        writer.join()
+        assert got == b"x" * 93 + b"the end"
+
+
 def test_reading_and_writing(tmp_path: Any) -> None:
     with pair() as (accepted, connected):
         assert connected.send(b"hello") == 5 == connected.write(memoryview(b"again"))

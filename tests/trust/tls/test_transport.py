@@ -8,15 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from tests.trust.tls.parts import AGENT, AGENTS, FORGE, LOOPS, SERVER, SERVERS, SWIFT, run, until
+from tests.trust.tls.parts import AGENT, AGENTS, FORGE, LOOPS, SERVER, SERVERS, SWIFT, KeyUpdates, run, until
 from trust.errors import TransportError
-from trust.tls import client_context, server_context
-from trust.tls import connection as connection_module
-from trust.tls import engine as engine_module
+from trust.tls import TrustContext, client_context, server_context
+from trust.tls import transport as transport_module
 from trust.tls.connection import Connection
 from trust.tls.register import Limits, Register
 from trust.tls.transport import MAX_UNTAKEN_BYTES, Deadlines, TlsProtocol, TlsTransport
@@ -77,16 +73,20 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(deadlines: Deadlines = SWIFT) -> AsyncIterator[tuple[Client, Inner, set[Any]]]:
+async def connected(
+    deadlines: Deadlines = SWIFT, context: TrustContext | None = None
+) -> AsyncIterator[tuple[Client, Inner, set[Any]]]:
     loop = asyncio.get_running_loop()
-    context = server_context(SERVER, FORGE.bundles, AGENTS)
+    ours = server_context(SERVER, FORGE.bundles, AGENTS)
     inner, live, register = Inner(), set[Any](), Register(Limits(), deadlines.trust_check)
     server = await loop.create_server(
-        lambda: TlsProtocol(context, lambda _: inner, live=live, register=register, loop=loop, deadlines=deadlines),
+        lambda: TlsProtocol(ours, lambda _: inner, live=live, register=register, loop=loop, deadlines=deadlines),
         "127.0.0.1",
         0,
     )
     client = Client(*await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1]))
+    if context is not None:
+        client.tls = context.connection()
     await client.handshake()
     await until(lambda: inner.told)
     yield client, inner, live
@@ -202,7 +202,7 @@ def test_a_client_that_takes_nothing_is_cut() -> None:
             inner.transport.close()
             await asyncio.sleep(0.1)
             assert "lost" not in inner.told
-            await until(lambda: "lost" in inner.told, 2)
+            await until(lambda: "lost" in inner.told)
 
     run(main())
 
@@ -240,40 +240,12 @@ def test_small_writes_of_one_turn_are_one_record() -> None:
     run(main())
 
 
-class KeyUpdates:
-    """Writes KeyUpdate records in the place of a client's OpenSSL, which cannot be told to (RFC 8446 section 4.6.3)."""
-
-    def __init__(self, client: Client, secret: bytes) -> None:
-        self._client, self._secret = client, secret
-
-    def _expand(self, label: bytes, size: int) -> bytes:
-        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0"
-        return HKDFExpand(hashes.SHA384(), size, info).derive(self._secret)
-
-    def send(self, number: int) -> None:
-        for _ in range(number):
-            head = b"\x17\x03\x03\x00\x16"
-            key, nonce = self._expand(b"key", 32), self._expand(b"iv", 12)
-            asking = b"\x18\x00\x00\x01\x01\x16"  # update_requested; and the type of the content, handshake
-            self._client.writer.write(head + AESGCM(key).encrypt(nonce, asking, head))
-            self._secret = self._expand(b"traffic upd", 48)
-
-
 @asynccontextmanager
 async def updating() -> AsyncIterator[tuple[Client, Inner, KeyUpdates]]:
-    lines: list[bytes] = []
-    take = connection_module.snapshot
-
-    def logged(*args: Any, **kwargs: Any) -> Any:
-        present = take(*args, **kwargs)
-        present.openssl.set_keylog_callback(lambda _, line: lines.append(line))
-        return present
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "snapshot", logged)
-        async with connected() as (client, inner, _):
-            secret = next(line.split()[2] for line in lines if line.startswith(b"CLIENT_TRAFFIC_SECRET_0"))
-            yield client, inner, KeyUpdates(client, bytes.fromhex(secret.decode()))
+    context = client_context(AGENT, FORGE.bundles, SERVERS)
+    updates = KeyUpdates(context)
+    async with connected(context=context) as (client, inner, _):
+        yield client, inner, updates
 
 
 ANSWER_BYTES = 5 + 5 + 1 + 16
@@ -282,8 +254,8 @@ ANSWER_BYTES = 5 + 5 + 1 + 16
 def test_key_updates_are_answered_though_the_application_is_silent() -> None:
     async def main() -> None:
         async with updating() as (client, inner, updates):
-            updates.send(20)
-            async with asyncio.timeout(2):
+            client.writer.write(updates.records(20))
+            async with asyncio.timeout(20):
                 await client.reader.readexactly(20 * ANSWER_BYTES)
             assert inner.told == ["made"]
 
@@ -296,10 +268,52 @@ def test_a_flood_of_key_updates_by_a_client_that_takes_nothing() -> None:
             client.writer.transport.pause_reading()
             inner.transport.write(b"x" * 30_000_000)
             await until(lambda: "pause" in inner.told)
-            updates.send(MAX_UNTAKEN_BYTES // ANSWER_BYTES - 20)
-            await asyncio.sleep(0.1)
-            assert "lost" not in inner.told
-            updates.send(40)
+            for part in (MAX_UNTAKEN_BYTES // ANSWER_BYTES - 20, 40):
+                assert "lost" not in inner.told
+                client.writer.write(updates.records(part, data=b"x"))
+                await until(lambda part=part: len(inner.got) == part or "lost" in inner.told)  # type: ignore[misc]
+                inner.got = b""
             await until(lambda: "lost" in inner.told)
 
     run(main())
+
+
+def test_a_flood_of_key_updates_is_ended() -> None:
+    async def main() -> None:
+        async with updating() as (client, inner, updates):
+            client.writer.write(updates.records(2000, asking=False))
+            await until(lambda: "lost" in inner.told)
+            assert inner.told == ["made", "lost"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_others_have_their_turns(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends very many records at once has one of them looked at in each turn of the loop, at worst."""
+    monkeypatch.setattr(transport_module, "TURN_SECONDS", -1.0)
+    sent = bytes(range(200)) * 5
+
+    async def main() -> None:
+        async with connected() as (client, inner, _):
+            turns, seen = 0, []
+            received = inner.data_received
+
+            def look(data: bytes) -> None:
+                received(data)
+                seen.append(turns)
+                if len(seen) == len(sent) // 2:
+                    inner.transport.pause_reading()
+                    asyncio.get_running_loop().call_later(0.05, inner.transport.resume_reading)
+
+            inner.data_received = look  # type: ignore[method-assign]
+            for number in range(len(sent)):
+                client.tls.write(sent[number : number + 1])
+            client.flush()
+            while len(inner.got) < len(sent):
+                turns += 1
+                await asyncio.sleep(0)
+            assert inner.got == sent and len(set(seen)) == len(seen)
+            assert inner.transport.is_reading()
+
+    run(main(), loop)

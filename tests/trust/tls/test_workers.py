@@ -81,8 +81,7 @@ async def story(url: str, folder: Path) -> None:
         assert set(served_by) == processes
 
     slow = [asyncio.ensure_future(ask(url, "/slow")) for _ in range(4)]
-    await until((folder / "under-way").exists, PATIENCE)
-    await asyncio.sleep(0.5)  # for the others to arrive
+    await until(lambda: len(list(folder.glob("under-way-*"))) == len(slow), PATIENCE)
     os.kill(os.getpid(), signal.SIGTERM)
     for response in await asyncio.gather(*slow):
         assert response.status_code == 200 and response.text in processes
