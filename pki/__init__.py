@@ -1,24 +1,10 @@
 """The agent CA: an internal certificate authority whose certificates carry SPIFFE IDs."""
 
-from pki.authority import CertificateAuthority, Issued
-from pki.enrolment import EnrolmentToken
-from pki.errors import PKIError
-from pki.health import HealthCheck
-from pki.records import IssuerRecord, Record, Settings, State, TokenRecord
-from pki.renewal import RenewalInfo
-from pki.rotation import Step
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CertificateAuthority",
-    "EnrolmentToken",
-    "HealthCheck",
-    "Issued",
-    "IssuerRecord",
-    "PKIError",
-    "Record",
-    "RenewalInfo",
-    "Settings",
-    "State",
-    "Step",
-    "TokenRecord",
-]
+from trust.lazy import face_of
+
+if TYPE_CHECKING:
+    from pki.face import *  # noqa: F403
+else:
+    __getattr__, __dir__ = face_of(__name__)

@@ -12,51 +12,39 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Unpack
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from pki import ceremony, founding, health, ledger_audit, policy, proofs, rotation
+from pki import ceremony, founding, health, policy
 from pki.errors import (
-    AuthorityDamaged,
-    LedgerDamaged,
     ReasonRefused,
-    UnknownSerial,
     WrongPassword,
 )
-from pki.health import HealthCheck, PublishedList
-from pki.issuance import Issuance, parsed
+from pki.health import HealthCheck
 from pki.issuance import Issued as Issued
+from pki.issuance import parsed
 from pki.issuers import Issuers
 from pki.keys import make_key
-from pki.ledger import entry_for_record
-from pki.ledger_audit import LedgerReport
+from pki.oversight import Oversight
 from pki.pkcs11 import TokenUri
-from pki.profiles import Urls
-from pki.proofs import Inclusion
-from pki.records import IssuerRecord, Record, Settings, State
-from pki.revocation import Revocations
+from pki.records import Record, Settings
 from pki.rotation import Step
 from pki.rules import Rules
-from pki.store import Counts, Store
-from pki.store.reading import Filters
+from pki.store import Store
 from pki.succession import Succession
 from trust import identity
-from trust.bundles import RevocationLists, TrustBundle
 from trust.clock import Clock, utc, wall_clock
 from trust.identity import AgentID
 
 
-class CertificateAuthority(Issuance):
+class CertificateAuthority(Oversight):
     """The CA of one trust domain; `create` and `open` are the only doors. Safe for threads and several processes."""
 
     def __init__(
         self, store: Store, issuers: Issuers, settings: Settings, *, clock: Clock, serials: Callable[[], int]
     ) -> None:
         super().__init__(store, issuers, settings, clock=clock, serials=serials)
-        self._succession = Succession(store, issuers, settings)
-        self.revocations = Revocations(store, issuers.signer, Urls.of(settings), serials=serials)
+        self._succession = Succession(store, issuers, settings, serials=serials)
 
     @classmethod
     def create(
@@ -255,71 +243,7 @@ class CertificateAuthority(Issuance):
         """The banned IDs, and since when."""
         return self._store.bans()
 
-    # What there is.
-
-    def find(self, serial: int) -> Record:
-        """The certificate with that serial number.
-
-        Raises:
-            UnknownSerial: this CA has made no such certificate.
-        """
-        record = self._store.find(serial)
-        if record is None:
-            raise UnknownSerial("serial number", got=f"{serial:x}", expected="one that this CA has issued")
-        return record
-
-    def find_thumbprint(self, x5t: str) -> Record | None:
-        """The certificate with that thumbprint (x5t#S256); None: this CA has made no such certificate."""
-        return self._store.find_thumbprint(x5t)
-
-    def certificates(self, *, agent_id: AgentID | None = None, **filters: Unpack[Filters]) -> list[Record]:
-        """The certificates that this CA has made, oldest first, narrowed by whatever is given."""
-        if agent_id is not None:
-            filters["spiffe_id"] = str(agent_id)
-        return self._store.records(**filters)
-
-    def counts(self, now: datetime | None = None) -> Counts:
-        """How many certificates there are, by state and age."""
-        return self._store.counts(self._moment(now))
-
-    def bundle(self) -> TrustBundle:
-        """The roots of the trust domain, for everybody who is to trust its agents."""
-        while True:
-            # Read twice: what is published under one number is always the same.
-            sequence = self._store.bundle_sequence()
-            roots = [
-                r.certificate
-                for r in self._store.issuers()
-                if r.kind == "root" and r.state is not State.REVOKED and self._store.is_covered(r)
-            ]
-            if self._store.bundle_sequence() == sequence:
-                hint = int(rotation.REFRESH_HINT.total_seconds())
-                return TrustBundle(
-                    trust_domain=self.trust_domain, roots=tuple(roots), sequence=sequence, refresh_hint=hint
-                )
-
-    def ca_certificates(self) -> tuple[x509.Certificate, ...]:
-        """All CA certificates that chains may need: roots of the bundle first, then intermediates."""
-        alive = [record for record in self._store.issuers() if record.state is not State.REVOKED]
-        return tuple(record.certificate for kind in ("root", "intermediate") for record in alive if record.kind == kind)
-
-    def crl(self, now: datetime | None = None) -> RevocationLists:
-        """The revocation lists of every CA, each current at `now`.
-
-        Each lives 24 hours and is made anew at half its life or after a revocation, with the next number; until
-        then the same one comes back, and no password is needed.
-        """
-        return self.revocations.lists(self._moment(now))
-
-    def published_lists(self) -> tuple[PublishedList, ...]:
-        """The revocation lists as they were last made, current or not; no key is needed."""
-        return health.published_lists(self._store, self._moment(None))
-
     # Rotation.
-
-    def issuers(self) -> list[IssuerRecord]:
-        """The CAs of this authority, oldest first."""
-        return self._store.issuers()
 
     def plan(self, now: datetime | None = None) -> tuple[Step, ...]:
         """What happens to the CAs and when; what is due already comes first."""
@@ -416,7 +340,7 @@ class CertificateAuthority(Issuance):
         self._issuers.forget(root.key_id)
         self._issuers.read()
 
-    # The policy, the ledger, health.
+    # The policy, the password, health.
 
     def policy_text(self) -> str | None:
         """The policy file as it was given; None: there is none, and whoever may issue issues anything."""
@@ -432,53 +356,6 @@ class CertificateAuthority(Issuance):
         self._store.set_policy(text, self._moment(now))
         self._issuers.read()
 
-    def ledger_head(self) -> str:
-        """The signed head (JWS) of the ledger as it is now: whoever keeps it can tell if the past is changed.
-
-        Raises:
-            WrongPassword: the newest head is not signed yet, and the CA was opened without its password.
-        """
-        head = self._store.sealed_head()
-        if head is None:
-            raise LedgerDamaged("ledger", got="no tree head", expected="one", do="restore a backup")
-        if head.jws is None:
-            raise WrongPassword(
-                "head of the ledger is not signed", got="no open key", expected="the password of `a2a-pki init`"
-            )
-        return head.jws
-
-    def prove(self, serial: int) -> Inclusion:
-        """Show that the ledger has the issuance of a certificate, under its head as it is now.
-
-        `pki.proofs` says how somebody who has neither the ledger nor this CA verifies it.
-
-        Raises:
-            UnknownSerial: this CA has made no such certificate.
-            LedgerDamaged: the ledger does not show it.
-            WrongPassword: as `ledger_head`.
-        """
-        entry = entry_for_record(self.find(serial)).encode()
-        signed = self.ledger_head()
-        with self._store.snapshot() as books:
-            return proofs.prove(entry, [row.leaf for row in books.ledger_rows()], signed)
-
-    def last_write(self) -> datetime | None:
-        """When this CA has written something last; None: never."""
-        head = self._store.head()
-        return None if head is None else head.time
-
-    def audit_ledger(self, head: str | None = None, *, root: str | None = None) -> LedgerReport:
-        """Compare the ledger with everything else in the database, and with what was kept elsewhere.
-
-        Args:
-            head: what `ledger_head` gave once.
-            root: the fingerprint of the root (`sha256:...`). Without one of the two, the database is only compared
-                with itself, and one that was replaced as a whole, keys and all, is not noticed.
-        """
-        with self._store.snapshot() as books:
-            public = {record.key_id: _public_key(record) for record in books.issuers()}
-            return ledger_audit.audit(books, keys=public, head=head, root=root)
-
     def change_password(self, password: str) -> int:
         """Encrypt every private key in the database with another password: all of them in one transaction.
 
@@ -492,6 +369,7 @@ class CertificateAuthority(Issuance):
         Raises:
             WrongPassword: the CA was opened without its password, or the new one is empty.
             StateChanged: a CA was made at the same moment; do it again.
+            NotErased: they are changed; another program reads the database, whose log still holds the old encryption.
             StoreError: nothing has changed; or, where a server is lost while it commits, that is not known.
         """
         return self._issuers.change_password(password)
@@ -505,10 +383,3 @@ class CertificateAuthority(Issuance):
         agent_id = parsed(agent_id)
         policy.inside(agent_id, self.trust_domain)
         return str(agent_id)
-
-
-def _public_key(record: IssuerRecord) -> ec.EllipticCurvePublicKey:
-    key = record.certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise AuthorityDamaged("CA database is damaged", got=type(key).__name__, expected="an EC key")
-    return key

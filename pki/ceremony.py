@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from pki import keys, policy, profiles, requests
+from pki import keys, list_profiles, policy, profiles, requests
 from pki.errors import (
     AuthorityDamaged,
     AuthorityExists,
@@ -161,7 +161,7 @@ class ListRequest:
         Not longer, because whoever is shown an old list until its end does not hear of a revocation since.
         """
         end = min(root.not_after, now + profiles.INTERMEDIATE_LIFETIME)
-        return profiles.revocation_list(
+        return list_profiles.revocation_list(
             self.revoked,
             issuer=root,
             number=self.number,

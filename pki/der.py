@@ -7,9 +7,11 @@ revocation lists are few, and are made by it. What is put together here is byte 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
+from ipaddress import IPv4Address, IPv6Address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 _SEQUENCE, _INTEGER, _BITS, _OCTETS, _OID = 0x30, 0x02, 0x03, 0x04, 0x06
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
+_DNS_NAME, _URI, _IP_ADDRESS = 0x82, 0x86, 0x87  # of GeneralName, RFC 5280 section 4.2.1.6
 _TRUE = b"\x01\x01\xff"
 _VERSION_3 = b"\xa0\x03\x02\x01\x02"
 _EXTENSIONS = 0xA3
@@ -63,7 +66,26 @@ class Unsigned:
 
 def extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
     """An extension of a certificate (RFC 5280 section 4.1)."""
-    return tlv(_SEQUENCE, _oid(value.oid.dotted_string), _TRUE if critical else b"", tlv(_OCTETS, value.public_bytes()))
+    return _extension(value.oid.dotted_string, value.public_bytes(), critical=critical)
+
+
+def alternative_names(
+    uri: str, dns_names: Collection[str], ip_addresses: Collection[IPv4Address | IPv6Address]
+) -> bytes:
+    """The extension with the names of a certificate whose subject is empty: critical (RFC 5280 section 4.2.1.6)."""
+    names = [tlv(_URI, uri.encode("ascii"))]
+    names += [tlv(_DNS_NAME, name.encode("ascii")) for name in dns_names]
+    names += [tlv(_IP_ADDRESS, address.packed) for address in ip_addresses]
+    return _extension("2.5.29.17", tlv(_SEQUENCE, *names), critical=True)
+
+
+def key_identifier(digest: bytes) -> bytes:
+    """The extension with the identifier of the subject's key (RFC 5280 section 4.2.1.2)."""
+    return _extension("2.5.29.14", tlv(_OCTETS, digest), critical=False)
+
+
+def _extension(oid: str, value: bytes, *, critical: bool) -> bytes:
+    return tlv(_SEQUENCE, _oid(oid), _TRUE if critical else b"", tlv(_OCTETS, value))
 
 
 def tlv(tag: int, *parts: bytes) -> bytes:
@@ -79,10 +101,10 @@ def tlv(tag: int, *parts: bytes) -> bytes:
 
 @lru_cache(maxsize=64)  # what is made in the same second has them in common
 def _time(moment: datetime) -> bytes:
-    """RFC 5280 section 4.1.2.5: two digits of the year until 2049."""
-    if moment.year < 2050:
+    """RFC 5280 section 4.1.2.5: two digits of the year from 1950 to 2049, else four."""
+    if 1950 <= moment.year < 2050:
         return tlv(_UTC_TIME, f"{moment:%y%m%d%H%M%S}Z".encode())
-    return tlv(_GENERALIZED_TIME, f"{moment:%Y%m%d%H%M%S}Z".encode())
+    return tlv(_GENERALIZED_TIME, f"{moment.year:04}{moment:%m%d%H%M%S}Z".encode())
 
 
 @cache

@@ -4,10 +4,14 @@ A token is `a2ae_ID_SECRET`. The CA keeps the ID, by which it finds the token, a
 secret has 256 random bits, so that a slow hash would protect nothing more. A token is bound to one SPIFFE ID and to its
 DNS names when it is made; whoever has it chooses the key, and nothing else.
 
-Whoever can write the CA's database, and has not its keys, gets nothing by that. What a token is good for is signed by
+Whoever can write the CA's database, and has not its keys, makes no token by that. What a token is good for is signed by
 the CA that issued when it was made, so no row can be made up or altered. And a token has one serial number, which
-follows from its text: there is one certificate for it, however often its row says that it was not used, for the store
-takes no serial number twice and the ledger names each.
+follows from its text: however often its row says that it was not used, the store takes no serial number twice.
+
+Not prevented, but found: who has the text of a used token, and takes its certificate's row out of the database as well,
+gets a second one while the token lives. Only the ledger knows better, and its entries are in the order of their coming:
+to ask it would mean to read, at each use, all that was issued since the token was made, and to hash it, because an
+index of it would be one more row to change. An audit names the entry whose certificate is gone.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ PKIError
 |- ClockJumped              rotation waits until the clock goes on evenly
 |- DecisionNotRecorded      the audit trail cannot be written
 |- StoreError               the database
-|  `- DatabaseLocked, DuplicateCertificate, SchemaOutdated
+|  `- DatabaseLocked, DuplicateCertificate, NotErased, SchemaOutdated
 |- LedgerDamaged            a row of the ledger, a proof or a tree head is not what was written
 |- BackupRefused            a backup that cannot be made, or must not be restored
 |- StateChanged             somebody else rotated or pruned at the same moment
@@ -38,7 +38,7 @@ def copied(error: Exception) -> Exception:
     """The same error for one of several whom it concerns: each raises its own, with its own traceback."""
     try:
         made = copy.copy(error)
-    except Exception:  # of a class that cannot be copied
+    except Exception:  # a copy is made by the class itself, from its arguments, and that may fail in any way
         return error
     made.__cause__ = error
     return made
@@ -107,6 +107,12 @@ class SchemaOutdated(StoreError):
 
 class DuplicateCertificate(StoreError):
     check = "pki.store.duplicate"
+
+
+class NotErased(StoreError):
+    """What was to be done is done; but what it took out or replaced can still be read in the database's files."""
+
+    check = "pki.store.erased"
 
 
 class LedgerDamaged(PKIError):

@@ -64,7 +64,7 @@ def checks(
         _asked("store", lambda: _store(store)),
         _asked("intermediate", lambda: _ca("intermediate", plan(), store.issuers(), now)),
         _asked("root", lambda: _ca("root", plan(), store.issuers(), now)),
-        _asked("revocation lists", lambda: _lists(revocations, now)),
+        _asked("revocation lists", lambda: _lists(store, revocations, now)),
         _asked("ledger", lambda: _ledger(store)),
     )
 
@@ -123,8 +123,10 @@ def _ca(kind: str, plan: Sequence[Step], issuers: Sequence[IssuerRecord], now: d
     return HealthCheck(name=kind, ok=True, says=f"active until {shown(active.not_after)}")
 
 
-def _lists(revocations: Revocations, now: datetime) -> HealthCheck:
+def _lists(store: Store, revocations: Revocations, now: datetime) -> HealthCheck:
     """Whether every certificate has a list that its verifiers accept now. With open keys, what is due is made first.
+
+    A CA that has made none yet is well without, for as long as nobody would miss one.
 
     It costs a look at the store for each list; the content of one is read and verified once after each change.
     """
@@ -133,11 +135,21 @@ def _lists(revocations: Revocations, now: datetime) -> HealthCheck:
         revocations.lists(now)
     except WrongPassword:  # nothing can be made here; what was made may still be good
         missing = revocations.missing(now)
+    if missing and not published_lists(store, now) and not _would_be_missed(store, now):
+        says = "none yet, and nobody misses one: `a2a-pki crl` or `a2a-pki serve` makes them"
+        return HealthCheck(name="revocation lists", ok=True, says=says)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         says = f"no current revocation list {missing[0]}{more}: `a2a-pki crl` or `a2a-pki serve` makes one"
         return HealthCheck(name="revocation lists", ok=False, says=says)
     return HealthCheck(name="revocation lists", ok=True, says=f"{len(revocations.names(now))} current")
+
+
+def _would_be_missed(store: Store, now: datetime) -> bool:
+    """Something is revoked, or there are certificates of agents that say where their lists are."""
+    counts, settings = store.counts(now), store.settings()
+    says_where = settings.crl_base_url is not None or settings.public_url is not None
+    return counts["revoked"] > 0 or (says_where and counts["total"] > len(store.issuers()))
 
 
 def _ledger(store: Store) -> HealthCheck:

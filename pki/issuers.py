@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki import keys, pkcs11, rotation
-from pki.errors import AuthorityDamaged, AuthorityNotValid, LedgerDamaged, UnknownName, WrongPassword
+from pki.errors import AuthorityDamaged, AuthorityNotValid, LedgerDamaged, NotErased, UnknownName, WrongPassword
 from pki.keys import KeyPair, Signer, locked, make_key
 from pki.ledger import Head, sign_head
 from pki.profiles import Issuer
@@ -191,6 +191,7 @@ class Issuers:
         Raises:
             WrongPassword: the one before does not open all of them, or the new one is empty.
             StateChanged: a CA was made meanwhile.
+            NotErased: the keys have the new password; their old encryption is still in the database's log.
         """
         pending = self._store.pending_key()
         kept: list[IssuerRecord | PendingKey] = [*self._store.issuers(), *([] if pending is None else [pending])]
@@ -200,7 +201,11 @@ class Issuers:
                 if self._password is None:
                     raise locked()
                 changed[one.key_pem] = keys.write(keys.read(one.key_pem, self._password), password)
-        self._store.replace_keys(changed)
+        try:
+            self._store.replace_keys(changed)
+        except NotErased:
+            self._password = password
+            raise
         self._password = password
         self.read()
         return len(changed)

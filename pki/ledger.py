@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -235,12 +236,7 @@ class Frontier:
         return Frontier(size=size, hashes=tuple(hashes))
 
     def root(self) -> bytes:
-        if not self.hashes:
-            return hashlib.sha256(b"").digest()
-        root = self.hashes[-1]
-        for node in reversed(self.hashes[:-1]):
-            root = node_hash(node, root)
-        return root
+        return _root(self.hashes)
 
     def to_bytes(self) -> bytes:
         return self.size.to_bytes(8) + b"".join(self.hashes)
@@ -256,6 +252,16 @@ class Frontier:
         if len(data) != 8 + HASH_BYTES * size.bit_count():
             raise _damaged("frontier of the ledger", f"{len(data)} bytes for {size} entries")
         return cls(size=size, hashes=tuple(data[at : at + HASH_BYTES] for at in range(8, len(data), HASH_BYTES)))
+
+
+@lru_cache(maxsize=16)  # asked when a head is written, and again when something is appended to it
+def _root(hashes: tuple[bytes, ...]) -> bytes:
+    if not hashes:
+        return hashlib.sha256(b"").digest()
+    root = hashes[-1]
+    for node in reversed(hashes[:-1]):
+        root = node_hash(node, root)
+    return root
 
 
 # Tree heads.

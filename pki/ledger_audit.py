@@ -24,16 +24,15 @@ What is found, and named:
 
 What is written while the audit runs is not mistaken for damage: the ledger is read before the tables and its new end
 after them, and the tables may be as any entry of that end says. What has a table of many rows is compared in
-`pki.table_audit`.
+`pki.table_audit`, and what is kept in few rows in `pki.state_audit`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from typing import Protocol
 
@@ -47,16 +46,14 @@ from pki.ledger import (
     Frontier,
     Head,
     claimed_head,
-    entry_for_issuer,
     head_signer,
     leaf_hash,
     needs_key,
-    policy_digest,
-    settings_digest,
     verify_head,
 )
 from pki.profiles import CRL_RETENTION
-from pki.records import IssuerRecord, LedgerRow, SealedHead, Settings
+from pki.records import LedgerRow, SealedHead
+from pki.state_audit import FewRows, StateAudit
 from pki.table_audit import Findings, TableAudit, Tables, key_of, verify_certificate
 from trust.clock import shown
 from trust.errors import SignatureError
@@ -68,14 +65,9 @@ _HOLDER = "only a CA with its key writes that, and it signs"
 NAMED = 3  # of the entries of a rewritten part, so that the line stays readable
 
 
-class Books(Tables, Protocol):
+class Books(Tables, FewRows, Protocol):
     """What is audited: a `pki.store.Store`, or one moment of it."""
 
-    def settings(self) -> Settings: ...
-    def bundle_sequence(self) -> int: ...
-    def policy_text(self) -> str | None: ...
-    def issuers(self) -> list[IssuerRecord]: ...
-    def bans(self) -> list[tuple[str, datetime]]: ...
     def heads(self) -> Iterator[SealedHead]: ...
 
 
@@ -131,6 +123,7 @@ class _Audit:
         self._findings = Findings()
         self._problem = self._findings.add
         self._tables = TableAudit(books, keys, scratch, self._findings)
+        self._state = StateAudit(books, keys, self._problem)
         self._domain = books.settings().trust_domain
         # The ledger, as far as it has been read, and the next head to compare with it.
         self._size = 0
@@ -140,13 +133,7 @@ class _Audit:
         self._agreed = 0  # size of the last head that agreed
         self._lost = False  # a rewritten part has been named, and no head has told how the tree should be behind it
         self._sealed = 0
-        self._known: int | None = None  # the size when the tables were read
-        # What may be the right state of what is kept in few rows: what the last entry from before the tables were read
-        # says, or any later one. And the keys of CAs whose rows have been pruned.
-        self._bans: dict[str, list[object]] = {}
-        self._issuers: dict[str, list[object]] = {}
-        self._policy: dict[str, list[object]] = {}
-        self._declared: dict[str, ec.EllipticCurvePublicKey] = {}
+        self._declared: dict[str, ec.EllipticCurvePublicKey] = {}  # the keys of CAs whose rows may have been pruned
         # Who may sign heads: CAs that a signed head covers, and those that their parent, one of these, has certified.
         self._introduced: set[str] = set()
         self._announced: set[str] = set()
@@ -158,29 +145,20 @@ class _Audit:
         self._loose: list[tuple[int, str]] = []
         self._loose_count = 0
         self._kept, self._kept_text = self._claimed(head), head
-        self._first: dict[str, int] = {}  # CA to the position of its first entry
-        # What signed heads say about what has no entry: the last settings, the largest number.
-        self._settings: tuple[int, bytes] | None = None
-        self._bundle = 0
         self._root, self._below = root, self._below_root(root)
         self._anchored = False  # whether a CA below that root has signed a head
 
     def run(self) -> LedgerReport:
         try:
             self._read_ledger()
-            self._known = self._size
+            known = self._size
             self._tables.read_certificates()
-            bans = {spiffe_id: int(since.timestamp()) for spiffe_id, since in self._books.bans()}
-            issuers, policy = self._books.issuers(), self._books.policy_text()
-            sequence = self._books.bundle_sequence()
+            self._state.read()
             self._read_ledger()
-            self._tables.compare(self._known)
-            self._tables.check_tokens(self._known)
-            self._tables.check_lists(self._known)
-            self._compare_state("ban of", self._bans, bans)
-            self._compare_state("CA", self._issuers, {issuer.key_id: self._issuer(issuer) for issuer in issuers})
-            self._compare_state("policy", self._policy, {} if policy is None else {"": policy_digest(policy)})
-            self._compare_unlogged(issuers, sequence)
+            self._tables.compare(known)
+            self._tables.check_tokens(known)
+            self._tables.check_lists(known)
+            self._state.compare()
             self._check_end()
             self._check_signed()
             if self._kept_text is not None:  # not before: the ledger knows the keys of CAs that are no more
@@ -215,6 +193,7 @@ class _Audit:
             return
         if leaf_hash(row.entry) != row.leaf:
             self._problem(f"entry {row.position} of the ledger is not what its hash was made of: {entry.describe()}")
+        self._state.follow(row.position, entry, row.entry)
         serial, facts = key_of(entry.serial), entry.facts
         if needs_key(entry):
             self._loose = self._loose or [(row.position, entry.describe())]
@@ -234,15 +213,7 @@ class _Audit:
                     self._problem(f"entry {row.position} of the ledger ({entry.describe()}): no CA that has ended")
                 self._tables.note("retired", serial, row.position, before)
                 self._states.pop(str(facts["key_id"]), None)
-                self._note(self._issuers, facts["key_id"], None)
-            case "banned":
-                self._note(self._bans, entry.spiffe_id, int(entry.time.timestamp()))
-            case "unbanned":
-                self._note(self._bans, entry.spiffe_id, None)
-            case "policy":
-                self._note(self._policy, "", facts["sha256"])
             case "issuer":
-                self._note(self._issuers, facts["key_id"], row.entry)
                 self._follow(row.position, entry)
                 self._declare(facts)
 
@@ -264,15 +235,8 @@ class _Audit:
             self._revoked.setdefault(key_id, position)
         self._states[key_id] = state
         self._ca_serials[key_id] = key_of(entry.serial) or ""
-        self._first.setdefault(key_id, position)
         if key_id not in self._introduced:
             self._announced.add(key_id)
-
-    def _note(self, states: dict[str, list[object]], name: object, state: object) -> None:
-        if self._known is None:
-            states[str(name)] = [state]
-        else:
-            states.setdefault(str(name), [None]).append(state)
 
     def _declare(self, facts: Mapping[str, str | int]) -> None:
         with suppress(ValueError, UnsupportedAlgorithm, SignatureError):
@@ -313,9 +277,7 @@ class _Audit:
                 self._signed = True
                 self._covered()
                 self._anchored |= head_signer(head.jws) in self._below
-                self._bundle = max(self._bundle, signed.bundle or 0)
-                if signed.settings is not None:
-                    self._settings = head.size, signed.settings
+                self._state.follow_head(signed)
                 self._introduced |= self._announced
                 self._announced = set()
                 if head_signer(head.jws) in self._keys:
@@ -430,27 +392,6 @@ class _Audit:
                     names.append(Entry.decode(row.entry).describe())
         return "; ".join(names) + ("; and others" if end - start > NAMED else "")
 
-    # The few rows against the ledger: (7), (12) and (15).
-
-    def _compare_state(self, what: str, logged: dict[str, list[object]], found: Mapping[str, object]) -> None:
-        for name in sorted(logged.keys() | found.keys()):
-            expected, state = logged.get(name, [None]), found.get(name)
-            if state not in expected:
-                if state is None:
-                    happened = "was removed"
-                else:
-                    happened = "was inserted" if expected == [None] else "differs from the last entry about it"
-                self._problem(f"{what} {name}".rstrip() + f" {happened}")
-
-    def _compare_unlogged(self, issuers: Sequence[IssuerRecord], sequence: int) -> None:
-        if self._settings is not None and settings_digest(self._books.settings()) != self._settings[1]:
-            self._problem(f"the settings of the CA are not those that the tree head at {self._settings[0]} commits to")
-        if sequence < self._bundle:
-            self._problem(f"the trust bundle has sequence number {sequence}, and had {self._bundle} before")
-        for issuer in issuers:
-            if issuer.position is not None and self._first.get(issuer.key_id, issuer.position) != issuer.position:
-                self._problem(f"CA {issuer.key_id} is at another place in the order than its first entry")
-
     def _below_root(self, root: str | None) -> frozenset[str]:
         """The CAs that a pinned root vouches for: itself, and those whose certificates it has signed."""
         issuers = [] if root is None else self._books.issuers()
@@ -462,13 +403,3 @@ class _Audit:
                     verify_certificate(issuer.certificate, self._keys[above.key_id])
                     found.add(issuer.key_id)
         return frozenset(found)
-
-    def _issuer(self, issuer: IssuerRecord) -> bytes:
-        """What the ledger should say about a CA; nothing that it ever says, where its row is damaged."""
-        try:
-            if self._keys.get(issuer.key_id) == issuer.certificate.public_key():
-                return entry_for_issuer(issuer).encode()
-            self._problem(f"CA {issuer.key_id} has another public key than expected")
-        except AuthorityDamaged as error:
-            self._problem(f"CA {issuer.key_id}: {error}")
-        return b""

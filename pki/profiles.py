@@ -1,4 +1,4 @@
-"""What each certificate and revocation list of the CA looks like (RFC 5280, SPIFFE X509-SVID).
+"""What each certificate of the CA looks like (RFC 5280, SPIFFE X509-SVID); its lists are in `pki.list_profiles`.
 
 Pure: the time, the serial number and the public key are arguments, and what comes back lacks its signature.
 Nothing of a certificate request reaches these functions but a public key and names that `pki.policy` has approved.
@@ -7,7 +7,6 @@ Nothing of a certificate request reaches these functions but a public key and na
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -120,7 +119,7 @@ def root(
     """A self-issued root: one more CA below it, no EKU, the trust domain's own SPIFFE ID."""
     ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
     name = _ca_name("root", trust_domain, ski)
-    start = _whole(now) - BACKDATE
+    start = whole(now) - BACKDATE
     builder = x509.CertificateBuilder(name, name, public_key, serial, start, start + lifetime)
     return _ca_extensions(builder, trust_domain, ski, pathlen=1)
 
@@ -147,7 +146,7 @@ def intermediate(
         PolicyRefused: the trust domain is none that a name constraint can express.
     """
     ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
-    start = _whole(now) - BACKDATE
+    start = whole(now) - BACKDATE
     builder = x509.CertificateBuilder(
         issuer.certificate.subject,
         _ca_name("intermediate", trust_domain, ski),
@@ -181,18 +180,16 @@ def agent(
     Raises:
         NameRefused: a name that the issuer's name constraints do not permit.
     """
-    moment = _whole(now)
+    moment = whole(now)
     start = moment - BACKDATE
     end = min(moment + approved.lifetime, start + MAX_LEAF_VALIDITY, issuer.not_after)
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(approved.agent_id))]
-    names += [x509.DNSName(name) for name in approved.dns_names]
-    names += [x509.IPAddress(address) for address in approved.ip_addresses]
-    constraints.check(names, issuer.constraints)
+    if issuer.constraints is not None:
+        constraints.check(_names(approved), issuer.constraints)
     spki = approved.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     extensions = (
         _AGENT_EXTENSIONS,
-        der.extension(x509.SubjectAlternativeName(names), critical=True),
-        der.extension(_key_identifier(approved.public_key, spki)),
+        der.alternative_names(str(approved.agent_id), approved.dns_names, approved.ip_addresses),
+        der.key_identifier(_key_digest(approved.public_key, spki)),
         _shared(urls or _NO_URLS, issuer.key_id, shard, approved.lifetime <= NO_REVOCATION_UP_TO),
     )
     return Unsigned(
@@ -216,7 +213,7 @@ def ocsp_signer(
     """
     ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
     name = x509.NameAttribute(NameOID.COMMON_NAME, f"agent OCSP responder {ski.digest[:8].hex()}")
-    moment = _whole(now)
+    moment = whole(now)
     end = min(moment + OCSP_SIGNER_LIFETIME, issuer.not_after)
     return (
         x509.CertificateBuilder(
@@ -231,94 +228,7 @@ def ocsp_signer(
     )
 
 
-def revocation_list(
-    revoked: Iterable[RevokedSerial],
-    *,
-    issuer: Issuer,
-    number: int,
-    now: datetime,
-    urls: Urls | None = None,
-    shard: int = 0,
-    with_delta: bool = False,
-    lifetime: timedelta = CRL_LIFETIME,
-) -> x509.CertificateRevocationListBuilder:
-    """The revocation list of one issuer, or of one shard of its certificates. RFC 5280 section 5.
-
-    Where certificates name a place for their list, the list names the same place in a critical issuing distribution
-    point, so that no list is taken to answer for the certificates of another shard (RFC 5280 section 5.2.5). Without
-    such a place the list is the complete one of its issuer, and shard 0 the only shard. So is a root's: it has signed
-    little, and there are verifiers (OpenSSL with crl_check_all) that look for the root itself, which names no place,
-    on its own list.
-
-    Args:
-        with_delta: say where the delta list is (`delta_list`).
-        lifetime: a day is usual; the list of a CA whose key is offline lasts until it is at hand again.
-    """
-    builder = _list(revoked, issuer=issuer, number=number, now=now, urls=urls or Urls(), shard=shard, lifetime=lifetime)
-    if with_delta and urls and urls.crl_base:
-        point = _point(_delta_url(urls.crl_base, issuer.key_id, shard))
-        builder = builder.add_extension(x509.FreshestCRL([point]), critical=False)
-    return builder
-
-
-def delta_list(
-    revoked_since: Iterable[RevokedSerial],
-    *,
-    issuer: Issuer,
-    number: int,
-    base_number: int,
-    now: datetime,
-    urls: Urls,
-    shard: int = 0,
-) -> x509.CertificateRevocationListBuilder:
-    """What was revoked since the list with the number `base_number`. RFC 5280 section 5.2.4.
-
-    It has the number and the scope of the complete list of the same moment. Nothing is ever taken off a list but
-    expired certificates, so a delta holds no removals.
-    """
-    builder = _list(revoked_since, issuer=issuer, number=number, now=now, urls=urls, shard=shard, lifetime=CRL_LIFETIME)
-    return builder.add_extension(x509.DeltaCRLIndicator(base_number), critical=True)
-
-
-def _list(
-    revoked: Iterable[RevokedSerial],
-    *,
-    issuer: Issuer,
-    number: int,
-    now: datetime,
-    urls: Urls,
-    shard: int,
-    lifetime: timedelta,
-) -> x509.CertificateRevocationListBuilder:
-    this_update = _whole(now) - BACKDATE
-    # The entries go in at once: `add_revoked_certificate` copies all of them for each.
-    builder = (
-        x509.CertificateRevocationListBuilder(
-            issuer.certificate.subject,
-            this_update,
-            this_update + lifetime,
-            revoked_certificates=[_entry(line) for line in revoked],
-        )
-        .add_extension(issuer.authority_key, critical=False)
-        .add_extension(x509.CRLNumber(number), critical=False)
-    )
-    if urls.crl_base is None or issuer.certificate.issuer == issuer.certificate.subject:
-        if shard:
-            raise ValueError("a shard without a distribution point")  # nobody could tell its list from the others
-        return builder
-    scope = x509.IssuingDistributionPoint(
-        full_name=[_uri(_crl_url(urls.crl_base, issuer.key_id, shard))],
-        relative_name=None,
-        only_contains_user_certs=False,
-        only_contains_ca_certs=False,
-        only_some_reasons=None,
-        indirect_crl=False,
-        only_contains_attribute_certs=False,
-    )
-    return builder.add_extension(scope, critical=True)
-
-
-def _whole(now: datetime) -> datetime:
+def whole(now: datetime) -> datetime:
     """RFC 5280 section 4.1.2.5: times have no fractions of a second."""
     return utc(now).replace(microsecond=0)
 
@@ -362,12 +272,20 @@ def _ca_extensions(
     )
 
 
-def _key_identifier(key: PublicKey, spki: bytes) -> x509.SubjectKeyIdentifier:
+def _names(approved: Approved) -> list[x509.GeneralName]:
+    return [
+        x509.UniformResourceIdentifier(str(approved.agent_id)),
+        *map(x509.DNSName, approved.dns_names),
+        *map(x509.IPAddress, approved.ip_addresses),
+    ]
+
+
+def _key_digest(key: PublicKey, spki: bytes) -> bytes:
     """RFC 5280 section 4.2.1.2 (1). An EC point ends the key's encoding; encoding it once more takes longer."""
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        return x509.SubjectKeyIdentifier.from_public_key(key)
+        return x509.SubjectKeyIdentifier.from_public_key(key).digest
     point = spki[-1 - 2 * ((key.key_size + 7) // 8) :]
-    return x509.SubjectKeyIdentifier(hashlib.sha1(point, usedforsecurity=False).digest())
+    return hashlib.sha1(point, usedforsecurity=False).digest()
 
 
 @lru_cache(maxsize=64)  # a CA has few issuers, and issues in one shard for long
@@ -384,39 +302,28 @@ def _pointers(urls: Urls, key_id: str, *, shard: int, ocsp: bool) -> tuple[x509.
     """Where revocation is asked for, and where the issuer's certificate is (RFC 5280 sections 4.2.1.13, 4.2.2.1)."""
     found: list[x509.ExtensionType] = []
     if urls.crl_base:
-        found.append(x509.CRLDistributionPoints([_point(_crl_url(urls.crl_base, key_id, shard))]))
+        found.append(x509.CRLDistributionPoints([point(crl_url(urls.crl_base, key_id, shard))]))
     access = []
     if urls.ocsp and ocsp:
-        access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, _uri(urls.ocsp)))
+        access.append(x509.AccessDescription(AuthorityInformationAccessOID.OCSP, uri(urls.ocsp)))
     if urls.issuers:
-        url = _uri(f"{urls.issuers}/{key_id}.cer")
+        url = uri(f"{urls.issuers}/{key_id}.cer")
         access.append(x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, url))
     if access:
         found.append(x509.AuthorityInformationAccess(access))
     return tuple(found)
 
 
-def _crl_url(base: str, key_id: str, shard: int) -> str:
+def crl_url(base: str, key_id: str, shard: int) -> str:
     return f"{base}/{crl_file_name(key_id, shard)}"
 
 
-def _delta_url(base: str, key_id: str, shard: int) -> str:
-    return f"{base}/{crl_file_name(key_id, shard, delta=True)}"
+def point(url: str) -> x509.DistributionPoint:
+    return x509.DistributionPoint([uri(url)], None, None, None)
 
 
-def _point(url: str) -> x509.DistributionPoint:
-    return x509.DistributionPoint([_uri(url)], None, None, None)
-
-
-def _uri(url: str) -> x509.UniformResourceIdentifier:
+def uri(url: str) -> x509.UniformResourceIdentifier:
     return x509.UniformResourceIdentifier(url)
-
-
-def _entry(line: RevokedSerial) -> x509.RevokedCertificate:
-    builder = x509.RevokedCertificateBuilder(line.serial, _whole(line.revoked_at))
-    if line.reason is not x509.ReasonFlags.unspecified:  # RFC 5280 section 5.3.1: absent rather than unspecified
-        builder = builder.add_extension(x509.CRLReason(line.reason), critical=False)
-    return builder.build()
 
 
 def _key_usage(

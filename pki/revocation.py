@@ -27,7 +27,7 @@ from typing import NoReturn
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pki import keys, ocsp, profiles
+from pki import keys, list_profiles, ocsp, profiles
 from pki.errors import AuthorityDamaged, KeyStoreError, PKIError, RequestRefused, StoreError, UnknownName
 from pki.keys import Signer
 from pki.list_names import crl_file_name, crl_name
@@ -170,7 +170,7 @@ class Revocations:
         for shard in self._store.shards(key_id, now):
 
             def make(number: int, revoked: list[RevokedSerial], shard: int = shard) -> x509.CertificateRevocationList:
-                builder = profiles.revocation_list(
+                builder = list_profiles.revocation_list(
                     revoked, issuer=issuer, number=number, now=now, urls=self._urls, shard=shard, lifetime=lifetime
                 )
                 return keys.sign_crl(builder, signer)
@@ -237,7 +237,7 @@ class Revocations:
             return not due(self._keep(place, crl, issuer))
 
         def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-            builder = profiles.revocation_list(
+            builder = list_profiles.revocation_list(
                 revoked,
                 issuer=issuer,
                 number=number,
@@ -275,7 +275,7 @@ class Revocations:
             return kept.begins <= now < kept.ends
 
         def make(number: int, base_number: int, since: list[RevokedSerial]) -> x509.CertificateRevocationList:
-            builder = profiles.delta_list(
+            builder = list_profiles.delta_list(
                 since, issuer=issuer, number=number, base_number=base_number, now=now, urls=self._urls, shard=shard
             )
             return keys.sign_crl(builder, self._signer_of(record.key_id))

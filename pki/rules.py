@@ -35,7 +35,7 @@ from trust.private_keys import KINDS, POST_QUANTUM
 MAX_POLICY_BYTES = 256 << 10  # some thousand rules; every decision reads through them
 RESERVED = "a2a-pki"  # the first segment of the CA's own IDs
 KEY_TYPES = KINDS
-# Post-quantum keys are opted into by name: most programs cannot read such certificates yet, and each is 4 to 7 KiB.
+# Post-quantum keys are opted into by name: most programs cannot read such certificates yet, and each has 2 or 3 KiB.
 BY_NAME_ONLY = POST_QUANTUM
 
 _ALLOW = ("ids", "dns", "ip", "keys", "max_lifetime")

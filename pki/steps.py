@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pki.errors import copied
+from pki.errors import PKIError, copied
 from pki.records import Issue, Record, TokenRecord
 
 T = TypeVar("T")
@@ -80,8 +80,10 @@ def together(many: Sequence[Steps[T]], books: Books) -> list[T | Exception]:
             asked.append((index, steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)))
         except StopIteration as end:
             results[index] = end.value
-        except Exception as failed:
-            results[index] = failed
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as failed:
+            results[index] = told(failed)
 
     for index in range(len(many)):
         advance(index, None)
@@ -114,8 +116,10 @@ def _answers(asked: Sequence[Ask], books: Books) -> list[Answer]:
             return
         try:
             found = find([asked[place] for place in places])
-        except Exception as error:  # of all who have asked for that, and of nobody else
-            found = [copied(error) for _ in places]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of all who have asked for that, and of nobody else
+            found = [copied(told(error)) for _ in places]
         for place, answer in zip(places, found, strict=True):
             answers[place] = answer
 
@@ -131,3 +135,12 @@ def _answers(asked: Sequence[Ask], books: Books) -> list[Answer]:
     fill(FindToken, tokens)
     fill(Issue, books.issue_many)
     return answers
+
+
+def told(failed: BaseException) -> Exception:
+    """What is raised to whoever has asked. A library in Rust that panics raises what is no `Exception`."""
+    if isinstance(failed, Exception):
+        return failed
+    made = PKIError("issuance", got=type(failed).__name__, expected="no defect", do="report it")
+    made.__cause__ = failed
+    return made

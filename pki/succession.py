@@ -1,12 +1,11 @@
 """Carrying out what `pki.rotation` plans: new CAs, changes of state, the ceremony with an offline root, compromise.
 
-Every step is one transaction that names the states which it starts from. Of two instances that do the same step, one
-does it and the other sees `StateChanged`, looks again, and finds it done.
+Every step is one transaction that names the CAs, and their states, from which it starts. Of two instances that do the
+same step, one does it and the other sees `StateChanged`, looks again, and finds it done.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import ceremony, founding, keys, rotation
 from pki.ceremony import ListRequest
-from pki.errors import AuthorityNotValid, DuplicateCertificate, PKIError, StateChanged
+from pki.errors import AuthorityNotValid, PKIError, StateChanged
 from pki.issuers import Issuers, View
 from pki.keys import Signer
 from pki.ledger import sign_head
@@ -35,10 +34,11 @@ MAX_STEPS = 16  # of one call; a whole rotation of a root has four
 class Succession:
     """The changes of one authority's CAs. The methods of `CertificateAuthority` say what they promise."""
 
-    def __init__(self, store: Store, issuers: Issuers, settings: Settings) -> None:
+    def __init__(self, store: Store, issuers: Issuers, settings: Settings, *, serials: Callable[[], int]) -> None:
         self._store = store
         self._issuers = issuers
         self._settings = settings
+        self._serials = serials
 
     def plan(self, now: datetime) -> tuple[Step, ...]:
         return _planned(self._issuers.read(), now)
@@ -82,7 +82,7 @@ class Succession:
             self._issuers.open_pending(pending)  # the root would certify whatever stands there
         # Asked again, it is the same key, or the certificate that is on its way would fit none.
         csr = x509.load_der_x509_csr(pending.csr).public_bytes(Encoding.PEM)
-        return self._wanted_list(view.root, now).to_text() + csr
+        return self._wanted_list(view.root, pending.since).to_text() + csr
 
     def accept_intermediate(self, pem: bytes, now: datetime) -> tuple[Step, ...]:
         pending, view = self._store.pending_key(), self._issuers.read()
@@ -106,10 +106,10 @@ class Succession:
         )
         if not root.online:
             # First: where it is not the right one, nothing has changed.
-            self._keep_list(pem, view.root, now)
+            self._keep_list(pem, view.root, pending.since)
         listed = founding.ca_record(self._settings, certificate, record)
         self._issuers.open(record)  # where the last intermediate was revoked, only this one can sign the ledger's head
-        self._change(now, add=[(record, listed)], expect={root.key_id: root.state}, keys=_keys(view))
+        self._change(now, add=[(record, listed)], expect=_states(view), keys=_keys(view))
         return (_prepared(record, view, now), *self.rotate(now, kind="intermediate", force=False))
 
     def _new_request(self, view: View, now: datetime) -> PendingKey:
@@ -120,8 +120,12 @@ class Succession:
         ski = x509.SubjectKeyIdentifier.from_public_key(key.signer.public_key())
         return PendingKey(key_id=ski.digest.hex(), since=now, csr=csr, key_pem=key.pem, key_uri=key.uri)
 
-    def _wanted_list(self, root: Issuer, now: datetime) -> ListRequest:
-        """What the root's next revocation list would be. The store knows; nothing is written."""
+    def _wanted_list(self, root: Issuer, since: datetime) -> ListRequest:
+        """What the root's next revocation list would be. The store knows; nothing is written.
+
+        Args:
+            since: when the request was first made: what is wanted then has to be wanted still when it comes back.
+        """
         found: list[ListRequest] = []
 
         def make(number: int, revoked: list[RevokedSerial]) -> NoReturn:
@@ -129,15 +133,15 @@ class Succession:
             raise _OnlyLooked
 
         with suppress(_OnlyLooked):
-            self._store.crl(root.key_id, 0, now=now, fresh=lambda _: False, make=make)
+            self._store.crl(root.key_id, 0, now=since, fresh=lambda _: False, make=make)
         return found[0]
 
-    def _keep_list(self, pem: bytes, root: Issuer, now: datetime) -> None:
+    def _keep_list(self, pem: bytes, root: Issuer, since: datetime) -> None:
         def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
             wanted = ListRequest(root=root.key_id, number=number, revoked=tuple(revoked))
             return ceremony.accepted_list(pem, wanted, root, self._settings)
 
-        self._store.crl(root.key_id, 0, now=now, fresh=lambda _: False, make=make)
+        self._store.crl(root.key_id, 0, now=since, fresh=lambda _: False, make=make)
 
     def _carry_out(self, view: View, step: Step, now: datetime) -> list[Step]:
         if step.action is Action.PREPARE:
@@ -210,7 +214,7 @@ class Succession:
                 break
             try:
                 return self._replace(view, record, now)
-            except (StateChanged, DuplicateCertificate):
+            except StateChanged:
                 continue  # another instance was faster
             except PKIError:
                 break
@@ -267,7 +271,7 @@ class Succession:
     def _made(self, view: View, kind: str, beside: IssuerRecord, state: State, now: datetime) -> _Made:
         """A new CA, not stored yet: a root, or an intermediate below the root `beside`, whose key is kept likewise."""
         parent_key = self._issuers.signer(beside.key_id) if kind == "intermediate" else None
-        key, serial = self._issuers.new_key(beside), _serial(view, kind)
+        key, serial = self._issuers.new_key(beside), self._serials()
         if parent_key is None:
             pair = founding.made_root(self._settings, key, state=state, serial=serial, now=now)
         else:
@@ -303,7 +307,7 @@ class Succession:
     def _attempt(self, step: Callable[[View], list[Step]]) -> list[Step]:
         try:
             return step(self._issuers.read())
-        except (StateChanged, DuplicateCertificate):
+        except StateChanged:
             return []  # another instance was faster
 
 
@@ -333,20 +337,8 @@ def _keys(view: View) -> dict[str, bytes | None]:
 
 
 def _states(view: View) -> dict[str, State]:
-    """What is taken for granted: the states of all CAs. Whoever changed one of them has decided anew."""
+    """What is taken for granted: the CAs and their states. Whoever added or changed one has decided anew."""
     return {record.key_id: record.state for record in view.records}
-
-
-def _serial(view: View, kind: str) -> int:
-    """The serial number of the next CA: drawn from what is known of all CAs, which is never the same again.
-
-    Two instances that make the successor of the same CA at the same moment draw the same, and the store takes one
-    of them. Nobody outside has a say in what a CA certificate contains, so a number that can be computed helps no
-    one (randomness is there against chosen contents with colliding hashes).
-    """
-    known = [f"{one.key_id} {one.state} {one.since.isoformat()}" for one in view.records]
-    digest = hashlib.sha256("\n".join([kind, *sorted(known)]).encode()).digest()
-    return int.from_bytes(digest[:20]) >> 1 | 1 << 158  # positive, and of 20 octets (RFC 5280 section 4.1.2.2)
 
 
 def _step(now: datetime, action: Action, record: IssuerRecord, says: str) -> Step:

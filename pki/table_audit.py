@@ -229,9 +229,11 @@ class TableAudit:
         number = None if crl is None else _number(crl)
         if number is not None and row.number < number:
             return f"has number {row.number}, and was published as number {number}"
+        if crl is None:
+            return "was not signed by its CA"
         if row.stale:
             return None
-        if crl is None or crl_name(crl) != name or number != row.number or row.position > known:
+        if crl_name(crl) != name or number != row.number or row.position > known:
             return "is not the one that its CA has signed"
         since = "SELECT 1 FROM revoked JOIN issued USING (serial) WHERE issuer = ? AND shard = ?"
         late = f"{since} AND revoked.position >= ? AND revoked.position < ?"

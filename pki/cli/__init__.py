@@ -4,8 +4,10 @@ Every command answers with JSON on request (`--json`), exits with 0 only when th
 in one line on stderr what failed, what was expected and what to do.
 """
 
-# The order of these lines is the order of the commands in `a2a-pki --help`.
-from pki.cli import authority, certificates, agents, publish, rotation, rules, ledger  # noqa: F401, I001
-from pki.cli.app import app, main
+from collections.abc import Sequence
 
-__all__ = ["app", "main"]
+from trust.command_line import run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run("pki.cli.commands", "a2a-pki", arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -131,15 +133,26 @@ def renew(
     """Renew an agent's certificate now, or keep it renewed: for agents in other languages."""
     from pki import client
 
-    if daemon:
-        client.renew_forever(folder, url=ca, hook=hook)
-        return
-    # What it logs besides is for programs; here the error itself is the one line.
-    logging.getLogger("a2a_pki.client").addHandler(logging.NullHandler())
-    made = client.renew_once(folder, url=ca, hook=hook)
+    with _defects_only_logged():
+        if daemon:
+            client.renew_forever(folder, url=ca, hook=hook)
+            return
+        made = client.renew_once(folder, url=ca, hook=hook)
     end = made.certificate.not_valid_after_utc
     say(
         {"agent_id": str(made.agent_id), "thumbprint": made.thumbprint, "not_after": iso(end)},
         as_json,
         f"{made.agent_id}: renewed, expires {words(end)}",
     )
+
+
+@contextmanager
+def _defects_only_logged() -> Iterator[None]:
+    """What the client logs besides is for programs: here its errors and events are the lines, once each."""
+    logger = logging.getLogger("a2a_pki.client")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

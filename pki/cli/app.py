@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +13,6 @@ from pki import pkcs11, rules
 from pki.authority import CertificateAuthority
 from pki.cli import passwords
 from pki.errors import LifetimeRefused, PKIError
-from trust.command_line import run
 from trust.credentials import read_bounded
 
 MAX_SECRET_BYTES = 4096  # of a file with a PIN or a token
@@ -47,10 +45,6 @@ PinFile = Annotated[
         f"${pkcs11.MODULES_VARIABLE}.",
     ),
 ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(app, "a2a-pki", arguments)
 
 
 def unlocked(where: str, password_file: Path | None, pin_file: Path | None = None) -> CertificateAuthority:

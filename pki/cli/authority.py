@@ -16,13 +16,13 @@ from pki import founding, pkcs11, store
 from pki.authority import CertificateAuthority
 from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret
-from pki.cli.ledger import kept_head
+from pki.cli.files import kept_head
 from pki.cli.output import coloured, hint, iso, life_bar, now, say, show_table, words
-from pki.errors import AuthorityExists, WrongPassword
+from pki.errors import AuthorityExists, BackupRefused, NotErased, WrongPassword
 from pki.records import State
-from trust.credentials import write_atomically
 from trust.identity import fingerprint, thumbprint
 
+SQLITE = b"SQLite format 3\0"  # how each of its files begins
 SHORT_PASSWORD = 8  # characters; below it there is a warning
 
 
@@ -176,13 +176,26 @@ def passwd(
         chosen = passwords.changed(new_password_file)
         if len(chosen) < SHORT_PASSWORD:
             hint(f"the password has {len(chosen)} characters: whoever gets the database can guess it")
-        count = ca.change_password(chosen)
-    if kept is not None:
-        write_atomically(kept, chosen.encode() + b"\n", mode=0o600)
+
+        def follow() -> Path | None:
+            return None if kept is None or password is None else passwords.replace(kept, password, chosen)
+
+        try:
+            count = ca.change_password(chosen)
+        except NotErased:  # the keys have it, and so must the file
+            follow()
+            raise
+    former = follow()
     say(
-        {"keys": count, "password_file": None if kept is None else str(kept)},
+        {
+            "keys": count,
+            "password_file": None if kept is None else str(kept),
+            "former_password_file": None if former is None else str(former),
+        },
         as_json,
         f"{count} private keys have the new password" + ("" if kept is None else f", and {kept} holds it"),
+        "Backups that were made before are opened by the former one"
+        + ("" if former is None else f", which {former} keeps: delete it when they are gone"),
     )
 
 
@@ -213,6 +226,8 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring a CA back from its backup, into a folder or a database; its ledger and its keys are verified before."""
+    if file.is_file() and not _is_database(file):
+        raise BackupRefused(f"{file} is no backup", expected="a file that `a2a-pki backup` has made")
     password = passwords.existing(where, password_file)
     if password is None:
         raise WrongPassword(
@@ -223,10 +238,11 @@ def restore(
         )
     report = store.restore(file, where, password=password, replace=replace, head=kept_head(head))
     newest = None if report.newest is None else iso(report.newest)
+    roots = [f"sha256:{root}" for root in report.roots]
     say(
         {
             "trust_domain": report.trust_domain,
-            "root_fingerprints": list(report.roots),
+            "root_fingerprints": roots,
             "certificates": report.certificates,
             "ledger_size": report.ledger_size,
             "newest_entry": newest,
@@ -235,7 +251,7 @@ def restore(
         f"restored: CA of {report.trust_domain}, {report.certificates:,} certificates, ledger of "
         f"{report.ledger_size:,} entries, verified",
         f"Its newest entry is of {newest}; what was issued, revoked or banned since is not in it",
-        *(f"Root: {root}" for root in report.roots),
+        *(f"Root: {root}" for root in roots),
     )
 
 
@@ -245,6 +261,11 @@ def upgrade(where: Where, password_file: PasswordFile = None, as_json: AsJson = 
     old, new = store.upgrade(where, password=passwords.existing(where, password_file))
     line = f"database is at {new} already" if old == new else f"database upgraded from {old} to {new}"
     say({"from": old, "to": new}, as_json, line)
+
+
+def _is_database(file: Path) -> bool:
+    with file.open("rb") as opened_file:
+        return opened_file.read(len(SQLITE)) == SQLITE
 
 
 def _show_issuers(issuers: list[Any]) -> None:

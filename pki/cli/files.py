@@ -1,4 +1,4 @@
-"""What is in a file: a certificate or chain, a certificate request, a revocation list, a trust bundle."""
+"""What is in a file: a certificate or chain, a certificate request, a revocation list, a trust bundle, a tree head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pki.cli.output import iso, words
-from pki.errors import PKIError
+from pki.errors import LedgerDamaged, PKIError
+from pki.ledger import claimed_head
 from trust.bundles import MAX_CRL_BYTES, TrustBundle, TrustBundles
 from trust.certificates import UNREADABLE
 from trust.credentials import read_bounded
@@ -25,6 +26,7 @@ from trust.errors import BundleError
 from trust.identity import thumbprint
 from trust.private_keys import ml_dsa
 
+MAX_HEAD_BYTES = 4096  # a tree head is about 400 bytes
 SHOWN_SERIALS = 50  # of a revocation list; the count is always told
 
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----.*?-----END \1-----\r?\n?", re.DOTALL)
@@ -102,6 +104,18 @@ def names(extensions: x509.Extensions) -> dict[str, list[str]]:
         "dns_names": value.get_values_for_type(x509.DNSName),
         "ip_addresses": [str(address) for address in value.get_values_for_type(x509.IPAddress)],
     }
+
+
+def kept_head(file: Path | None) -> str | None:
+    """A tree head that was kept elsewhere; None where there is no file."""
+    if file is None:
+        return None
+    try:
+        text = read_bounded(file, MAX_HEAD_BYTES).decode().strip()
+        claimed_head(text)
+    except (UnicodeDecodeError, LedgerDamaged):
+        raise PKIError(f"{file} is no tree head", expected="what `a2a-pki ledger head` printed") from None
+    return text
 
 
 def _certificates(chain: list[x509.Certificate]) -> dict[str, Any]:

@@ -10,13 +10,11 @@ import typer
 
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
 from pki.cli.certificates import find
+from pki.cli.files import kept_head
 from pki.cli.output import say
-from pki.errors import LedgerDamaged, PKIError
-from pki.ledger import claimed_head
-from trust.credentials import read_bounded
+from pki.errors import PKIError
 
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
-MAX_HEAD_BYTES = 4096  # a tree head is about 400 bytes
 
 ledger = typer.Typer(no_args_is_help=True, help="The append-only log (RFC 9162) of what was issued and revoked.")
 
@@ -85,18 +83,6 @@ def verify(
     )
     if report.problems:
         raise typer.Exit(1)
-
-
-def kept_head(file: Path | None) -> str | None:
-    """A tree head that was kept elsewhere; None where there is no file."""
-    if file is None:
-        return None
-    try:
-        text = read_bounded(file, MAX_HEAD_BYTES).decode().strip()
-        claimed_head(text)
-    except (UnicodeDecodeError, LedgerDamaged):
-        raise PKIError(f"{file} is no tree head", expected="what `a2a-pki ledger head` printed") from None
-    return text
 
 
 app.add_typer(ledger, name="ledger")

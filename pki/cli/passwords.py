@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import typer
 
 from pki.errors import PKIError, WrongPassword
-from trust.credentials import read_bounded, sync_folder, write_new
+from trust.credentials import read_bounded, sync_folder, write_atomically, write_new
 
 VARIABLE = "A2A_PKI_PASSWORD"
 NEW_VARIABLE = "A2A_PKI_NEW_PASSWORD"
@@ -29,14 +30,7 @@ def existing(where: str, file: Path | None) -> str | None:
             return _read(kept)
         if not Path(where).is_dir():
             return None
-    if sys.stdin.isatty():
-        return _prompt("Password of the CA", confirm=False)
-    raise WrongPassword(
-        "CA is locked",
-        got="no password",
-        expected="its password",
-        do=f"set {VARIABLE} or give --password-file",
-    )
+    return _asked("Password of the CA", VARIABLE, "--password-file", confirm=False)
 
 
 def new(where: str, file: Path | None, generate: bool) -> tuple[str, bool]:
@@ -47,12 +41,8 @@ def new(where: str, file: Path | None, generate: bool) -> tuple[str, bool]:
         return _read(file), False
     if not generate and (password := os.environ.get(VARIABLE)) is not None:
         return password, False
-    if not generate and sys.stdin.isatty():
-        return _prompt("Password of the new CA", confirm=True), False
-    if "://" in where:  # there is no folder beside which it could be kept
-        raise WrongPassword(
-            "password of the new CA", got="nothing", expected="a password", do=f"set {VARIABLE} or give --password-file"
-        )
+    if "://" in where or (not generate and sys.stdin.isatty()):  # of a database there is nothing beside
+        return _asked("Password of the new CA", VARIABLE, "--password-file", confirm=True), False
     return secrets.token_urlsafe(GENERATED_BYTES), True
 
 
@@ -62,14 +52,7 @@ def changed(file: Path | None) -> str:
         return _read(file)
     if password := os.environ.get(NEW_VARIABLE):
         return password
-    if sys.stdin.isatty():
-        return _prompt("New password of the CA", confirm=True)
-    raise WrongPassword(
-        "new password of the CA",
-        got="nothing",
-        expected="a password",
-        do=f"set {NEW_VARIABLE} or give --new-password-file",
-    )
+    return _asked("New password of the CA", NEW_VARIABLE, "--new-password-file", confirm=True)
 
 
 def kept(where: str, password: str) -> Path | None:
@@ -85,22 +68,49 @@ def keep(folder: str, password: str) -> Path:
     Raises:
         PKIError: there is something already, which may be the password of another CA or of the same one, made at the
             same moment by somebody else. It is not touched.
-        OSError: the file cannot be written.
+            Or it cannot be written there.
     """
     file = beside(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         # Made, and never replaced: of two that do this at once, one is told to stop before it makes a CA.
         write_new(file, password.encode() + b"\n", mode=0o600)
     except FileExistsError:
-        raise PKIError(f"{file} exists already", expected="no password of another CA", do="move it away") from None
+        if os.path.lexists(file):  # else what exists is a file where a folder would have to be
+            raise PKIError(f"{file} exists already", expected="no password of another CA", do="move it away") from None
+        raise _not_kept(file, "a file where a folder must be") from None
+    except OSError as error:
+        raise _not_kept(file, error.strerror) from None
     sync_folder(file.parent)
     return file
 
 
-def _prompt(text: str, *, confirm: bool) -> str:
+def replace(file: Path, former: str, password: str) -> Path:
+    """Write a changed password into the kept file; returns the new file that keeps the former one.
+
+    Backups of before are opened by that, so it is never lost, not the one before it either.
+    """
+    numbered = (file.with_name(f"{file.name}.old{'' if n == 1 else n}") for n in itertools.count(1))
+    for old in numbered:
+        try:
+            write_new(old, former.encode() + b"\n", mode=0o600)
+            break
+        except FileExistsError:
+            continue
+    write_atomically(file, password.encode() + b"\n", mode=0o600)
+    return old
+
+
+def _asked(what: str, variable: str, option: str, *, confirm: bool) -> str:
+    """From the keyboard, where somebody is there."""
+    if not sys.stdin.isatty():
+        raise WrongPassword(what, got="none", expected="a password", do=f"set {variable} or give {option}")
     # On stderr, so that `--json` and `bundle >file` stay clean.
-    return str(typer.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True))
+    return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _not_kept(file: Path, why: str | None) -> PKIError:
+    return PKIError(f"cannot write {file}", got=why, expected="a place for a CA and its password", do="choose another")
 
 
 def beside(folder: str) -> Path:

@@ -15,8 +15,7 @@ from pki import policy
 from pki.authority import CertificateAuthority
 from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, secret, token_modules, unlocked
-from pki.cli.output import iso, now, words
-from pki.errors import PKIError
+from pki.cli.output import hint, iso, now, words
 from pki.list_names import crl_name
 from pki.profiles import Issuer
 from trust.bundles import TrustBundles
@@ -78,11 +77,17 @@ def crl(
 def bundle(
     where: Where,
     spiffe: Annotated[bool, typer.Option(help="Only the SPIFFE bundle document, for a bundle endpoint.")] = False,
+    pem: Annotated[bool, typer.Option(help="Only the root certificates, PEM, for what knows no bundles.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the trust bundle: whoever has it can verify the agents of this CA. It is JSON in any case."""
+    """Print the trust bundle: whoever has it can verify the agents of this CA. It is JSON, but for --pem."""
+    if pem and (spiffe or as_json):
+        raise typer.BadParameter("--pem is another form than JSON; leave one of them out")
     with opened(where) as ca:
         roots = ca.bundle()
+    if pem:
+        typer.echo(b"".join(root.public_bytes(Encoding.PEM) for root in roots.roots).decode(), nl=False)
+        return
     typer.echo(roots.to_json() if spiffe else TrustBundles.of(roots).to_json())
 
 
@@ -121,9 +126,11 @@ def serve(
     names = tuple(policy.dns_name(name) for name in dns or ())
     web = None
     if (web_certificate is None) != (web_key is None) or (web_port is None) != (web_certificate is None):
-        raise PKIError("https_web endpoint", expected="--web-port, --web-certificate and --web-key together")
+        raise typer.BadParameter("--web-port, --web-certificate and --web-key go together")
     if web_certificate is not None and web_key is not None:
         web = (web_certificate, web_key)
+    if workers > 1 and "://" not in where:
+        hint("several processes wait for each other to write to SQLite: one is faster; --workers is for PostgreSQL")
     opener = partial(
         CertificateAuthority.open,
         where,

@@ -20,6 +20,7 @@ from trust.private_keys import PrivateKey
 
 MAX_LIFETIME = timedelta(days=7)  # of an agent's certificate, whatever the CA would give; SPIFFE's are short-lived
 BACKDATE = timedelta(minutes=1)  # so long before they are made do the CA's certificates begin
+CLOCK_SAYS = "this machine's clock says"
 SKEW_WORTH_SAYING = timedelta(seconds=30)  # a Date header counts whole seconds, and a network takes some
 
 
@@ -112,7 +113,7 @@ def check_clocks(ours: datetime, theirs: datetime | None) -> None:
 
 def clocks(ours: datetime, theirs: datetime | None) -> str:
     """Both clocks, for people."""
-    here = f"this machine's clock says {shown(ours)}"
+    here = f"{CLOCK_SAYS} {shown(ours)}"
     if theirs is None:
         return f"{here}, the CA's is not known"
     return f"{here}, the CA's {shown(theirs)}"
@@ -120,14 +121,12 @@ def clocks(ours: datetime, theirs: datetime | None) -> str:
 
 def explained(error: TrustError, ours: datetime, theirs: datetime | None) -> TrustError:
     """The same error; or `ClockSkewed` with both clocks, where one of them may be why it happened."""
-    if not concerns_time(error):
+    if not concerns_time(error) or (theirs is not None and abs(theirs - ours) < SKEW_WORTH_SAYING):
         return error
     do = "look at the clocks"
-    if theirs is not None and abs(theirs - ours) < SKEW_WORTH_SAYING:
-        do = "the clocks agree: look at the certificate"
-    elif theirs is not None:
+    if theirs is not None:
         do = f"the two are {_apart(abs(theirs - ours))} apart: set the wrong one"
-    return ClockSkewed(str(error.failed), got=clocks(ours, theirs), do=do)
+    return ClockSkewed(f"{error}; {clocks(ours, theirs)}", do=do)
 
 
 def concerns_time(error: TrustError) -> bool:

@@ -55,6 +55,7 @@ MAX_REFUSAL_BYTES = 4096  # of a refusal's body that is looked at
 MAX_JSON_DEPTH = 8  # the service's answers have 2
 
 _NEW_TOKEN = "make another with `a2a-pki token`"  # noqa: S105 - advice
+_ASK = "ask whoever runs the CA"
 # What the service's checks (`pki.errors`) mean to the agent, and what to do about them.
 REFUSALS = {
     "pki.token.used": ("the token was used already", _NEW_TOKEN),
@@ -63,8 +64,12 @@ REFUSALS = {
     "pki.token.forged": ("no CA that is trusted now has made that token", _NEW_TOKEN),
     "pki.token.malformed": ("that is no token", "copy it as `a2a-pki token` printed it"),
     "pki.policy.id": ("the token is for another agent", "ask for the ID that the token was made for"),
-    "pki.policy.banned": ("the CA has banned this agent", "ask whoever runs the CA"),
-    "pki.renewal.revoked": ("the CA has revoked this certificate", "ask whoever runs the CA; then enrol again"),
+    "pki.policy": ("the CA's policy does not allow this certificate", _ASK),
+    "pki.policy.key": ("the CA's policy does not allow this kind of key", "choose another --key, or " + _ASK),
+    "pki.policy.name": ("the CA's policy does not allow these names", _ASK),
+    "pki.policy.lifetime": ("the CA's policy does not allow so long a lifetime", _ASK),
+    "pki.policy.banned": ("the CA has banned this agent", _ASK),
+    "pki.renewal.revoked": ("the CA has revoked this certificate", _ASK + "; then enrol again"),
     "pki.renewal.expired": ("this certificate has expired", "enrol again with a new token"),
     "pki.renewal.unknown": ("the CA did not issue this certificate", "look at the URL, or enrol again"),
 }

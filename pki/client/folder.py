@@ -116,7 +116,13 @@ class AgentFolder:
                     f"{self.path} is not enrolled", got=f"no {CHAIN_FILE}", do="run `a2a-pki enrol`"
                 ) from None
             damaged = chain if "chain" in error.failed else key
-            raise CredentialsError(f"{damaged}", got=error, do="enrol again, with a new token") from None
+            if not damaged.exists():
+                raise CredentialsError(f"{damaged} is missing", do="enrol again, with a new token") from None
+            if error.failed.startswith("cannot read"):  # it may be whole, and we may not read it
+                raise
+            raise CredentialsError(
+                f"{damaged} is damaged", got=error.failed, do="enrol again, with a new token"
+            ) from None
 
     def save(self, credentials: Credentials) -> None:
         credentials.save(self.path, self._password)

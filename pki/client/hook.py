@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ class Hook:
             raise ConfigurationError("hook", got=error, expected="a command") from None
         if not self._words:
             raise ConfigurationError("hook", got="nothing", expected="a command")
+        if shutil.which(self._words[0]) is None:  # told now, and not after the first renewal, which nobody may see
+            raise ConfigurationError("hook", got=self._words[0], expected="a program that is there and may be run")
         self._seconds = seconds
         self._running: subprocess.Popen[bytes] | None = None
         self._over = False

@@ -53,7 +53,9 @@ logger = logging.getLogger("a2a_pki.client")
 class Event:
     """Something that happened to the credentials; told in the renewing thread."""
 
-    kind: str  # "renewed", "replaced" (by somebody else), "trust" (a new bundle), "failed"
+    # "renewed", "replaced" (by somebody else), "trust" (a new bundle); "failed" when a renewal does, and then when it
+    # fails in another way; "stale" when bundle or lists cannot be had, "fresh" when they can again
+    kind: str
     says: str
     credentials: Credentials
 
@@ -110,7 +112,9 @@ class RenewingCredentials:
             if url is None and (enrolment := files.enrolment()) is not None:
                 url = enrolment.url
         if url is None:
-            raise ConfigurationError("CA service of the agent", got="no URL", expected="url=, or a folder with ca.json")
+            raise ConfigurationError(
+                "CA service of the agent", got="no URL", expected="url= (`--ca URL`), or a folder with ca.json"
+            )
         if bundles is None:
             raise ConfigurationError("trust bundles of the agent", got="none", expected="bundles=")
         self._renewer = Renewer(service_url(url), credentials, bundles, self._files, clock)
@@ -126,7 +130,8 @@ class RenewingCredentials:
         self._schedule = self._scheduled(received=None)
         self._problem: TrustError | None = None
         self._refused = False
-        self._trust_problem: str | None = None
+        self._told: object = None  # the failure that listeners know of
+        self._trust_problem: TrustError | None = None
         self._last_try: float | None = None  # by the monotonic clock
         self._last_poll: datetime | None = None
         self._next_poll: datetime | None = None  # None: now
@@ -188,7 +193,7 @@ class RenewingCredentials:
             problem=problem,
             our_clock=now,
             ca_clock=None if skew is None else now + skew,
-            trust_problem=self._trust_problem,
+            trust_problem=None if self._trust_problem is None else str(self._trust_problem),
         )
 
     # What is done.
@@ -274,7 +279,7 @@ class RenewingCredentials:
 
     def _succeeded(self, *, received: datetime | None) -> None:
         self._schedule = self._scheduled(received=received)
-        self._problem, self._refused = None, False
+        self._problem, self._refused, self._told = None, False, None
         if self._renewer.crls.awaited:
             self._next_poll = None
 
@@ -283,26 +288,32 @@ class RenewingCredentials:
         self._refused = is_refusal(error)
         self._schedule = self._schedule.failed(now, refused=self._refused, dice=random.random())  # noqa: S311
         self._problem = answers.explained(error, now, None if skew is None else now + skew)
-        self._tell("failed", str(self.health))
+        health = self.health
+        told = (health.condition, type(self._problem), self._problem.failed)  # each attempt has its own time and number
+        if told != self._told:
+            self._told = told
+            self._tell("failed", str(health))
 
     def _poll(self, now: datetime) -> None:
         """Bundle, advice, revocation lists: each for itself. What fails is kept as it was, and said."""
         wait = self._poll_seconds()
-        problems: list[str] = []
+        problems: list[TrustError] = []
         try:
             for step in (self._refresh_bundle, self._ask_advice, self._renewer.refresh_lists):
                 try:
                     step()
                 except TrustError as error:
-                    problems.append(str(error))
+                    problems.append(error)
                     if type(error) is AuthorityUnreachable:  # no answer, and each attempt may take half a minute
                         break
         finally:
             self._polled.set()
         problem = problems[0] if problems else None
-        if problem is not None and problem != self._trust_problem:
-            logger.warning("trust of %s is not fresh: %s", self.current().agent_id, problem)
-        self._trust_problem = problem
+        before, self._trust_problem = self._trust_problem, problem
+        if problem is not None and (before is None or (type(before), before.failed) != (type(problem), problem.failed)):
+            self._tell("stale", f"{self.current().agent_id}: trust is not fresh: {problem}")
+        elif problem is None and before is not None:
+            self._tell("fresh", f"{self.current().agent_id}: trust is fresh again")
         if problem is not None:
             wait = max(SHORTEST_POLL, wait / 10)
         spread = 1 - POLL_SPREAD * random.random()  # noqa: S311
@@ -347,7 +358,7 @@ class RenewingCredentials:
         return token if token and token_digest(token) not in self._tried else None
 
     def _tell(self, kind: str, says: str) -> None:
-        logger.log(logging.WARNING if kind == "failed" else logging.INFO, "%s", says)
+        logger.log(logging.WARNING if kind in ("failed", "stale") else logging.INFO, "%s", says)
         if self._on_event is None:
             return
         try:

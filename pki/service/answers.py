@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pki.errors import EnrolmentRefused, RequestMalformed, RequestTooLarge, TooManyAttempts, TooManyRenewals
@@ -34,17 +34,19 @@ async def body_of(request: Request, limit: int) -> bytes:
         raise RequestMalformed("Content-Length", got=declared, expected="a whole number")
     if len(declared) > 19 or int(declared) > limit:
         raise _too_large(limit)
-    body = bytearray()
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestMalformed("client went away in the middle of its request")
+                body += message.get("body", b"")
                 if len(body) > limit:
                     raise _too_large(limit)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise RequestTooSlow("request body", expected=f"all of it within {BODY_SECONDS} s") from None
-    except ClientDisconnect:
-        raise RequestMalformed("client went away in the middle of its request") from None
     return bytes(body)
 
 

@@ -14,13 +14,14 @@ threads and never on the event loop.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pki.authority import CertificateAuthority
 from pki.service.answers import unavailable
@@ -42,7 +43,8 @@ class Service:
         self._enrolment = Enrolment(ca, self._edge, clock)
         public = Publications(ca, self._edge, upkeep.bundles, clock)
         health = [Route("/health", self._edge.endpoint("health", _alive)), Route("/ready", self._endpoint_ready())]
-        self.secure = _app([*self._enrolment.routes(), *public.bundle_routes(), *public.signed_routes(), *health])
+        routes = [*self._enrolment.routes(), *public.bundle_routes(), *public.signed_routes(), *health]
+        self.secure = _Posts(self._enrolment.posts(), _app(routes))
         self.plain = _app([*public.ocsp_routes(), *public.signed_routes(), *health, *self._metrics()])
         self.web = _app(public.bundle_routes())
 
@@ -71,6 +73,25 @@ class Service:
             return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
         return [Route("/metrics", self._edge.endpoint("metrics", metrics))]
+
+
+class _Posts:
+    """What agents post all the time, past the middleware of Starlette, whose way is as long as a signature."""
+
+    def __init__(self, posts: Mapping[str, ASGIApp], others: ASGIApp) -> None:
+        """Args: posts: by their paths."""
+        self._posts = posts
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        direct = self._posts.get(scope["path"]) if scope["type"] == "http" else None
+        if direct is None:
+            await self._others(scope, receive, send)
+        elif scope["method"] == "POST":
+            await direct(scope, receive, send)
+        else:
+            refusal = _http_error(Request(scope), HTTPException(405, headers={"Allow": "POST"}))
+            await (await refusal)(scope, receive, send)
 
 
 async def _alive(_: Request) -> Response:

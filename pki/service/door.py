@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pki.service.attempts import network
-from pki.service.seldom import Seldom
+from trust.seldom import Seldom
 
 try:
     import resource

@@ -14,13 +14,15 @@ from typing import Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pki.errors import DecisionNotRecorded
 from pki.service.answers import refusal
-from pki.service.seldom import Seldom, SparingAudit
+from pki.service.seldom import SparingAudit
 from trust.audit import AuditSink, record_all
 from trust.errors import TrustError
 from trust.identity import peer_of
+from trust.seldom import Seldom
 
 READING_THREADS = 8  # of their own: lists and status are answered while issuance hangs on a locked database
 
@@ -76,16 +78,28 @@ class Edge:
                 await self.deny(request, event, error.check, str(error))
                 if error.status >= 500:
                     logger.error("%s (request %s) failed: %s", event, request_id, error)
-            except Exception:
+            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # a defect, or a panic of a library in Rust: those are no Exceptions
                 response = refusal(None, request_id)
                 await self.deny(request, event, "server")
                 logger.exception("%s (request %s) failed", event, request_id)
-            response.headers["X-Request-ID"] = request_id
+            response.raw_headers.append((b"x-request-id", request_id.encode()))
             if self.observer is not None:
                 self.observer.answered(event, response.status_code, time.perf_counter() - started)
             return response
 
         return endpoint
+
+    def direct(self, event: str, handler: Handler) -> ASGIApp:
+        """As `endpoint`, as an application by itself."""
+        endpoint = self.endpoint(event, handler)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        return app
 
     def asked(self, request: Request, event: str) -> dict[str, str]:
         """What is recorded of a request that is granted: who asked for what."""
@@ -105,7 +119,7 @@ class Edge:
         """
         try:
             record_all(self._sink, decisions)
-        except Exception as error:
+        except Exception as error:  # a trail is the operator's, and may raise anything
             raise DecisionNotRecorded("audit trail", got=error, expected="one that can be written") from error
 
     async def deny(self, request: Request, event: str, check: str, reason: str = "") -> None:
@@ -117,7 +131,7 @@ class Edge:
             await asyncio.get_running_loop().run_in_executor(
                 self._recording, lambda: self._audit.record(decision="deny", **facts)
             )
-        except Exception as error:
+        except Exception as error:  # likewise
             if self._unrecorded.says():
                 logger.error("a refusal could not be recorded: %s%s", error, self._unrecorded.left_out())
 

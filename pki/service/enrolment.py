@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from pki.authority import CertificateAuthority, Issued
 from pki.errors import (
@@ -25,7 +27,7 @@ from pki.service.batches import Batches
 from pki.service.edge import Edge, address_of
 from pki.steps import Steps
 from trust.clock import Clock
-from trust.identity import peer_of, thumbprint
+from trust.identity import PeerIdentity, peer_of
 
 MAX_BODY_BYTES = 16 << 10  # base64 of a request of 12 KiB; one with a dozen names has 1 KiB
 
@@ -33,6 +35,7 @@ EST = "/.well-known/est"
 
 # What was issued is nobody else's, and an answer about trust that a cache holds is an old one.
 _HEADERS = {"Cache-Control": "no-store", "Content-Transfer-Encoding": "base64"}
+_ISSUED_HEADERS = Response(headers=_HEADERS, media_type=est.CERTIFICATES_TYPE, status_code=204).raw_headers
 
 
 class Enrolment:
@@ -51,11 +54,18 @@ class Enrolment:
         """Wait for what is being issued."""
         self._batches.close()
 
+    def posts(self) -> dict[str, ASGIApp]:
+        """What agents post all the time, by its path."""
+        direct = self._edge.direct
+        return {
+            f"{EST}/simplereenroll": direct("renew", self._renew),
+            f"{EST}/simpleenroll": direct("enrol", self._enrol),
+        }
+
     def routes(self) -> list[Route]:
+        """Everything else."""
         endpoint = self._edge.endpoint
         return [
-            Route(f"{EST}/simplereenroll", endpoint("renew", self._renew), methods=["POST"]),
-            Route(f"{EST}/simpleenroll", endpoint("enrol", self._enrol), methods=["POST"]),
             Route(f"{EST}/cacerts", endpoint("cacerts", self._ca_certificates)),
             Route(f"{EST}/csrattrs", endpoint("csrattrs", self._attributes)),
             Route("/renewal-info", endpoint("renewal-info", self._renewal_info)),
@@ -99,16 +109,16 @@ class Enrolment:
 
     async def _renew(self, request: Request) -> Response:
         """RFC 7030 section 4.2.2. The handshake has proved who asks; whether it may is for the CA's store to say."""
-        presented = _presented(request)
-        self._may_renew(request, presented)
+        peer = _presented(request)
+        self._may_renew(peer)
         csr = await _request(request)
         asked = self._edge.asked(request, "renew")
-        return _answer(await self._batches.issued(self._ca.renewing(csr, presented, now=self._clock()), asked))
+        return _answer(await self._batches.issued(self._ca.renewing(csr, peer.chain[0], now=self._clock()), asked))
 
-    def _may_renew(self, request: Request, presented: bytes) -> None:
+    def _may_renew(self, peer: PeerIdentity) -> None:
         """Count a renewal. Raises: TooManyRenewals: of that certificate, or of that ID."""
-        now, peer = time.monotonic(), peer_of(request.scope)
-        counted = ((self._renewals, thumbprint(presented)), (self._of_agents, str(peer and peer.agent_id)))
+        now = time.monotonic()
+        counted = ((self._renewals, peer.thumbprint), (self._of_agents, str(peer.agent_id)))
         for renewals, name in counted:
             wait = renewals.wait(name, now)
             if wait > 0:
@@ -140,7 +150,7 @@ class Enrolment:
 
     async def _renewal_info(self, request: Request) -> Response:
         """When the certificate that is presented should be renewed; at once, if its CA was taken out of trust."""
-        presented = _presented(request)
+        presented = _presented(request).chain[0]
         info = await self._edge.reading(lambda: self._ca.renewal_info(presented, now=self._clock()))
         return JSONResponse(
             {"renewAt": info.renew_at.isoformat(), "urgent": info.urgent, "explanation": info.reason},
@@ -154,7 +164,9 @@ def _too_many(wait: float) -> TooManyAttempts:
 
 def _answer(issued: Issued) -> Response:
     """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""
-    return Response(est.certificates([issued.certificate]), headers=_HEADERS, media_type=est.CERTIFICATES_TYPE)
+    response = Response(est.certificate(issued.certificate.public_bytes(Encoding.DER)))
+    response.raw_headers += _ISSUED_HEADERS
+    return response
 
 
 async def _request(request: Request) -> bytes:
@@ -162,10 +174,10 @@ async def _request(request: Request) -> bytes:
     return est.request_of(body, request.headers.get("content-type", ""))
 
 
-def _presented(request: Request) -> bytes:
+def _presented(request: Request) -> PeerIdentity:
     peer = peer_of(request.scope)
     if peer is None:
         raise CertificateNotPresented(
             "renewal", got="no client certificate", expected="mutual TLS with the certificate to renew"
         )
-    return peer.chain[0]
+    return peer

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from pki import der
 from pki.errors import EnrolmentTokenMalformed, EnrolmentTokenMissing, RequestMalformed
 
 REQUEST_TYPE = "application/pkcs10"
@@ -28,6 +29,13 @@ MAX_AUTHORIZATION_BYTES = 1024  # a token has 94 characters, a user name is a hu
 # and hashes that `pki.requests` takes are taken all the same; a client that asks gets one answer that always works.
 #   SEQUENCE { SEQUENCE { OID id-ecPublicKey, SET { OID secp256r1 } }, OID ecdsa-with-SHA256 }
 ATTRIBUTES = bytes.fromhex("3021301506072a8648ce3d0201310a06082a8648ce3d03010706082a8648ce3d040302")
+
+# What stands around one certificate (RFC 5652 sections 3, 5.1 and 5.2): a SignedData of version 1 without a content.
+#   OID signedData; and INTEGER 1, SET {}, SEQUENCE { OID data }; SET {}
+_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
+_BEFORE = bytes.fromhex("0201013100300b06092a864886f70d010701")
+_AFTER = bytes.fromhex("3100")
+_SEQUENCE, _CONTENT, _CERTIFICATES = 0x30, 0xA0, 0xA0
 
 _WHITESPACE = re.compile(rb"[ \t\r\n]+")
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
@@ -67,6 +75,12 @@ def certificates(chain: Sequence[x509.Certificate]) -> bytes:
     So says RFC 8951, by RFC 4648 section 3.1, and strongSwan reads nothing else; `openssl base64 -d` needs its -A.
     """
     return base64.b64encode(pkcs7.serialize_certificates(list(chain), Encoding.DER))
+
+
+def certificate(leaf: bytes) -> bytes:
+    """What `certificates` makes of one certificate, DER: put together around it, for it is what all ask for."""
+    signed = der.tlv(_SEQUENCE, _BEFORE, der.tlv(_CERTIFICATES, leaf), _AFTER)
+    return base64.b64encode(der.tlv(_SEQUENCE, _SIGNED_DATA, der.tlv(_CONTENT, signed)))
 
 
 def attributes() -> bytes:

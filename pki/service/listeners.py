@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import uvicorn
 
 from pki.service.door import Door
+from trust.credentials import read_bounded
 from trust.errors import ConfigurationError
 from trust.tls import Deadlines
-from trust.tls.limits import MAX_HEAD_BYTES, bounded, timed
+from trust.tls.protocols import MAX_HEAD_BYTES, bounded, timed
 
 MAX_CONNECTIONS = 4000  # of all listeners of a process; agents ask something every few minutes, and hang up
 GRACE_SECONDS = 30  # for requests in flight, when the service stops
@@ -37,7 +39,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}", got=error.strerror, do="choose another port or host"
+            f"cannot listen on {host}:{port}",
+            got=(error.strerror or "").partition(" (while")[0],  # Python repeats the address there
+            do="choose another port or host",
         ) from None
 
 
@@ -70,25 +74,49 @@ class BoundedConfig(uvicorn.Config):
         self.http_protocol_class = timed(protocol, Deadlines())
 
 
+def check_pair(certificate: Path, key: Path) -> None:
+    """Whether TLS can be served with the two; not whether clients will accept the certificate.
+
+    Raises:
+        ConfigurationError: the files are not a PEM chain and its private key, without a password.
+    """
+    for file in (certificate, key):
+        read_bounded(file)  # says which of them is not there
+
+    def refuse() -> str:
+        raise ConfigurationError(f"private key {key}", got="an encrypted one", expected="one without a password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse)
+    except (ssl.SSLError, OSError) as error:
+        other = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
+        raise ConfigurationError(
+            f"certificate {certificate} with key {key}",
+            got="the key of another certificate" if other else error,
+            expected="a PEM chain, and its private key",
+        ) from None
+
+
 class WebConfig(BoundedConfig):
     """With an operator's certificate, which `refresh` reads again once its files have changed."""
 
     def __init__(self, app: Any, certificate: Path, key: Path) -> None:
-        """Raises: ConfigurationError: the files are not a certificate and its key."""
+        """Raises: ConfigurationError: as `check_pair`."""
+        check_pair(certificate, key)
         super().__init__(app, ssl_certfile=certificate, ssl_keyfile=key)
         self._files = (certificate, key)
         self._seen = self._stamp()
-        try:
-            self.load()
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigurationError(
-                f"certificate {certificate}", got=error, expected="a PEM chain, and its private key"
-            ) from None
+        self.load()
 
     def refresh(self) -> None:
-        """The next handshakes present what is in the files now. Raises OSError, and keeps what it has, if it cannot."""
+        """The next handshakes present what is in the files now.
+
+        Raises:
+            ConfigurationError: as `check_pair`; what was there is presented on.
+        """
         stamp = self._stamp()
         if stamp != self._seen:
+            check_pair(*self._files)
             context = self.ssl
             assert context is not None  # noqa: S101 - made by `load`
             context.load_cert_chain(*self._files)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event as EventOfProcesses
 from typing import Unpack
 
 import uvicorn
@@ -25,14 +26,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.authority import CertificateAuthority
 from pki.service.door import raise_file_limit
-from pki.service.listeners import GRACE_SECONDS, url_of
+from pki.service.listeners import GRACE_SECONDS, check_pair, url_of
 from pki.service.server import Endpoints, Options, Sockets, serving
 from trust.audit import AuditLog, AuditSink
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, TrustError
 from trust.identity import fingerprint
 
 PORT = 8443
-SETTLED_SECONDS = 10.0  # a worker that ends sooner would end again: the service stops, with the reason on stderr
+# A worker that ends sooner, or has not even opened the CA, would end again: so the service stops, and stderr says why.
+SETTLED_SECONDS = 10.0
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client when a worker imports it
 
 # Opens the CA in a worker, and may configure logging there. It goes to another process: a function of a module, or a
@@ -63,7 +65,10 @@ def serve(
         raise ConfigurationError("several workers", expected="an opener for each to open the CA by, and no audit sink")
     raise_file_limit()
     endpoints: Options = {"port": PORT, **options}
-    sockets = Sockets(Endpoints(**endpoints))
+    asked = Endpoints(**endpoints)
+    if asked.web_certificate is not None:  # before anybody is told that we serve
+        check_pair(*asked.web_certificate)
+    sockets = Sockets(asked)
     _announce(ca, sockets)
     if workers > 1 and opener is not None:
         _run_workers(opener, endpoints, sockets, workers)
@@ -130,20 +135,21 @@ def _run_workers(opener: Opener, options: Options, sockets: Sockets, count: int)
     before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="a2a-pki-metrics-") as folder:
 
-        def start() -> tuple[SpawnProcess, float]:
-            arguments = (opener, options, sockets, folder)
-            process = multiprocessing.get_context("spawn").Process(target=_worker, args=arguments, daemon=True)
+        def start() -> tuple[SpawnProcess, EventOfProcesses, float]:
+            context = multiprocessing.get_context("spawn")
+            opened = context.Event()
+            process = context.Process(target=_worker, args=(opener, options, sockets, folder, opened), daemon=True)
             process.start()
-            return process, time.monotonic()
+            return process, opened, time.monotonic()
 
         workers = [start() for _ in range(count)]
         try:
             while not stopping.is_set():
-                wait([process.sentinel for process, _ in workers], timeout=0.5)
-                for index, (process, started) in enumerate(workers):
+                wait([process.sentinel for process, *_ in workers], timeout=0.5)
+                for index, (process, opened, started) in enumerate(workers):
                     if process.is_alive() or stopping.is_set():
                         continue
-                    if time.monotonic() - started < SETTLED_SECONDS:
+                    if not opened.is_set() or time.monotonic() - started < SETTLED_SECONDS:
                         raise ConfigurationError(
                             "worker ended at once", got=f"exit code {process.exitcode}", do="see what it said on stderr"
                         )
@@ -152,7 +158,7 @@ def _run_workers(opener: Opener, options: Options, sockets: Sockets, count: int)
                     )
                     workers[index] = start()
         finally:
-            _end([process for process, _ in workers])
+            _end([process for process, *_ in workers])
             sockets.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -169,10 +175,14 @@ def _end(workers: list[SpawnProcess]) -> None:
             process.join()
 
 
-def _worker(opener: Opener, options: Options, sockets: Sockets, folder: str) -> None:
+def _worker(opener: Opener, options: Options, sockets: Sockets, folder: str, opened: EventOfProcesses) -> None:
     os.environ[METRICS_FOLDER] = folder
-    with opener() as ca:
-        _run(ca, options, sockets, stopped=_with_parent)
+    try:
+        with opener() as ca:
+            opened.set()
+            _run(ca, options, sockets, stopped=_with_parent)
+    except TrustError as error:
+        sys.exit(f"worker: {error}")  # exit code 1
 
 
 def _with_parent(stop: Callable[[], None]) -> None:

@@ -86,7 +86,7 @@ class Publications:
         name: str = request.path_params["name"]
 
         def make() -> Publication:
-            for issuer in self._ca.issuers():
+            for issuer in self._ca.published_issuers():
                 if name == f"{issuer.key_id}.cer":
                     return Publication.of(
                         issuer.certificate.public_bytes(Encoding.DER), "application/pkix-cert", max_age=MAX_AGE

@@ -3,9 +3,10 @@
 The one package of `pki` that knows SQL.
 """
 
-from pki.store.backup import BackupReport, backup, restore
+from pki.store.backup import BackupReport, backup
 from pki.store.database import BUSY_TIMEOUT, DATABASE_FILE
 from pki.store.reading import Counts, Reads
+from pki.store.restoring import restore
 from pki.store.store import Store
 from pki.store.upgrading import upgrade
 

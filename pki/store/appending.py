@@ -37,7 +37,7 @@ class Journal:
         self._connection = connection
         self._guard = guard
         self._last = read_head(connection)
-        guard.extends(self._last)
+        guard.extends(connection, self._last)
         self._frontier = _frontier(self._last)
         self._entries: list[Entry] = []
         self.counted = False  # whether the sequence of the trust bundle has changed
@@ -125,7 +125,7 @@ def seal_last(
         LedgerDamaged: there is something under it that a CA does not write without its key.
     """
     last = read_head(connection)
-    guard.extends(last)
+    guard.extends(connection, last)
     if last is None or last.jws is not None:
         return last
     _frontier(last)

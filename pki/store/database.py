@@ -24,7 +24,15 @@ from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pki.errors import AuthorityDamaged, AuthorityMissing, DatabaseLocked, DuplicateCertificate, PKIError, StoreError
+from pki.errors import (
+    AuthorityDamaged,
+    AuthorityMissing,
+    DatabaseLocked,
+    DuplicateCertificate,
+    NotErased,
+    PKIError,
+    StoreError,
+)
 from pki.store.statements import fetch
 
 DATABASE_FILE = "ca.db"
@@ -33,7 +41,8 @@ BUSY_TIMEOUT = timedelta(seconds=5)  # a transaction takes milliseconds; longer 
 # rarely enough for many changes of a page to be written as one.
 _CACHE_KIB = 16 << 10  # of each connection
 _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
-_LOOK_SECONDS = 0.001  # until another process has committed, which takes some milliseconds
+# Until another process has committed, which takes some milliseconds. SQLite tells nobody when its lock is free.
+_LOOK_SECONDS = 0.001
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
 # PostgreSQL: an instance that is frozen (a paused machine, a lost network) must not keep its turn for ever.
 _IDLE_MS = 15_000  # within a transaction, with nothing to do: then the server ends it
@@ -113,8 +122,13 @@ class Database:
         self._writing = self._engine.execution_options(writes=True)
         # Threads queue here, in turn, instead of waking up in the database's own waiting loop.
         self._turn = threading.Lock()
+        self._kept: Connection | None = None  # of SQLite, for whoever has the turn
 
     def close(self) -> None:
+        with self._turn:
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
         self._engine.dispose()
 
     @contextmanager
@@ -142,39 +156,62 @@ class Database:
         if not self._turn.acquire(timeout=BUSY_TIMEOUT.total_seconds()):
             raise locked()
         try:
-            with own_errors(self._hidden), self._writing.begin() as connection:
+            with own_errors(self._hidden), self._writer() as connection, connection.begin():
                 yield connection
         finally:
             self._turn.release()
 
     @contextmanager
+    def _writer(self) -> Iterator[Connection]:
+        """The connection to write through. That of SQLite is kept, unless something goes wrong with it.
+
+        What it has read of the indexes is good for as long as nobody else writes, and a new one reads all of it again.
+        """
+        if self.location.file is None:  # the pool sees whether the server still knows it
+            with self._writing.connect() as connection:
+                yield connection
+            return
+        connection, self._kept = self._kept or self._new_writer(), None
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._kept = connection
+
+    def _new_writer(self) -> Connection:
+        connection = self._writing.connect()
+        connection.detach()  # closed when it is closed, and not given to readers, who wait
+        fetch(connection, "PRAGMA busy_timeout = 0")  # `_take_turn` waits
+        return connection
+
+    @contextmanager
     def overwriting(self) -> Iterator[Connection]:
-        """As `write`; and what it deletes or replaces does not stay in free pages or in the log of SQLite."""
+        """As `write`; and what it deletes or replaces does not stay in free pages or in the log of SQLite.
+
+        Raises:
+            NotErased: it is committed, and somebody reads for so long that the log has to stay.
+            StoreError: as `write`.
+        """
         with self.write() as connection:
             yield connection
         if self.location.file is not None:
             self._truncate_log()
 
     def _truncate_log(self) -> None:
-        """What the log of SQLite held is in the database, and nothing of what was replaced in either.
-
-        Raises:
-            DatabaseLocked: somebody reads for so long that the log has to stay.
-        """
-        end = time.monotonic() + BUSY_TIMEOUT.total_seconds()
-        while True:
-            with self.driver() as plain:
+        """What the log of SQLite held is in the database, and nothing of what was replaced in either."""
+        try:
+            with self.driver() as plain:  # it waits for others, for BUSY_TIMEOUT
                 (busy, _, _) = plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                return
-            if time.monotonic() > end:
-                raise DatabaseLocked(
-                    "what was deleted is still in the database's log",
-                    got="another program that reads it",
-                    expected="nobody else",
-                    do="end the other program, and do it again",
-                )
-            time.sleep(0.05)
+        except StoreError:
+            busy = True
+        if busy:
+            raise NotErased(
+                "it is done, but what was there before is still in the log of the database",
+                got="another program that reads it",
+                expected="nobody else",
+                do="end the other programs: the log goes with the last of them",
+            )
 
     @contextmanager
     def driver(self) -> Iterator[sqlite3.Connection]:
@@ -288,20 +325,18 @@ def _take_turn(connection: Connection) -> None:
         DatabaseLocked: another process writes for too long.
     """
     end = time.monotonic() + BUSY_TIMEOUT.total_seconds()
-    fetch(connection, "PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                fetch(connection, "BEGIN IMMEDIATE")
+    driver = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    while True:
+        try:
+            driver.execute("BEGIN IMMEDIATE").close()  # by the driver, for a look that is cheap
+            return
+        except sqlite3.Error as error:
+            if not _is_locked(error):
+                fetch(connection, "BEGIN IMMEDIATE")  # which raises as SQLAlchemy does
                 return
-            except DBAPIError as error:
-                if not _is_locked(error.orig):
-                    raise
-                if time.monotonic() > end:
-                    raise locked() from error
-            time.sleep(_LOOK_SECONDS)
-    finally:
-        fetch(connection, f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT.total_seconds() * 1000)}")
+            if time.monotonic() > end:
+                raise locked() from error
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextmanager

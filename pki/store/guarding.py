@@ -35,6 +35,7 @@ KeyOf = Callable[[str], ec.EllipticCurvePublicKey]
 CLOCKS = timedelta(hours=1)  # how far the clocks of two instances may be apart
 
 _STATES = 'SELECT "key_id", "state" FROM "issuers"'
+_ROOT = 'SELECT "root" FROM "heads" WHERE "size" = ?'
 
 _Point = tuple[int, bytes]
 
@@ -54,8 +55,10 @@ class Guard:
         self._pending: _Point | None = None  # the one that was written after it, perhaps in a transaction that failed
         self._checked: set[_Point] = set()  # those of the two that may be signed over
 
-    def extends(self, last: SealedHead | None) -> None:
+    def extends(self, connection: Connection, last: SealedHead | None) -> None:
         """The ledger is not shorter, and not another one, than when this process last wrote it.
+
+        What others have written since continues it: the head that this process knows still stands where it stood.
 
         Raises:
             LedgerDamaged: it is.
@@ -67,11 +70,15 @@ class Guard:
             self._written, self._pending = self._pending, None
             self._checked &= {point}
             return
-        if self._written is not None and (last is None or last.size <= self._written[0]):
+        if self._written is None:
+            return
+        size, root = self._written
+        # A database that was put back, and written on by another process since, is longer again, and another one.
+        if last is None or last.size <= size or fetch(connection, _ROOT, (size,)) != [(root,)]:
             raise LedgerDamaged(
                 "ledger of the CA",
                 got=f"{0 if last is None else last.size} entries that do not continue what this process has written",
-                expected=f"the {self._written[0]} entries of before",
+                expected=f"the {size} entries of before",
                 do="run `a2a-pki ledger verify`; after a restore, start this program again",
             )
 

@@ -1,4 +1,8 @@
-"""Revocation lists: kept until they are stale, made inside a transaction, numbered without a gap."""
+"""Revocation lists: kept until they are stale, made inside a transaction, with numbers that only grow.
+
+RFC 5280 section 5.2.3: whoever has a list takes no other with a smaller number for a newer one. So a number is one
+more than the last, and at least the time in seconds: where a row was deleted or counted back, nothing begins anew.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, up
 
 from pki.profiles import CRL_LIFETIME, CRL_RETENTION, RevokedSerial
 from pki.store import rows
-from pki.store.database import Database, intact
+from pki.store.database import Database, damaged, intact
 from pki.store.reading import read_revoked, read_size
 from pki.store.schema import certificates, crls
 
@@ -19,6 +23,7 @@ MakeList = Callable[[int, list[RevokedSerial]], x509.CertificateRevocationList]
 MakeDelta = Callable[[int, int, list[RevokedSerial]], x509.CertificateRevocationList]
 Fresh = Callable[[x509.CertificateRevocationList], bool]
 
+MAX_NUMBER = 1 << 53  # far beyond all seconds, and what every reader of JSON can count to
 BASE_LIFETIME = CRL_LIFETIME / 2  # a delta is relative to a list that is at most that old
 
 
@@ -33,9 +38,11 @@ def crl(
         row = _row(connection, issuer, shard)
         if (current := _complete(row, fresh)) is not None:  # somebody else was faster
             return current
-        number = 1 if row is None else row["number"] + 1
-        made = make(number, read_revoked(connection, issuer, shard, _listable(now)))
         at, size = rows.seconds(now), read_size(connection)
+        number = at if row is None else max(row["number"] + 1, at)
+        if number >= MAX_NUMBER:
+            raise damaged(f"number {number} of a revocation list, to which nobody has counted")
+        made = make(number, read_revoked(connection, issuer, shard, _listable(now)))
         values = {
             "number": number,
             "position": size,

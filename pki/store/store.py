@@ -222,6 +222,9 @@ class Store(Reads):
 
         SQLite's file does not hold it any more after that. Backups that were made before do, and PostgreSQL's files
         may until it cleans them up.
+
+        Raises:
+            NotErased: the key is out, and somebody else reads the database, so that its log still holds it.
         """
         owned = issuers.c.key_pem.is_not(None) | issuers.c.key_uri.is_not(None)
         taken = update(issuers).where(issuers.c.key_id == key_id, owned).values(key_pem=None, key_uri=None)
@@ -234,7 +237,7 @@ class Store(Reads):
         add: Sequence[tuple[IssuerRecord, Record]] = (),
         states: Mapping[str, State] = {},
         now: datetime,
-        expect: Mapping[str, State] = {},
+        expect: Mapping[str, State] | None = None,
         keys: Mapping[str, bytes | None] = {},
         revoked: Sequence[int] = (),
         seal: Seal | None = None,
@@ -244,14 +247,15 @@ class Store(Reads):
         Args:
             add: new CAs, each with the record of its certificate.
             states: key id to the state from now on; REVOKED is for ever. (`revoke` also brings a CA there.)
-            expect: key id to the state that it must still be in: of two instances that rotate, one does it.
+            expect: all CAs, key id to state, as they must still be: of two instances that rotate, one does it. None:
+                whatever they are.
             keys: key id to the encrypted private key that must still be there, so that new ones open with the same
                 password.
             revoked: serial numbers of CAs whose keys are in other hands.
             seal: signs the tree head in the place of a CA that is revoked by this.
 
         Raises:
-            StateChanged: a CA is unknown or in another state than expected, or has been revoked.
+            StateChanged: a CA is unknown or has been revoked, or they are not as expected.
             DuplicateCertificate: a CA is there already.
         """
         with self._write(now, seal) as (connection, journal):
@@ -269,6 +273,7 @@ class Store(Reads):
 
         Raises:
             StateChanged: there are other keys than these.
+            NotErased: they are replaced, and somebody else reads the database, so that its log still holds the others.
         """
         with self._database.overwriting() as connection:
             for table in (issuers, pending_keys):

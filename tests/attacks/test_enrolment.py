@@ -331,6 +331,18 @@ def test_who_can_write_the_database_enrols_nobody(
     assert any("token" in problem for problem in problems), "and it is found"
 
 
+def test_a_second_certificate_for_one_token_is_found(world: World) -> None:
+    """Made fresh again, and the certificate taken out: the audit names the entry whose certificate is gone."""
+    first = world.ca.enrol(request(), world.token)
+    _written(world, "UPDATE tokens SET used_at = NULL, used_by = NULL, serial = NULL")
+    _written(world, "DELETE FROM certificates WHERE serial = ?", f"{first.serial:040x}")
+    second = world.ca.enrol(world.csr, world.token)
+    assert second.serial == first.serial
+    assert second.thumbprint != first.thumbprint
+    problems = world.ca.audit_ledger().problems
+    assert any(f"issued certificate {first.serial:x}" in problem for problem in problems)
+
+
 def test_a_ca_of_his_own_vouches_for_nothing(world: World) -> None:
     token = _sealed_by_a_ca_of_his_own(world)
     with pytest.raises(PKIError) as caught:

@@ -24,7 +24,6 @@ from cryptography.x509 import ocsp
 from pki import CertificateAuthority, keys
 from pki.errors import EnrolmentTokenForged
 from pki.service import attempts, serving
-from pki.service.batches import THREADS
 from tests.forge import Forge
 from tests.pki.service.parts import (
     AGENT,
@@ -467,14 +466,17 @@ def test_an_address_that_fails_too_often(tmp_path: Path, monkeypatch: pytest.Mon
 
         statuses = asyncio.run(guesses())
         assert set(statuses) == {401, 429}
-        assert BURST <= statuses.count(401) <= BURST + THREADS
+        assert BURST <= statuses.count(401) <= BURST + 1, "one thread counts them"
         refused = running.enrol(guess)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] and "www-authenticate" not in refused.headers
         assert refused.json()["error"] == "temporarily_unavailable"
         assert running.trail.records[-1]["check"] == "pki.token.attempts"
-        # Whoever shares the address, and has a good token, is not kept from using it; once it is used, it is no token.
-        certificates(running.enrol(good))
+        # Whoever shares the address, and has a good token, is not kept from using it, nor from asking again for what
+        # was lost on its way; for another key it is no token any more.
+        csr = request()
+        first = certificates(running.enrol(good, csr))
+        assert certificates(running.enrol(good, csr)) == first
         assert running.enrol(good).status_code == 429
         certificates(running.renew(member(running)))  # who has a certificate is not kept from renewing
         assert running.get("/health").status_code == 200

@@ -22,6 +22,7 @@ MODULES = (
     "pki_service",
     "transports",
     "servers",
+    "http2",
     "step_ca",  # last, for the first time it installs what it compares with
 )
 

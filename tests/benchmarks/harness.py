@@ -36,6 +36,14 @@ class Row:
         return f"{figure * 1e6:,.1f} us" if self.unit == "us" else f"{figure:,.0f} {self.unit}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Seconds for one of many."""
+
+    wall: float
+    cpu: float
+
+
 def medians(*calls: Callable[[], object]) -> list[float]:
     """CPU seconds of one call of each, of all threads of this process."""
     repetitions = [_repetitions(call) for call in calls]

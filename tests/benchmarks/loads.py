@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.benchmarks.harness import Spent
+
 SOURCE = Path(__file__).parent.parent / "interop" / "go" / "load" / "main.go"
 CONNECTIONS = 16
 START_SECONDS = 30
@@ -63,6 +65,14 @@ class Load:
         answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert answer["good"] == requests, answer["problem"]
         return float(answer["seconds"]) / requests
+
+    def spent(
+        self, server: Process, url: str, lines: Iterable[dict[str, str]], *, requests: int, **options: str | bool
+    ) -> Spent:
+        """As `seconds`, with the CPU time that the server spends for an answer."""
+        before = server.cpu()
+        wall = self.seconds(url, lines, requests=requests, **options)
+        return Spent(wall=wall, cpu=(server.cpu() - before) / requests)
 
 
 @contextlib.contextmanager

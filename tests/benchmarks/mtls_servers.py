@@ -54,7 +54,7 @@ http {{
     uwsgi_temp_path {folder}/nginx-uwsgi;
     scgi_temp_path {folder}/nginx-scgi;
     server {{
-        listen 127.0.0.1:{port} ssl backlog=2048;
+        listen 127.0.0.1:{port} ssl{http2} backlog=2048;
         ssl_protocols TLSv1.3;
         ssl_certificate {folder}/{chain};
         ssl_certificate_key {folder}/{key};
@@ -67,29 +67,35 @@ http {{
 """
 
 
-def available(name: str) -> bool:
+def available(name: str, *, http2: bool = False) -> bool:
     """Whether a server is installed here."""
     if name == "nginx":
         return shutil.which("nginx") is not None
+    if name == "uvicorn" and http2:
+        return importlib.util.find_spec("zttp") is not None
     return name in ("ours", "uvicorn") or importlib.util.find_spec(name) is not None
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path) -> Iterator[Process]:
-    """A server that runs for as long as the block does; in `folder` are its credentials and the root."""
+def running(name: str, folder: Path, *, http2: bool = False) -> Iterator[Process]:
+    """A server that runs for as long as the block does; in `folder` are its credentials and the root.
+
+    `http2`: clients get it that want it. (From hypercorn and granian they do anyway.)
+    """
     port = free_port()
-    with server(_command(name, folder, port), port=port, log=folder / f"{name}.log") as process:
+    with server(_command(name, folder, port, http2), port=port, log=folder / f"{name}.log") as process:
         yield process
 
 
-def _command(name: str, folder: Path, port: int) -> list[str]:
+def _command(name: str, folder: Path, port: int, http2: bool) -> list[str]:
     if name != "nginx":
-        return [sys.executable, "-m", __name__, name, str(folder), str(port)]
+        return [sys.executable, "-m", __name__, name, str(folder), str(port), *(["http2"] if http2 else [])]
     configuration = folder / "nginx.conf"
     configuration.write_text(
         _NGINX.format(
             folder=folder,
             port=port,
+            http2=" http2" if http2 else "",
             idle=IDLE_SECONDS,
             chain=CHAIN_FILE,
             key=KEY_FILE,
@@ -105,31 +111,38 @@ def crl_files(folder: Path, change: int) -> list[Path]:
     return [folder / f"agents-{change}.crl", folder / "root.crl"]
 
 
+def _change() -> None:
+    """What a request for "/change" does; every server looks for it, and in ours it does something."""
+
+
 async def application(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "http":
         peer_of(scope)
+        if scope["path"] == "/change":
+            _change()
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await send({"type": "http.response.body", "body": BODY})
 
 
-def _ours(folder: Path, port: int) -> None:
+def _ours(folder: Path, port: int, http2: bool) -> None:
     import uvicorn
 
     lists = [RevocationLists.load(*crl_files(folder, change)) for change in range(CHANGES + 1)]
     crls = Live(lists.pop(0))
 
-    async def controlled(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] == "/change":
-            crls.replace(lists.pop(0))
-        await application(scope, receive, send)
+    def change() -> None:
+        crls.replace(lists.pop(0))
 
+    global _change
+    _change = change
     config = uvicorn_config(
-        controlled,
+        application,
         source=Credentials.load(folder),
         bundles=TrustBundles.load(folder / BUNDLE_FILE),
         authorize=members_of(DOMAIN),
         port=port,
         crls=crls,
+        http2=http2,
         deadlines=Deadlines(request_head=IDLE_SECONDS),
         limits=Limits(peer=10_000),
         lifespan="off",
@@ -138,7 +151,7 @@ def _ours(folder: Path, port: int) -> None:
     uvicorn.Server(config).run()
 
 
-def _uvicorn(folder: Path, port: int) -> None:
+def _uvicorn(folder: Path, port: int, http2: bool) -> None:
     import uvicorn
 
     uvicorn.run(
@@ -149,6 +162,8 @@ def _uvicorn(folder: Path, port: int) -> None:
         access_log=False,
         log_level="warning",
         timeout_keep_alive=IDLE_SECONDS,
+        http="zttp" if http2 else "auto",
+        http2=http2,
         ssl_certfile=str(folder / CHAIN_FILE),
         ssl_keyfile=str(folder / KEY_FILE),
         ssl_ca_certs=str(folder / ROOT_FILE),
@@ -156,7 +171,7 @@ def _uvicorn(folder: Path, port: int) -> None:
     )
 
 
-def _hypercorn(folder: Path, port: int) -> None:
+def _hypercorn(folder: Path, port: int, http2: bool) -> None:
     import uvloop
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
@@ -177,7 +192,7 @@ def _hypercorn(folder: Path, port: int) -> None:
         runner.run(serve(application, config))
 
 
-def _granian(folder: Path, port: int) -> None:
+def _granian(folder: Path, port: int, http2: bool) -> None:
     from granian import Granian
     from granian.constants import Interfaces, Loops
 
@@ -196,5 +211,6 @@ def _granian(folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    name, path, number = sys.argv[1:]
-    {"ours": _ours, "uvicorn": _uvicorn, "hypercorn": _hypercorn, "granian": _granian}[name](Path(path), int(number))
+    name, path, number, *version = sys.argv[1:]
+    serve = {"ours": _ours, "uvicorn": _uvicorn, "hypercorn": _hypercorn, "granian": _granian}[name]
+    serve(Path(path), int(number), bool(version))

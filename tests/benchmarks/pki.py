@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from pki import CertificateAuthority
-from tests.benchmarks.harness import Row, medians
+from tests.benchmarks.harness import Row, Spent, medians
 from tests.forge import Forge
 
 AGENT = "spiffe://fleet.example/billing"
@@ -57,14 +56,6 @@ def rows() -> list[Row]:
             seconds = _openssl(openssl, Path(folder))
         result.append(Row(name=callers, ours=many.wall, peer_name="openssl ca", peer=seconds, goal="< 1x"))
     return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """Seconds for a certificate."""
-
-    wall: float
-    cpu: float
 
 
 def _spent(count: int, work: Callable[[], object]) -> Spent:

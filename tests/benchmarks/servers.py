@@ -258,7 +258,7 @@ def rows() -> list[Row]:
         sys.stderr.write(f"servers: {name} is not installed; left out\n")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contexts = _prepare(folder)
+        contexts = prepare(folder)
         processes = {name: stack.enter_context(running(name, folder)) for name in names}
         clients = {name: Client(process.port, contexts) for name, process in processes.items()}
         figures = {name: Figures() for name in names}
@@ -286,13 +286,13 @@ def rows() -> list[Row]:
 
 def _compared(figures: dict[str, Figures], name: str, figure: str, goal: str) -> Iterator[Row]:
     unit, scale = ("KB", 1e-3) if figure == "idle" else ("us", 1.0)
-    ours, *peers = [(server, _typical(getattr(found, figure)) * scale) for server, found in figures.items()]
+    ours, *peers = [(server, typical(getattr(found, figure)) * scale) for server, found in figures.items()]
     for peer, its in peers:
         goes_for = goal if peer == "uvicorn" else "-"
         yield Row(name=name, ours=ours[1], peer_name=PEERS[peer], peer=its, goal=goes_for, unit=unit)
 
 
-def _typical(rounds: list[float]) -> float:
+def typical(rounds: list[float]) -> float:
     return min(statistics.median(rounds[start : start + GROUP]) for start in range(0, len(rounds), GROUP))
 
 
@@ -301,7 +301,7 @@ def _of_revocation(quiet: float, changes: list[Revocation], uvicorn: Figures) ->
     figures = (
         ("last revoked peer gone after", "seconds", "allowed", 1.0, "<= 1x"),
         ("longest answer meanwhile", "longest", "longest before", quiet, "-"),
-        ("server CPU", "cpu", "uvicorn, all connecting again", _typical(uvicorn.new) * WATCHED, "-"),
+        ("server CPU", "cpu", "uvicorn, all connecting again", typical(uvicorn.new) * WATCHED, "-"),
     )
     return [
         Row(
@@ -316,7 +316,7 @@ def _of_revocation(quiet: float, changes: list[Revocation], uvicorn: Figures) ->
     ]
 
 
-def _prepare(folder: Path) -> list[ssl.SSLContext]:
+def prepare(folder: Path) -> list[ssl.SSLContext]:
     """Everything that the servers read, and what each agent connects with."""
     forge = Forge()
     root = forge.root.public_bytes(Encoding.PEM).decode()

@@ -3,7 +3,7 @@
 A module of its own, because worker processes import it again.
 """
 
-from pki.cli.app import main
+from pki.cli import main
 from pki.service import attempts
 
 attempts.RENEWALS_BURST = attempts.AGENT_RENEWALS_BURST = 1_000_000_000

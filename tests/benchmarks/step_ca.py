@@ -56,8 +56,8 @@ def rows() -> list[Row]:
         with our_server(agent.ca, PASSWORD, workers=1) as running:
             ours = _measured(
                 running,
-                lambda: agent.enrol(load, running.port, ISSUED, fresh=False),
-                lambda: agent.renew(load, running.port, RENEWED),
+                lambda: agent.enrol(load, running, ISSUED, fresh=False).wall,
+                lambda: agent.renew(load, running, RENEWED).wall,
             )
         with step.server() as running:
             step.first_certificate(running.port)

@@ -41,6 +41,21 @@ def _issuer(key: ec.EllipticCurvePrivateKey) -> Issuer:
 ISSUERS = [(_issuer(key), key) for key in CA_KEYS]
 
 
+@pytest.mark.parametrize(
+    ("year", "expected"),
+    [
+        (999, b"\x18\x0f09990203040506Z"),
+        (1949, b"\x18\x0f19490203040506Z"),
+        (1950, b"\x17\x0d500203040506Z"),
+        (2049, b"\x17\x0d490203040506Z"),
+        (2050, b"\x18\x0f20500203040506Z"),
+    ],
+)
+def test_how_a_year_is_written(year: int, expected: bytes) -> None:
+    """RFC 5280 section 4.1.2.5: of two digits from 50 on are those of the last century."""
+    assert der._time(datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC)) == expected
+
+
 def built(
     approved: Approved, issuer: Issuer, key: ec.EllipticCurvePrivateKey, serial: int, now: datetime, urls: Urls
 ) -> x509.Certificate:

@@ -13,30 +13,31 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pki import CertificateAuthority, Issued, PKIError, founding, issuers, keys, ledger, rotation
+from pki import CertificateAuthority, Issued, PKIError, issuers, keys, rotation
 from pki.errors import (
     AgentBanned,
     AuthorityExists,
     EnrolmentTokenUsed,
     KeyStoreError,
     LedgerDamaged,
+    NotErased,
     PolicyMalformed,
     StateChanged,
     WrongPassword,
 )
 from pki.keys import KeyPair
-from pki.records import State
 from pki.rotation import Action
-from pki.store import DATABASE_FILE, rows
+from pki.store import DATABASE_FILE, database
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
 from tests.pki.judges import request
 from tests.pki.softhsm import MODULE, PIN, SO_PIN, needs_softhsm
 from tests.pki.store import parts
+from tests.pki.store.parts import intrude
 
 # A database on a server.
 
@@ -291,6 +292,23 @@ def test_a_password_that_is_not_changed(old: str | None, new: str, expected: typ
     assert opens(folder, PASSWORD) == [True, True]
 
 
+def test_a_password_that_is_changed_while_somebody_reads(
+    folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is changed, and this process goes on with it; what is said is that the old encryption is still to be read."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", timedelta(milliseconds=100))
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        with closing(sqlite3.connect(folder / DATABASE_FILE, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM settings").fetchall()
+            with pytest.raises(PKIError, match="it is done, but what was there before is still in the log") as caught:
+                ca.change_password(NEW)
+            assert type(caught.value) is NotErased
+        assert opens(folder, NEW) == [True, True]
+        assert ca.rotate(kind="intermediate", force=True), "it makes keys, with the new password"
+    assert opens(folder, NEW) == [True, True, True]
+
+
 def test_a_ca_that_is_made_meanwhile_stops_the_change(
     folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,17 +378,14 @@ def test_a_root_that_was_put_into_the_database_is_not_published(tmp_path: Path, 
     """By somebody without the CA's keys, at a place of the ledger where it has none."""
     with CertificateAuthority.create(tmp_path / "ca", trust_domain=DOMAIN, password=PASSWORD) as ca:
         ca.issue_credentials(AGENT)
-        key = KeyPair(signer=keys.generate(), pem=None, uri=None)
-        rogue, _ = founding.made_root(ca.settings, key, state=State.PREPARED, serial=77, now=datetime.now(UTC))
-        entry = ledger.entry_for_issuer(rogue).encode()
-        row = rows.issuer_row(rogue, position)
-        with closing(sqlite3.connect(tmp_path / "ca" / DATABASE_FILE)) as database, database:
-            database.execute("INSERT INTO ledger VALUES (?, ?, ?)", (position, entry, ledger.leaf_hash(entry)))
-            marks = ", ".join("?" * len(row))
-            database.execute(f"INSERT INTO issuers ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
-        assert [root.serial_number for root in ca.bundle().roots] == [ca.root.serial_number]
+        intrude(tmp_path / "ca", position)
+        genuine = (ca.root, ca.intermediate)
+        assert ca.bundle().roots == (ca.root,)
+        assert ca.ca_certificates() == genuine
     with CertificateAuthority.open(tmp_path / "ca", password=PASSWORD) as ca:
-        assert [root.serial_number for root in ca.bundle().roots] == [ca.root.serial_number]
+        assert len(ca.issuers()) == 3
+        assert ca.bundle().roots == (ca.root,)
+        assert ca.ca_certificates() == genuine
         assert ca.audit_ledger().problems
 
 

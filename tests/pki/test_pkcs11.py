@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pki import keys, ledger, pkcs11, profiles
+from pki import keys, ledger, list_profiles, pkcs11, profiles
 from pki.errors import AuthorityDamaged, KeyStoreError, PKIError, WrongPassword
 from pki.pkcs11 import TokenUri, generate_on_token, open_on_token
 from pki.policy import Approved
@@ -473,12 +473,12 @@ def test_a_ca_whose_keys_nobody_has_seen(token: str, tmp_path: Path) -> None:
     )
     leaf = keys.sign(profiles.agent(approved, issuer=issuer, serial=3, now=now), key)
     revoked = [RevokedSerial(serial=4, revoked_at=now, reason=x509.ReasonFlags.key_compromise)]
-    root_list = keys.sign_crl(profiles.revocation_list([], issuer=Issuer.of(root), number=1, now=now), root_key)
-    good = keys.sign_crl(profiles.revocation_list(revoked, issuer=issuer, number=1, now=now), key)
+    root_list = keys.sign_crl(list_profiles.revocation_list([], issuer=Issuer.of(root), number=1, now=now), root_key)
+    good = keys.sign_crl(list_profiles.revocation_list(revoked, issuer=issuer, number=1, now=now), key)
     chain = verify(tmp_path, [leaf, intermediate], root, purpose="sslclient", crls=[good, root_list])
     assert chain.returncode == 0, chain.stderr
     revoked.append(replace(revoked[0], serial=3))
-    bad = keys.sign_crl(profiles.revocation_list(revoked, issuer=issuer, number=2, now=now), key)
+    bad = keys.sign_crl(list_profiles.revocation_list(revoked, issuer=issuer, number=2, now=now), key)
     chain = verify(tmp_path, [leaf, intermediate], root, purpose="sslclient", crls=[bad, root_list])
     assert "certificate revoked" in chain.stderr
 

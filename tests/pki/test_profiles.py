@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pki import keys, policy, profiles, requests
+from pki import keys, list_profiles, policy, profiles, requests
 from pki.errors import NameRefused, PolicyRefused
 from pki.policy import Approved
 from pki.profiles import Issuer, RevokedSerial, Urls
@@ -84,12 +84,12 @@ def make_crl(
     number: int = 7,
     **options: object,
 ) -> x509.CertificateRevocationList:
-    builder = profiles.revocation_list(revoked, issuer=issuer, number=number, now=NOW, **options)  # type: ignore[arg-type]
+    builder = list_profiles.revocation_list(revoked, issuer=issuer, number=number, now=NOW, **options)  # type: ignore[arg-type]
     return keys.sign_crl(builder, key)
 
 
 def make_delta(revoked: list[RevokedSerial], *, shard: int = 0, base_number: int = 7) -> x509.CertificateRevocationList:
-    builder = profiles.delta_list(
+    builder = list_profiles.delta_list(
         revoked, issuer=INTERMEDIATE, number=8, base_number=base_number, now=NOW, urls=URLS, shard=shard
     )
     return keys.sign_crl(builder, KEY)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from pki.errors import AgentBanned, StoreError
+from pki.errors import AgentBanned, PKIError, StoreError
 from pki.records import Issue, Record, TokenRecord
 from pki.steps import Find, FindToken, Steps, alone, together
 from tests.pki.conftest import NOW
@@ -143,6 +143,53 @@ def test_what_fails_for_some_does_not_fail_the_others_and_each_gets_its_own_erro
         assert isinstance(other, Exception)
         assert str(one) == str(other)
         assert type(one.__cause__) is type(one), "where it came from is told"
+
+
+class Panic(BaseException):
+    """As what a library in Rust raises when it panics."""
+
+
+def panicking(*, late: bool) -> Steps[int]:
+    if late:
+        yield Find(thumbprint="a")
+    raise Panic("secret")
+    yield
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_panic_concerns_the_one_whose_it_is(late: bool) -> None:
+    panicked, other = together([panicking(late=late), steps(1)], Books())
+    assert type(panicked) is PKIError
+    assert type(panicked.__cause__) is Panic
+    assert "secret" not in str(panicked)
+    assert other == 1
+
+
+def test_a_panic_of_the_database_concerns_all_who_have_asked_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books()
+    monkeypatch.setattr(books, "find_thumbprints", lambda _: panicking(late=False).send(None))
+    one, two, other = together([steps(1), steps(2), enrolling("t")], books)
+    assert (type(one), type(two), other) == (PKIError, PKIError, 7)
+    assert one is not two
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_who_is_interrupted_stops(interrupt: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> object:
+        raise interrupt
+
+    books = Books()
+    monkeypatch.setattr(books, "find_thumbprints", stopped)
+    with pytest.raises(interrupt):
+        together([steps(1)], books)
+
+    def stopping() -> Steps[int]:
+        stopped()
+        yield Find(thumbprint="a")
+        return 1
+
+    with pytest.raises(interrupt):
+        together([stopping()], Books())
 
 
 def test_nobody() -> None:

@@ -107,11 +107,11 @@ TAMPERED: list[tuple[str, str, str]] = [
         "the trust bundle has sequence number 1, and had 2 before",
     ),
     # Revocation lists.
-    ("list counted back", "UPDATE crls SET number = number - 1", f"{NAMED} has number [01], and was published as"),
+    ("list counted back", "UPDATE crls SET number = number - 1", f"{NAMED} has number [0-9]+, and was published as"),
     (
         "list counted back, and stale",
         "UPDATE crls SET number = number - 1, stale = 1",
-        f"{NAMED} has number [01], and was published as number [12]",
+        f"{NAMED} has number [0-9]+, and was published as number [0-9]+",
     ),
     ("list counted on", "UPDATE crls SET number = number + 1", f"{NAMED} is not the one that its CA has signed"),
     ("list of the past", BACK, f"{NAMED} lacks what was revoked since, and is not marked as stale"),
@@ -130,8 +130,18 @@ TAMPERED: list[tuple[str, str, str]] = [
         "UPDATE crls SET position = 1",
         f"{NAMED} (names [0-9a-f]+, and the ledger has no such revocation|lacks what was revoked since)",
     ),
-    ("list of another CA", "UPDATE crls SET der = (SELECT der FROM crls LIMIT 1)", f"{NAMED} is not the one"),
-    ("list that is none", "UPDATE crls SET der = x'00'", f"{NAMED} is not the one that its CA has signed"),
+    ("list of another CA", "UPDATE crls SET der = (SELECT der FROM crls LIMIT 1)", f"{NAMED} was not signed by its"),
+    (
+        "list that is none, and stale",
+        "UPDATE crls SET der = x'00', stale = 1",
+        f"{NAMED} was not signed by its CA",
+    ),
+    (
+        "list of another CA, and stale",
+        "UPDATE crls SET der = (SELECT der FROM crls LIMIT 1), stale = 1, number = number + 100000",
+        f"{NAMED} was not signed by its CA",
+    ),
+    ("list that is none", "UPDATE crls SET der = x'00'", f"{NAMED} was not signed by its CA"),
     ("list in another shard", "UPDATE crls SET shard = shard + 7", f"{NAMED} is not the one that its CA has signed"),
     (
         "list of a stranger",
@@ -151,7 +161,7 @@ TAMPERED: list[tuple[str, str, str]] = [
     (
         "delta to another list",
         "UPDATE crls SET base_number = base_number + 1 WHERE delta_der IS NOT NULL",
-        f"{NAMED} has a delta to number 1, and the row says 2",
+        f"{NAMED} has a delta to number [0-9]+, and the row says [0-9]+",
     ),
     (
         "delta from a later place",

@@ -7,17 +7,22 @@ import json
 import os
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from pki import CertificateAuthority, rotation
 from pki.ledger import verify_head
-from pki.store import DATABASE_FILE
+from pki.store import DATABASE_FILE, database
 from tests.pki.cli.parts import Run, mode, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from tests.pki.judges import request, uri
@@ -61,12 +66,41 @@ def test_status(run: Run, folder: Path) -> None:
     assert facts["next"][0]["at"] < facts["next"][1]["at"]
 
 
-def test_status_is_a_failure_where_something_ails(run: Run, folder: Path) -> None:
+def test_a_ca_without_lists_is_well_until_somebody_misses_them(run: Run, folder: Path) -> None:
     """No list was ever made, and the one who asks cannot make it."""
+    run("issue", folder, AGENT)
     answer = run("status", folder)
-    assert answer.code == 1
-    assert "FAIL revocation lists" in answer.out
-    assert answer.err == ""
+    assert (answer.code, answer.err) == (0, "")
+    assert (
+        "ok   revocation lists: none yet, and nobody misses one: `a2a-pki crl` or `a2a-pki serve` makes" in answer.out
+    )
+    run("revoke", folder, AGENT)
+    answer = run("status", folder)
+    assert (answer.code, answer.err) == (1, "")
+    assert "FAIL revocation lists: no current revocation list" in answer.out
+
+
+def test_certificates_that_name_their_lists_miss_them(run: Run) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN, "--public-url", "http://pki.example:8080")
+    assert run("status", "ca").code == 0
+    run("issue", "ca", AGENT)
+    assert "FAIL revocation lists" in run("status", "ca").out
+    run("crl", "ca")
+    assert run("status", "ca").code == 0
+
+
+# bundle
+
+
+def test_roots_for_what_knows_no_bundles(run: Run, folder: Path) -> None:
+    run("rotate", folder, "--kind", "root")
+    roots = TrustBundles.from_json(run("bundle", folder).out).by_domain[DOMAIN].roots
+    assert len(roots) == 2
+    answer = run("bundle", folder, "--pem")
+    assert answer.code == 0
+    assert tuple(x509.load_pem_x509_certificates(answer.out.encode())) == tuple(roots)
+    for other in ("--spiffe", "--json"):
+        assert "leave one of them out" in one_line(run("bundle", folder, "--pem", other), code=2)
 
 
 # list and show
@@ -193,7 +227,9 @@ def test_a_token_is_signed_so_that_the_password_is_needed(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("A2A_PKI_PASSWORD")
-    assert "CA is locked" in one_line(run("token", folder, AGENT))
+    assert "Password of the CA: got none, expected a password; set A2A_PKI_PASSWORD" in one_line(
+        run("token", folder, AGENT)
+    )
     Path("secret").write_text(PASSWORD)
     assert run("token", folder, AGENT, "--password-file", "secret").code == 0
 
@@ -224,13 +260,16 @@ def test_the_password_is_changed(run: Run, folder: Path, monkeypatch: pytest.Mon
     )
     Path("new").write_text("another password\n")
     changed = run("passwd", folder, "--new-password-file", "new")
-    assert (changed.code, changed.out, changed.err) == (0, "2 private keys have the new password\n", "")
+    assert (changed.code, changed.err) == (0, "")
+    assert changed.out == (
+        "2 private keys have the new password\nBackups that were made before are opened by the former one\n"
+    )
     assert "does not open: got a wrong password" in one_line(run("issue", folder, AGENT))
     assert "does not open: got a wrong password" in one_line(run("passwd", folder, "--new-password-file", "new"))
     assert run("issue", folder, AGENT, "--password-file", "new").code == 0
     monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "short")
     changed = run("passwd", folder, "--password-file", "new", "--json")
-    assert json.loads(changed.out) == {"keys": 2, "password_file": None}
+    assert json.loads(changed.out) == {"keys": 2, "password_file": None, "former_password_file": None}
     assert "has 5 characters" in changed.err
     monkeypatch.setenv("A2A_PKI_PASSWORD", "short")
     assert run("issue", folder, AGENT, "--replace").code == 0
@@ -240,9 +279,37 @@ def test_the_file_beside_the_ca_gets_the_new_password(run: Run, monkeypatch: pyt
     monkeypatch.delenv("A2A_PKI_PASSWORD")
     assert run("init", "fleet", "--trust-domain", DOMAIN).code == 0
     monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "another password")
-    assert run("passwd", "fleet", "--json").json == {"keys": 2, "password_file": str(Path("fleet.password").absolute())}
+    first = Path("fleet.password").read_text()
+    assert run("backup", "fleet", "copy.db").code == 0
+    assert run("passwd", "fleet", "--json").json == {
+        "keys": 2,
+        "password_file": str(Path("fleet.password").absolute()),
+        "former_password_file": str(Path("fleet.password.old").absolute()),
+    }
     assert Path("fleet.password").read_text() == "another password\n"
     assert mode("fleet.password") == 0o600
+    assert run("issue", "fleet", AGENT).code == 0
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "a third password")
+    assert "which" in (changed := run("passwd", "fleet")).out and "fleet.password.old2 keeps" in changed.out
+    assert [Path(f"fleet.password.old{n}").read_text() for n in ("", "2")] == [first, "another password\n"]
+    assert {mode(f"fleet.password.old{n}") for n in ("", "2")} == {0o600}
+    restored = run("restore", "copy.db", "again", "--password-file", "fleet.password.old", "--json").json
+    assert restored["root_fingerprints"] == [json.loads(run("status", "again", "--json").out)["root_fingerprint"]]
+
+
+def test_the_file_beside_the_ca_follows_also_while_somebody_reads_the_database(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", timedelta(milliseconds=100))
+    assert run("init", "fleet", "--trust-domain", DOMAIN).code == 0
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "another password")
+    with closing(sqlite3.connect(Path("fleet", DATABASE_FILE), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM settings").fetchall()
+        line = one_line(run("passwd", "fleet"))
+    assert "it is done, but what was there before is still in the log of the database" in line
+    assert Path("fleet.password").read_text() == "another password\n"
     assert run("issue", "fleet", AGENT).code == 0
 
 
@@ -509,6 +576,60 @@ def test_a_backup_that_was_altered_is_not_restored(run: Run, folder: Path) -> No
     before = run("list", folder, "--json").json
     one_line(run("restore", "copy.db", folder, "--replace"))
     assert run("list", folder, "--json").json == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"x" * 5000])
+def test_what_is_no_database_is_not_restored(content: bytes, run: Run) -> None:
+    Path("file").write_bytes(content)
+    line = one_line(run("restore", "file", "again"))
+    assert line == "a2a-pki: file is no backup: expected a file that `a2a-pki backup` has made\n"
+    assert not Path("again").exists()
+
+
+# serve
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "message"),
+    [
+        ("nowhere.pem", "other.pem", "cannot read nowhere.pem: got No such file"),
+        ("rubbish.pem", "other.pem", "certificate rubbish.pem with key other.pem: got"),
+        ("billing/chain.pem", "rubbish.pem", "expected a PEM chain, and its private key"),
+        ("billing/chain.pem", "other.pem", "with key other.pem: got the key of another certificate"),
+        (
+            "billing/chain.pem",
+            "locked.pem",
+            "private key locked.pem: got an encrypted one, expected one without a pass",
+        ),
+    ],
+)
+def test_a_certificate_of_the_web_is_looked_at_before_anything_is_served(
+    certificate: str, key: str, message: str, run: Run, folder: Path
+) -> None:
+    run("issue", folder, AGENT)
+    Path("rubbish.pem").write_text("rubbish")
+    other = ec.generate_private_key(ec.SECP256R1())
+    Path("other.pem").write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    ours = Credentials.load("billing").private_key
+    locked = ours.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    Path("locked.pem").write_bytes(locked)
+    web = ("--web-port", "0", "--web-certificate", certificate, "--web-key", key)
+    assert message in one_line(run("serve", folder, "--port", "0", *web))
+
+
+def test_a_certificate_of_the_web_has_a_port_and_a_key(run: Run, folder: Path) -> None:
+    assert "--web-key go together" in one_line(run("serve", folder, "--web-port", "0"), code=2)
+
+
+def test_several_processes_on_sqlite_are_advised_against(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pki.service.serve", lambda *_, **__: None)
+    assert "one is faster; --workers is for PostgreSQL" in run("serve", folder, "--workers", "2").err
+    assert run("serve", folder).err == ""
+
+
+# upgrade
 
 
 def test_upgrade_of_what_is_new(run: Run, folder: Path) -> None:

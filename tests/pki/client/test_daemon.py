@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,18 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
-from pki.client import renew_forever, renew_once
+from pki.client import Event, RenewingCredentials, renew_forever, renew_once
 from pki.client.hook import FOLDER_VARIABLE, ID_VARIABLE, Hook
 from pki.errors import EnrolmentFailed, PKIError
 from tests.forge import HOUR, NOW
 from tests.pki.client.fake import BILLING, FORGE, Service
-from tests.pki.client.test_renewal import REENROLL, folder, until
+from tests.pki.client.test_renewal import REENROLL, folder, listed, until
 from trust.bundles import TrustBundles
 from trust.credentials import Credentials
 from trust.errors import ConfigurationError
@@ -29,6 +31,7 @@ from trust.identity import AgentID
 
 ROOT = Path(__file__).parents[3]
 ID = AgentID.parse(BILLING)
+BUNDLE = "/bundle"
 DUE = FORGE.leaf("/billing", not_before=NOW - 24 * HOUR, not_after=NOW + HOUR)  # to be renewed, and good for now
 
 
@@ -87,10 +90,17 @@ def test_once_with_a_hook_that_fails_tells_and_has_renewed(home: Path) -> None:
 # Hooks.
 
 
-@pytest.mark.parametrize("command", ["", [], "'unclosed"])
+@pytest.mark.parametrize("command", ["", [], "'unclosed", "/nowhere/reload", "no-such-program", "/", __file__])
 def test_a_hook_that_is_no_command(command: Any) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="hook: got"):
         Hook(command)
+
+
+def test_a_hook_that_is_not_there_is_told_before_anything_is_renewed(service: Service, home: Path) -> None:
+    for start in (renew_once, renew_forever):
+        with pytest.raises(ConfigurationError, match="got /nowhere/reload, expected a program that is there"):
+            start(home, hook="/nowhere/reload")
+    assert service.paths == []
 
 
 def test_a_line_is_split_and_nothing_in_it_is_expanded(tmp_path: Path) -> None:
@@ -100,8 +110,14 @@ def test_a_line_is_split_and_nothing_in_it_is_expanded(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "$HOME; ls *"
 
 
-def test_a_hook_that_is_not_there(tmp_path: Path) -> None:
-    assert Hook("/nowhere/reload").run(tmp_path, ID) == "/nowhere/reload: No such file or directory"
+def test_a_hook_that_has_gone_since(tmp_path: Path) -> None:
+    program = tmp_path / "reload"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    hook = Hook(str(program))
+    assert hook.run(tmp_path, ID) is None
+    program.unlink()
+    assert hook.run(tmp_path, ID) == f"{program}: No such file or directory"
 
 
 def test_a_hook_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -123,10 +139,10 @@ def test_nothing_is_run_after_the_end(tmp_path: Path) -> None:
 
 
 class Daemon:
-    def __init__(self, home: Path, hook: list[str] | None = None) -> None:
+    def __init__(self, home: Path, hook: list[str] | None = None, command: list[str] | None = None) -> None:
         code = f"from pki.client import renew_forever; renew_forever({str(home)!r}, hook={hook!r})"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ}
+            command or [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ}
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -190,13 +206,55 @@ def test_failures_are_told_and_the_hook_is_not_run(service: Service, home: Path,
     assert not (tmp_path / "hook").exists()
 
 
+def test_one_line_for_each_change_of_state(service: Service, home: Path) -> None:
+    """Refused again and again, in the same way: each answer has its own time and request number, and is no news."""
+    numbers = itertools.count()
+    service.instead[REENROLL] = lambda: JSONResponse(
+        {"check": "pki.renewal.revoked", "error": "access_denied", "request": f"number-{next(numbers)}"}, 403
+    )
+    now = datetime.now(UTC).replace(microsecond=0)
+    FORGE.leaf("/billing", not_before=now - timedelta(seconds=40), not_after=now + timedelta(seconds=20)).save(home)
+    command = [sys.executable, "-m", "pki.cli", "renew", str(home), "--daemon"]
+    with Daemon(home, command=command) as daemon:
+        until(lambda: daemon.said("billing: expired, ended"))
+        assert service.paths.count(REENROLL) >= 3
+        service.instead = {}
+        FORGE.leaf("/billing").save(home)  # somebody enrols again
+        until(lambda: daemon.said("took over"))
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+    states = [line.partition(" ")[2].removeprefix(f"{BILLING}: ") for line in daemon.lines]
+    told = [line.partition(",")[0] for line in states]
+    assert [word for word in told if word in ("late", "refused", "expired")] == ["late", "refused", "expired"]
+    (refused,) = (line for line in states if line.startswith("refused"))
+    assert ": the CA has revoked this certificate: got status 403" in refused
+    assert refused.endswith("ask whoever runs the CA; then enrol again") and "clock" not in refused
+    assert all(line[:4].isdigit() and line[10] == "T" for line in daemon.lines), daemon.lines
+
+
+def test_trust_that_is_not_fresh_is_told_once_and_its_end_too(service: Service, home: Path) -> None:
+    listed(service)
+    service.instead[BUNDLE] = PlainTextResponse("", 503)
+    events: list[Event] = []
+    agent = RenewingCredentials(home, on_event=events.append)
+    for _ in range(3):
+        agent.poll()
+    del service.instead[BUNDLE]
+    agent.poll()
+    agent.poll()
+    agent.close()
+    kinds = [event.kind for event in events if event.kind != "trust"]
+    assert kinds == ["stale", "fresh"]
+    assert "trust is not fresh: CA service" in events[0].says
+
+
 def test_in_another_thread_and_with_a_hook_that_fails(service: Service, home: Path) -> None:
     lines: list[str] = []
     service.urgent = True
     thread = threading.Thread(
-        target=renew_forever, args=(home,), kwargs={"hook": "/nowhere/reload", "log": lines.append}, daemon=True
+        target=renew_forever, args=(home,), kwargs={"hook": "false", "log": lines.append}, daemon=True
     )
     thread.start()
-    until(lambda: any("hook failed: /nowhere/reload: No such file" in line for line in lines))
+    until(lambda: any("hook failed: false: exit code 1" in line for line in lines))
     until(lambda: any("renewed until" in line for line in lines))
     assert thread.is_alive()  # and it ends with the process

@@ -54,10 +54,13 @@ def test_who_writes_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("damage", "line"),
     [
         ({}, "is not enrolled: got no chain.pem; run `a2a-pki enrol`"),
-        ({"chain.pem": FORGE.leaf().chain_pem}, "key.pem: got cannot read"),
-        ({"chain.pem": b"x", "key.pem": FORGE.leaf().key_pem()}, "chain.pem: got certificate chain is not readable"),
-        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": b"x"}, "key.pem: got"),
-        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": FORGE.leaf().key_pem()}, "key.pem: got"),
+        ({"chain.pem": FORGE.leaf().chain_pem}, "key.pem is missing; enrol again"),
+        (
+            {"chain.pem": b"x", "key.pem": FORGE.leaf().key_pem()},
+            "chain.pem is damaged: got certificate chain is not readable",
+        ),
+        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": b"x"}, "key.pem is damaged: got"),
+        ({"chain.pem": FORGE.leaf().chain_pem, "key.pem": FORGE.leaf().key_pem()}, "key.pem is damaged: got"),
     ],
     ids=["nothing", "no key", "no chain", "no key in it", "another key"],
 )

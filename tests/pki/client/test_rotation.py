@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ from tests.authority import Trail
 from tests.pki.client.hurried import LIFETIME, hurry
 from tests.pki.client.parts import DOMAIN, PASSWORD
 from tests.pki.client.test_renewal import until
+from tests.ports import free_port, listens
 from trust import agent_client
 from trust.authorize import exactly, members_of
 from trust.credentials import Credentials
@@ -53,8 +53,7 @@ class Fleet:
         self.ca = CertificateAuthority.create(
             folder / "ca", trust_domain=DOMAIN, password=PASSWORD, public_url="http://pki.fleet.example"
         )
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            self.port = listening.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.log = (folder / "log").open("wb")
         self.agents: dict[str, RenewingCredentials] = {}
@@ -70,8 +69,7 @@ class Fleet:
 
     def listens(self) -> bool:
         assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return listens(self.port)
 
     def kill(self) -> None:
         if self.process is not None:

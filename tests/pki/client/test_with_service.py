@@ -39,16 +39,17 @@ def test_an_outage_is_survived(ca: CA, home: Path) -> None:
     with RenewingCredentials(home) as agent:
         present = agent.current()
         ca.stop()
-        until(lambda: agent.health.condition is Condition.LATE, 15)
-        assert agent.health.ok and "cannot be reached" in (agent.health.problem or "")
+        # The first attempt may have been under way when the service ended, and says so in other words.
+        until(lambda: agent.health.condition is Condition.LATE and "cannot be reached" in (agent.health.problem or ""))
+        assert agent.health.ok
         ca.start()
         until(lambda: agent.current() is not present)
         until(lambda: agent.health.condition is Condition.HEALTHY)
 
 
 def test_one_that_has_expired_is_told_to_enrol_again_and_a_token_brings_it_back(ca: CA, home: Path) -> None:
-    enrol(**ca.enrolling(home, token=ca.token(lifetime=timedelta(seconds=1))))
-    time.sleep(2)
+    enrol(**ca.enrolling(home, token=ca.token(lifetime=timedelta(seconds=5))))
+    time.sleep(6)
     token: list[str] = []
     with RenewingCredentials(home, token=lambda: token[0] if token else None) as agent:
         until(lambda: agent.health.failures)

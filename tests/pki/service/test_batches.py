@@ -8,8 +8,13 @@ from typing import Any, cast
 import pytest
 
 from pki.authority import Issued
+from pki.errors import PKIError
 from pki.service.batches import MAX_BATCH, Batches
 from pki.steps import Steps
+
+
+class Panic(BaseException):
+    """What PyO3 raises where Rust panics is no `Exception`, either."""
 
 
 class Together:
@@ -24,6 +29,8 @@ class Together:
         assert self.may.wait(10)
         if "defect" in many:
             raise RuntimeError("defect")
+        if "panic" in many:
+            raise Panic("a Rust library has found a defect of its own")
         return [KeyError(one) if one == "refused" else one for one in many]
 
 
@@ -41,6 +48,29 @@ class Trail:
 
 def steps(one: object) -> Steps[Issued]:
     return cast("Steps[Issued]", one)
+
+
+def test_a_batch_waits_for_as_many_as_last_time_and_not_for_long() -> None:
+    together, trail = Together(), Trail()
+
+    async def main() -> None:
+        batches = Batches(together, trail)
+
+        async def ask(count: int) -> None:
+            await asyncio.gather(*(batches.issued(steps(n), str(n)) for n in range(count)))
+
+        first = asyncio.ensure_future(ask(4))
+        while not together.sizes:
+            await asyncio.sleep(0.001)
+        together.may.set()
+        await first  # one alone, who came first, and then three
+        await ask(3)
+        await ask(2)  # who wait for a third, in vain
+        await ask(2)
+        batches.close()
+
+    asyncio.run(main())
+    assert together.sizes == [1, 3, 3, 2, 2]
 
 
 def test_what_waits_is_issued_and_recorded_together() -> None:
@@ -79,13 +109,14 @@ def test_what_waits_is_issued_and_recorded_together() -> None:
         ({"one": "ok", "two": "refused"}, [None, KeyError], [("one", "ok")]),
         ({"one": "refused", "two": "refused"}, [KeyError, KeyError], None),
         ({"one": "ok", "two": "defect"}, [RuntimeError, RuntimeError], None),
+        ({"one": "ok", "two": "panic"}, [PKIError, PKIError], None),
         (
             {"one": "ok", "full": "ok", "three": "refused"},
             [OSError, OSError, KeyError],
             [("one", "ok"), ("full", "ok")],
         ),
     ],
-    ids=["one is refused", "all are refused", "a defect of the whole", "a trail that cannot be written"],
+    ids=["one is refused", "all are refused", "a defect of the whole", "a panic", "a trail that cannot be written"],
 )
 def test_what_fails_is_raised_where_it_is_waited_for(
     asked: dict[str, str], errors: list[type[Exception] | None], recorded: list[tuple[str, str]] | None

@@ -52,6 +52,25 @@ def test_a_trail_that_hangs_holds_up_nobody_else_and_no_answer_goes_out_before_i
     assert service.trail.of("enrol")[-1]["decision"] == ("allow" if good else "deny")
 
 
+class Panic(BaseException):
+    """What PyO3 raises where Rust panics is no `Exception`, either."""
+
+
+@pytest.mark.parametrize("defect", [ZeroDivisionError, Panic])
+def test_a_defect_is_an_answer_and_a_line(
+    defect: type[BaseException], service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise defect("internal words")
+
+    monkeypatch.setattr(service.ca, "ca_certificates", broken)
+    answer = service.ask("GET", "/.well-known/est/cacerts")
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "server_error", "request": answer.headers["x-request-id"]}
+    line = service.trail.of("cacerts")[-1]
+    assert (line["decision"], line["check"], line["reason"]) == ("deny", "server", "")
+
+
 def test_what_comes_together_is_recorded_one_by_one(service: Running, stuck: Stuck) -> None:
     """All that waited while the trail hung is issued in one go, and each has its own line, under its own number."""
     before = len(service.trail.records)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import subprocess
+from datetime import UTC, datetime
 
 import pytest
-from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +81,18 @@ def test_certificates_as_pkcs7(own_ca: CertificateAuthority) -> None:
     assert sorted(c.serial_number for c in pkcs7.load_der_pkcs7_certificates(base64.b64decode(encoded))) == sorted(
         c.serial_number for c in chain
     )
+
+
+@pytest.mark.parametrize("size", [1, 150, 5000], ids=["small", "medium", "large"])
+def test_one_certificate_is_wrapped_as_cryptography_does_it(size: int) -> None:
+    name = x509.Name([])
+    key = ec.generate_private_key(ec.SECP256R1())
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+    for padding in range(size, size + 5):
+        comment = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.999"), bytes(padding))
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, end).add_extension(comment, False)
+        leaf = builder.sign(key, hashes.SHA256())
+        assert est.certificate(leaf.public_bytes(Encoding.DER)) == est.certificates([leaf])
 
 
 def test_attributes_by_openssl() -> None:

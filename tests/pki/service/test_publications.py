@@ -22,7 +22,8 @@ from pki import CertificateAuthority
 from pki.errors import RequestMalformed
 from pki.service.publications import MAX_OCSP_BYTES, ocsp_request
 from pki.store import Store
-from tests.pki.service.parts import DOMAIN, PUBLIC_URL, Running, certificates, started
+from tests.pki.service.parts import DOMAIN, PUBLIC_URL, Running, certificates, new_ca, started
+from tests.pki.store.parts import intrude
 from trust.bundles import TrustBundle
 
 
@@ -122,6 +123,17 @@ def test_the_ca_certificate_that_a_certificate_names(service: Running, leaf: x50
     response = service.get(path_of(access_url(leaf, x509.AuthorityInformationAccessOID.CA_ISSUERS)))
     assert response.headers["content-type"] == "application/pkix-cert"
     assert x509.load_der_x509_certificate(response.content) == service.ca.intermediate
+
+
+def test_a_ca_that_somebody_has_put_into_the_database_is_not_handed_out(tmp_path: Path) -> None:
+    with new_ca(tmp_path / "ca") as ca, started(ca) as running:
+        intruder = intrude(tmp_path / "ca")
+        assert [one.key_id for one in ca.issuers()][-1] == intruder.key_id
+        assert running.get(f"/ca/{intruder.key_id}.cer").status_code == 404
+        for genuine in ca.issuers()[:-1]:
+            assert running.get(f"/ca/{genuine.key_id}.cer").content == genuine.der
+        given = certificates(running.ask("GET", "/.well-known/est/cacerts"))
+        assert {one.public_bytes(Encoding.DER) for one in given} == {one.der for one in ca.issuers()[:-1]}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +16,12 @@ import pytest
 from cryptography import x509
 from sqlalchemy import create_engine, make_url
 
-from pki import keys, ledger_audit, profiles
+from pki import keys, ledger, ledger_audit, list_profiles, profiles
 from pki.ledger import Head, sign_head
 from pki.policy import Approved
 from pki.profiles import Issuer, RevokedSerial
 from pki.records import Issue, IssuerRecord, Record, Settings, State
-from pki.store import DATABASE_FILE, Store
+from pki.store import DATABASE_FILE, Store, rows
 from tests.pki.conftest import DOMAIN, NOW
 from trust.identity import AgentID
 
@@ -149,7 +149,7 @@ def crl(
 ) -> x509.CertificateRevocationList:
     def make(number: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
         return keys.sign_crl(
-            profiles.revocation_list(revoked, issuer=ca.issuer, number=number, now=now),  # type: ignore[arg-type]
+            list_profiles.revocation_list(revoked, issuer=ca.issuer, number=number, now=now),  # type: ignore[arg-type]
             ca.key,
         )
 
@@ -158,6 +158,17 @@ def crl(
 
 def number(item: x509.CertificateRevocationList) -> int:
     return item.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+
+
+def intrude(folder: Path, position: int = 10_000) -> IssuerRecord:
+    """What somebody does who can write the database and has no key of the CA: a root of his own, and its entry."""
+    record = root(State.PREPARED).row
+    entry, row = ledger.entry_for_issuer(record).encode(), rows.issuer_row(record, position)
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as database, database:
+        database.execute("INSERT INTO ledger VALUES (?, ?, ?)", (position, entry, ledger.leaf_hash(entry)))
+        marks = ", ".join("?" * len(row))
+        database.execute(f"INSERT INTO issuers ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+    return record
 
 
 def sql(where: str | Path, *statements: str) -> None:

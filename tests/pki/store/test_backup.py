@@ -7,7 +7,6 @@ import os
 import shutil
 import sqlite3
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from pki.errors import (
 )
 from pki.ledger import Head, sign_head
 from pki.records import PendingKey, State
-from pki.store import DATABASE_FILE, BackupReport, Store, backup, restore
+from pki.store import DATABASE_FILE, BackupReport, Store, backup, restore, restoring
 from tests.pki.conftest import DOMAIN, NOW
 from tests.pki.judges import listing
 from tests.pki.store import parts
@@ -116,14 +115,15 @@ def test_what_comes_back_is_what_was_saved(
         target = str(request.getfixturevalue("postgresql"))
         if target == where:
             sql(where, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    began = int(time.time())
     report = restore(saved, target, password=PASSWORD)
     counted(report)
     assert report.opened_keys == (parts.ROOT.row.key_id, CA1.row.key_id)
     assert opened(target) == before
     new = parts.opened(target)
     # What was published after the backup must not come again under the same number.
-    assert time.time() + 2 > new.bundle_sequence() > time.time() - 60 > sequence
-    assert time.time() + 3 > number(crl(new)) > time.time() - 60 > last
+    assert time.time() + 2 > new.bundle_sequence() > began > sequence
+    assert number(crl(new)) > last
     # And what was used after it must not be good again.
     assert new.tokens(NOW) == []
     issue(new, leaf())
@@ -371,14 +371,13 @@ def test_replacing_what_is_not_there(saved_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_ca_that_appears_meanwhile(saved_file: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["pki.store.backup"]  # the package's attribute of that name is the function
-    real: Callable[..., BackupReport] = module._rebuilt
+    real: Callable[..., BackupReport] = restoring._rebuilt
 
     def slow(*given: object) -> BackupReport:
         parts.create(empty)
         return real(*given)
 
-    monkeypatch.setattr(module, "_rebuilt", slow)
+    monkeypatch.setattr(restoring, "_rebuilt", slow)
     with pytest.raises(PKIError) as caught:
         restore(saved_file, empty, password=PASSWORD)
     assert type(caught.value) is AuthorityExists

@@ -19,7 +19,7 @@ from pki.errors import AuthorityMissing, PKIError, StoreError
 from pki.records import IssuerRecord
 from pki.store import DATABASE_FILE, Store
 from pki.store import database as module
-from pki.store.database import Database, Location, locate
+from pki.store.database import Database, Location, locate, sqlite_file
 from tests.pki.conftest import NOW
 from tests.pki.store import parts
 from tests.pki.store.parts import CA1, ROOT, SETTINGS
@@ -132,6 +132,32 @@ def test_the_face() -> None:
     assert DATABASE_FILE == "ca.db"
     assert isinstance(locate("x"), Location)
     assert SETTINGS.name_constraint
+
+
+def test_the_connection_that_writes_is_kept_unless_something_fails(tmp_path: Path) -> None:
+    """What it holds in memory is worth keeping; what has failed is not."""
+    opened = Database(sqlite_file(tmp_path / "any.db"))
+
+    def writer() -> object:
+        with opened.write() as connection:
+            return connection.connection.dbapi_connection
+
+    first = writer()
+    assert writer() is first
+    with pytest.raises(PKIError) as caught, opened.write() as connection:
+        connection.execute(text("SELECT nothing"))
+    assert type(caught.value) is StoreError
+    second = writer()
+    assert second is not first
+    with pytest.raises(PKIError, match="within a transaction") as caught, opened.write() as connection:
+        module._take_turn(connection)  # fails, and not because of a lock
+    assert type(caught.value) is StoreError
+    second = writer()
+    with opened.read() as connection:
+        assert connection.connection.dbapi_connection is not second, "readers wait, and it does not"
+    opened.close()
+    assert writer() is not second, "as before it was closed"
+    opened.close()
 
 
 @contextmanager

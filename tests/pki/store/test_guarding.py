@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from cryptography import x509
 from sqlalchemy import event
 
 from pki.errors import LedgerDamaged, PKIError
 from pki.ledger import Head, sign_head
 from pki.store import Store
+from tests.pki.conftest import NOW
 from tests.pki.store import parts
 from tests.pki.store.parts import CA1, DAY, issue, leaf, sql
 
@@ -62,6 +64,46 @@ def test_what_another_process_has_signed_costs_one_signature_and_no_look_at_entr
     issue(second, leaf())
     assert len(verified) == 2
     assert parts.problems(second) == ()
+
+
+def _put_back(where: str) -> Callable[[], None]:
+    """Keeps the rows of now, for somebody to put back later who can write the database: as from an old copy of it."""
+    tables = ("certificates", "ledger", "heads")
+    sql(where, *(f"CREATE TABLE kept_{name} AS SELECT * FROM {name}" for name in tables))
+
+    def back() -> None:
+        for name in tables:
+            sql(where, f"DELETE FROM {name}", f"INSERT INTO {name} SELECT * FROM kept_{name}")
+
+    return back
+
+
+def test_a_database_that_was_put_back_and_written_on_by_another_process(where: str, two: tuple[Store, Store]) -> None:
+    """It is longer than what the first one knows, and does not continue it."""
+    first, second = two
+    issue(second, leaf())
+    back = _put_back(where)
+    issue(first, leaf(), leaf())
+    back()
+    issue(second, leaf(), leaf(), leaf())
+    with pytest.raises(PKIError, match="entries that do not continue what this process has written") as caught:
+        issue(first, leaf())
+    assert type(caught.value) is LedgerDamaged
+    with pytest.raises(LedgerDamaged):
+        first.revoke([CA1.record.serial], reason=x509.ReasonFlags.superseded, now=NOW)
+
+
+def test_a_head_that_is_gone_is_missed_by_who_has_written_it(where: str, two: tuple[Store, Store]) -> None:
+    first, second = two
+    issue(first, leaf())
+    issue(second, leaf())
+    head = first.head()
+    assert head is not None
+    sql(where, f"DELETE FROM heads WHERE size = {head.size - 1}")
+    with pytest.raises(PKIError) as caught:
+        issue(first, leaf())
+    assert type(caught.value) is LedgerDamaged
+    issue(second, leaf())
 
 
 def _stranger(head: Head) -> str:

@@ -15,7 +15,7 @@ from pki.records import PendingKey, State
 from pki.store import Store
 from tests.pki.conftest import NOW
 from tests.pki.store import parts
-from tests.pki.store.parts import CA1, DAY, ROOT, SECOND, crl, issue, leaf, number, problems
+from tests.pki.store.parts import CA1, DAY, ROOT, SECOND, crl, issue, leaf, problems
 from tests.pki.store.test_issuing import TOKEN
 
 R, I = ROOT.row.key_id, CA1.row.key_id  # noqa: E741
@@ -29,11 +29,11 @@ def states(store: Store) -> Mapping[str, State]:
 
 def test_a_rotation_is_one_transaction(store: Store) -> None:
     new = parts.intermediate(ROOT, PREPARED)
-    store.change_issuers(add=[(new.row, new.record)], now=NOW, expect={I: ACTIVE})
+    store.change_issuers(add=[(new.row, new.record)], now=NOW, expect={R: ACTIVE, I: ACTIVE})
     assert store.issuers() == [ROOT.row, CA1.row, new.row]
     assert store.find(new.record.serial) == new.record
     size = store.ledger_size()
-    store.change_issuers(states={I: RETIRING, new.row.key_id: ACTIVE}, now=LATER, expect={I: ACTIVE})
+    store.change_issuers(states={I: RETIRING, new.row.key_id: ACTIVE}, now=LATER, expect=states(store))
     assert store.issuers() == [
         ROOT.row,
         dataclasses.replace(CA1.row, state=RETIRING, since=LATER),
@@ -47,14 +47,16 @@ def test_a_rotation_is_one_transaction(store: Store) -> None:
 @pytest.mark.parametrize(
     ("change", "expect"),
     [
-        ({I: RETIRING}, {I: PREPARED}),
-        ({I: RETIRING}, {I: ACTIVE, "00" * 20: ACTIVE}),
-        ({"00" * 20: ACTIVE}, {}),
-        ({R: RETIRING, I: REVOKED, "00" * 20: ACTIVE}, {I: ACTIVE}),
+        ({I: RETIRING}, {R: ACTIVE, I: PREPARED}),
+        ({I: RETIRING}, {R: ACTIVE, I: ACTIVE, "00" * 20: ACTIVE}),
+        ({I: RETIRING}, {I: ACTIVE}),
+        ({I: RETIRING}, {}),
+        ({"00" * 20: ACTIVE}, None),
+        ({R: RETIRING, I: REVOKED, "00" * 20: ACTIVE}, {R: ACTIVE, I: ACTIVE}),
     ],
 )
 def test_a_change_that_somebody_was_faster_with(
-    change: Mapping[str, State], expect: Mapping[str, State], store: Store
+    change: Mapping[str, State], expect: Mapping[str, State] | None, store: Store
 ) -> None:
     before, size = store.issuers(), store.ledger_size()
     with pytest.raises(PKIError) as caught:
@@ -154,7 +156,8 @@ def test_pruning(store: Store) -> None:
     assert problems(store) == ()
     assert store.prune(issuer=old.row.key_id, now=long_gone + SECOND) == 1
     assert list(states(store)) == [R, I, old_root.row.key_id, old.row.key_id]
-    assert number(crl(store, ca=old)) == 1
+    crl(store, ca=old)
+    assert store.crl_number(old.row.key_id, 0) is not None
     assert store.prune(issuer=None, now=ca_gone + SECOND) == 1
     assert list(states(store)) == [R, I, old_root.row.key_id]
     assert store.crl_number(old.row.key_id, 0) is None, "its list went with it"

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 from cryptography import x509
 
-from pki import keys, profiles
+from pki import keys, list_profiles
 from pki.errors import AuthorityDamaged, PKIError
 from pki.profiles import CRL_RETENTION, RevokedSerial, Urls
 from pki.records import Record
@@ -17,6 +17,7 @@ from tests.pki.conftest import NOW
 from tests.pki.store.parts import CA1, DAY, ROOT, SECOND, crl, fake, issue, leaf, number, sql
 
 COMPROMISE = x509.ReasonFlags.key_compromise
+FIRST = int(NOW.timestamp())  # the number of a list that is the first
 URLS = Urls(crl_base="http://ca.fleet.example/crl", ocsp=None, issuers=None)
 
 
@@ -30,14 +31,40 @@ def serials(item: x509.CertificateRevocationList | None) -> list[int]:
 
 
 def test_crl_numbers_only_grow(where: str, store: Store) -> None:
-    assert number(crl(store)) == 1
-    assert number(crl(store)) == 1, "an empty list that is fresh is used again"
-    assert number(crl(store, fresh=False)) == 2
+    assert number(crl(store)) == FIRST
+    assert number(crl(store)) == FIRST, "an empty list that is fresh is used again"
+    assert number(crl(store, fresh=False)) == FIRST + 1
     other = Store.open(where)
-    assert number(crl(other)) == 2
-    assert number(crl(other, fresh=False)) == 3
+    assert number(crl(other)) == FIRST + 1
+    assert number(crl(other, fresh=False)) == FIRST + 2
     other.close()
-    assert number(crl(store)) == 3
+    assert number(crl(store)) == FIRST + 2
+    assert number(crl(store, fresh=False, now=NOW - DAY)) == FIRST + 3, "whatever the clock says"
+    assert number(crl(store, fresh=False, now=NOW + DAY)) == FIRST + 86400
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM crls", "UPDATE crls SET number = 0, stale = '1'", "UPDATE crls SET number = -9, stale = '1'"],
+    ids=["deleted", "counted back", "less than nothing"],
+)
+def test_a_row_that_somebody_has_deleted_or_counted_back_begins_nothing_anew(
+    statement: str, where: str, store: Store
+) -> None:
+    """RFC 5280 section 5.2.3: verifiers would go on with the list that they have."""
+    before = number(crl(store))
+    before = max(before, number(crl(store, fresh=False)))
+    sql(where, statement)
+    assert number(crl(store, now=NOW + 2 * SECOND)) > before
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, 2**63 - 1])
+def test_a_number_to_which_nobody_has_counted_is_not_signed(number: int, where: str, store: Store) -> None:
+    crl(store)
+    sql(where, f"UPDATE crls SET number = {number}, stale = '1'")
+    with pytest.raises(PKIError, match="of a revocation list, to which nobody has counted") as caught:
+        crl(store)
+    assert type(caught.value) is AuthorityDamaged
 
 
 def test_a_revocation_makes_the_list_stale(store: Store) -> None:
@@ -55,9 +82,9 @@ def test_a_revocation_makes_the_list_stale(store: Store) -> None:
 def test_a_revocation_elsewhere_does_not(changes: dict[str, object], store: Store) -> None:
     record = fake(1, **changes)
     issue(store, record)
-    assert number(crl(store)) == 1
+    assert number(crl(store)) == FIRST
     revoke(store, record)
-    assert number(crl(store)) == 1
+    assert number(crl(store)) == FIRST
     assert len(crl(store, fresh=False)) == 0
 
 
@@ -68,8 +95,8 @@ def test_shards_have_lists_of_their_own(store: Store) -> None:
     assert serials(crl(store)) == [first.serial]
 
     def make(count: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-        assert (count, revoked) == (1, [RevokedSerial(serial=7, revoked_at=NOW, reason=COMPROMISE)])
-        builder = profiles.revocation_list(revoked, issuer=CA1.issuer, number=count, now=NOW, urls=URLS, shard=3)
+        assert (count, revoked) == (FIRST, [RevokedSerial(serial=7, revoked_at=NOW, reason=COMPROMISE)])
+        builder = list_profiles.revocation_list(revoked, issuer=CA1.issuer, number=count, now=NOW, urls=URLS, shard=3)
         return keys.sign_crl(builder, CA1.key)
 
     assert serials(store.crl(CA1.issuer.key_id, 3, now=NOW, fresh=lambda _: True, make=make)) == [7]
@@ -98,7 +125,7 @@ def test_a_list_that_cannot_be_made_uses_up_no_number(store: Store) -> None:
 
     with pytest.raises(RuntimeError, match="no key"):
         store.crl(CA1.issuer.key_id, 0, now=NOW, fresh=lambda _: True, make=make)
-    assert number(crl(store)) == 1
+    assert number(crl(store)) == FIRST
 
 
 def test_a_list_that_somebody_else_made_meanwhile_is_taken(where: str, store: Store) -> None:
@@ -145,7 +172,7 @@ def test_a_revocation_list_that_cannot_be_read(folder: str) -> None:
 
 def delta(store: Store, *, now: datetime = NOW, fresh: bool = True) -> x509.CertificateRevocationList | None:
     def make(count: int, base: int, revoked: list[RevokedSerial]) -> x509.CertificateRevocationList:
-        builder = profiles.delta_list(
+        builder = list_profiles.delta_list(
             revoked, issuer=CA1.issuer, number=count, base_number=base, now=now, urls=URLS, shard=0
         )
         return keys.sign_crl(builder, CA1.key)
@@ -166,17 +193,17 @@ def test_a_delta_and_its_base_are_the_list(store: Store) -> None:
     first, second, third = leaf(), leaf(), leaf()
     issue(store, first, second, third)
     revoke(store, first)
-    assert number(crl(store)) == 1
+    assert number(crl(store)) == FIRST
     assert serials(delta(store)) == [], "nothing since"
     revoke(store, second, now=NOW - DAY)  # whatever the clock said: it came after the base
     assert serials(crl(store)) == [first.serial, second.serial]
     assert serials(delta(store)) == [second.serial]
-    assert (base(delta(store)), number(delta(store))) == (1, 2)  # type: ignore[arg-type]
+    assert (base(delta(store)), number(delta(store))) == (FIRST, FIRST + 1)  # type: ignore[arg-type]
     revoke(store, third)
     assert serials(delta(store)) == [second.serial], "until there is a new list with its number"
     assert serials(crl(store)) == [first.serial, second.serial, third.serial]
     assert serials(delta(store)) == [second.serial, third.serial]
-    assert (base(delta(store)), number(delta(store))) == (1, 3)  # type: ignore[arg-type]
+    assert (base(delta(store)), number(delta(store))) == (FIRST, FIRST + 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("step", [BASE_LIFETIME, -DAY], ids=["half a life later", "a clock that was set back"])
@@ -186,8 +213,9 @@ def test_a_base_does_not_live_for_ever(step: object, store: Store) -> None:
     crl(store)
     revoke(store, record)
     later = NOW + step  # type: ignore[operator]
-    assert number(crl(store, now=later)) == 2
-    assert (base(delta(store, now=later)), serials(delta(store))) == (2, [])
+    second = number(crl(store, now=later))
+    assert second > FIRST
+    assert (base(delta(store, now=later)), serials(delta(store))) == (second, [])
 
 
 def test_a_delta_is_made_once(store: Store) -> None:

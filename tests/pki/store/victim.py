@@ -97,14 +97,13 @@ def rotate(store: Store) -> CA:
     """A new intermediate, active at once; all in one transaction, once, whoever else does it."""
     while True:
         new = intermediate(State.ACTIVE)
-        active = {
-            one.key_id: one.state for one in store.issuers() if one.kind == "intermediate" and one.state is State.ACTIVE
-        }
+        known = store.issuers()
+        active = [one.key_id for one in known if one.kind == "intermediate" and one.state is State.ACTIVE]
         try:
             store.change_issuers(
                 add=[(new.row, new.record)],
                 states=dict.fromkeys(active, State.RETIRING),
-                expect=active,
+                expect={one.key_id: one.state for one in known},
                 now=NOW,
             )
         except StateChanged:

@@ -12,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # Spelt out once more, as in revision 0002: a migration is history, and must not change when another one does.
     op.drop_table("tokens")
     op.create_table(
         "tokens",
