@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 
-import pki.cli
+import pki.cli.commands
 import pki.rules
-import trust.cli
+import trust.cli.commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -61,7 +61,7 @@ def test_every_name_exists() -> None:
             value = getattr(value, name)
 
 
-@pytest.mark.parametrize(("program", "app"), [("a2a-pki", pki.cli.app), ("a2a-trust", trust.cli.app)])
+@pytest.mark.parametrize(("program", "app"), [("a2a-pki", pki.cli.commands.app), ("a2a-trust", trust.cli.commands.app)])
 def test_every_command_exists(program: str, app: typer.Typer) -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     written = set(re.findall(rf"\b{program} ([a-z]+)", README))

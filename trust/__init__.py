@@ -1,72 +1,10 @@
 """Agents that speak A2A know which agent is calling, what it may do, and that nobody altered what it said."""
 
-from trust.agent import (
-    agent_client,
-    httpx2_agent_client,
-    serve,
-    serve_workers,
-    serving,
-    sync_agent_client,
-    uvicorn_config,
-)
-from trust.audit import AuditLog
-from trust.authorize import all_of, any_of, exactly, members_of, unsafe_allow_any_peer
-from trust.bundles import RevocationLists, TrustBundle, TrustBundles
-from trust.credentials import Credentials
-from trust.errors import TrustError
-from trust.federation import FederatedBundles, PartnerHealth
-from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLists
-from trust.identity import AgentID, Caller, PeerIdentity, peer_of
-from trust.middleware import Gate
-from trust.oauth.client import TokenSource
-from trust.oauth.keys import RemoteKeys
-from trust.oauth.tokens import TokenValidator
-from trust.partners import Partner
-from trust.peers import verify_peer
-from trust.signing.http import MessageSigner
-from trust.sources import Live
-from trust.tls.destinations import WebPKI
-from trust.tls.engine import client_context, server_context
-from trust.workload_api import WorkloadSource
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AgentID",
-    "AuditLog",
-    "Caller",
-    "Credentials",
-    "FederatedBundles",
-    "Gate",
-    "Live",
-    "MessageSigner",
-    "Partner",
-    "PartnerHealth",
-    "PeerIdentity",
-    "RemoteKeys",
-    "RevocationLists",
-    "TokenSource",
-    "TokenValidator",
-    "TrustBundle",
-    "TrustBundles",
-    "TrustError",
-    "WatchedBundles",
-    "WatchedCredentials",
-    "WatchedRevocationLists",
-    "WebPKI",
-    "WorkloadSource",
-    "agent_client",
-    "all_of",
-    "any_of",
-    "client_context",
-    "exactly",
-    "httpx2_agent_client",
-    "members_of",
-    "peer_of",
-    "serve",
-    "serve_workers",
-    "server_context",
-    "serving",
-    "sync_agent_client",
-    "unsafe_allow_any_peer",
-    "uvicorn_config",
-    "verify_peer",
-]
+from trust.lazy import face_of
+
+if TYPE_CHECKING:
+    from trust.face import *  # noqa: F403
+else:
+    __getattr__, __dir__ = face_of(__name__)

@@ -36,7 +36,7 @@ class AuditSink(Protocol):
         """Write one decision.
 
         Args:
-            event: what was asked: "request", "handshake", "token".
+            event: what was asked, or what broke: "request", "handshake", "connection", "token".
             decision: what was decided.
             check: the check that refused (`TrustError.check`); "all" where everything passed.
             peer: the SPIFFE ID proved by the channel, or the address where none was.
@@ -98,18 +98,14 @@ class AuditLog:
 
     def record_many(self, decisions: Sequence[Mapping[str, Any]]) -> None:
         """As `record` for each, with its arguments by name; a stream is written to, and flushed, once for many."""
+        time = self._clock().isoformat(timespec="milliseconds")
         if self._stream is not None:
-            self._write(self._stream, [self._line(decision) + "\n" for decision in decisions])
+            self._write(self._stream, [_line(time, decision) + "\n" for decision in decisions])
             return
         for decision in decisions:
             level = logging.INFO if decision["decision"] == "allow" else logging.WARNING
             if self._logger.isEnabledFor(level):
-                self._logger.log(level, self._line(decision))
-
-    def _line(self, decision: Mapping[str, Any]) -> str:
-        time = self._clock().isoformat(timespec="milliseconds")
-        # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
-        return json.dumps({"time": time, **{name: _bounded(fact) for name, fact in decision.items() if fact != ""}})
+                self._logger.log(level, _line(time, decision))
 
     def _write(self, stream: TextIO, lines: Sequence[str]) -> None:
         with self._writing:
@@ -124,6 +120,11 @@ class AuditLog:
                 size += len(line)
             stream.write("".join(waiting))
             stream.flush()
+
+
+def _line(time: str, decision: Mapping[str, Any]) -> str:
+    # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
+    return json.dumps({"time": time, **{name: _bounded(fact) for name, fact in decision.items() if fact != ""}})
 
 
 def _bounded(fact: str | int) -> str | int:

@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
-
-import typer
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
 
 from trust.errors import TrustError
 
+INTERRUPTED = 130  # as a shell has it: 128, and the number of the signal
+TERMINATED = 143
 
-def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+
+def run(commands: str, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code.
+
+    It is 0 when it is done, 1 when it was refused or failed, 2 for wrong usage, 130 after ctrl-C and 143 after SIGTERM,
+    which both let everything be put away that is there for the time of the command only.
+
+    Args:
+        commands: the module with the Typer `app`. It is imported here: that takes a second, in which somebody may press
+            ctrl-C.
+        name: of the program.
+        arguments: those of the process when left out.
+    """
     try:
+        with _told_to_end():
+            code = _run(commands, name, arguments)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Terminated:
+        return _fail(name, "terminated", TERMINATED)
+    return _fail(name, "interrupted", code) if code == INTERRUPTED else code
+
+
+def silence() -> None:
+    """Whoever read our output has enough: what is still written goes nowhere, also at the interpreter's exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(commands: str, name: str, arguments: Sequence[str] | None) -> int:
+    import typer  # not before somebody catches an interrupt
+
+    try:
+        app = import_module(commands).app
         return int(app(args=arguments, prog_name=name, standalone_mode=False) or 0)
     except typer.TyperException as error:
         return _fail(name, error.format_message(), error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail(name, "interrupted", 130)
+    except typer.Abort:
+        return INTERRUPTED
     except TrustError as error:
         return _fail(name, str(error))
     except BrokenPipeError:
@@ -28,12 +63,29 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         return _fail(name, f"{error.filename or 'input or output'}: {error.strerror or type(error).__name__}")
 
 
-def silence() -> None:
-    """Whoever read our output has enough: what is still written goes nowhere, also at the interpreter's exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class Terminated(SystemExit):
+    """Somebody told the process to end: `finally` blocks run, no line of ours catches it."""
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM ends the command as ctrl-C does. Elsewhere than in the main thread nobody gets signals."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough: what is put away now is put away whole
+        raise Terminated(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(name: str, message: str, code: int = 1) -> int:
     if message:  # without arguments the help says it all
-        typer.echo(f"{name}: {message}", err=True)
+        sys.stderr.write(f"{name}: {message}\n")
     return code

@@ -31,6 +31,8 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
     |  |- IssuerMismatch, AudienceMismatch, BindingMismatch, ResponseMismatch
     |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
+    |  |- MessageNotPortable, AuthorUnclear, EvidenceMalformed, ReceiptMismatch
+    |  |- CardMalformed, CardNotCovered, CardOfAnother, CardAsksForLess       an Agent Card's
     |  `- ResponseNotSigned, ResponseTooLarge, StreamNotSigned
     |- SignerMismatch           check 5: the signer is not the peer
     |- Replayed, ReplayGuardFull  check 6: seen before, or no room to remember
@@ -424,6 +426,55 @@ class MessageFromTheFuture(SignatureError):
 
 class MessageLifetimeTooLong(SignatureError):
     check = "signature.lifetime"
+
+
+class MessageNotPortable(SignatureError):
+    """A message inside JSON has a part that an SDK on its way would lose or change."""
+
+    check = "signature.portable"
+    status = 400
+
+
+class AuthorUnclear(SignatureError):
+    """Of several signatures beside one another, not exactly one is meant for us, by whom we believe."""
+
+    check = "signature.author"
+
+
+class EvidenceMalformed(SignatureError):
+    check = "evidence.form"
+    status = 400
+
+
+class ReceiptMismatch(SignatureError):
+    """A receipt that is another message's, or another agent's than the receiver's."""
+
+    check = "evidence.receipt"
+
+
+class CardMalformed(SignatureError):
+    """Not the JSON of an A2A 1.0 Agent Card."""
+
+    check = "card.form"
+    status = 400
+
+
+class CardNotCovered(SignatureError):
+    """A part of the Agent Card is outside of its signature."""
+
+    check = "card.coverage"
+
+
+class CardOfAnother(SignatureError):
+    """The signature is good, and its signer does not speak for the agent that is asked about."""
+
+    check = "card.agent"
+
+
+class CardAsksForLess(SignatureError):
+    """The card asks less of callers than it must, or shows traces of requirements that were taken out."""
+
+    check = "card.security"
 
 
 class ResponseNotSigned(SignatureError):

@@ -104,6 +104,30 @@ class PeerVerifier:
             ConfigurationError: `usage` is neither, or the bundle of that trust domain cannot be used.
         """
         now = utc(now)
+        path = self._path(chain_der, now, usage)
+        # (5) Revocation.
+        for answer in path.answers:
+            answer.check(now)
+        # (6) Every check has passed.
+        return path.peer
+
+    def revocation(self, peer: PeerIdentity, *, now: datetime, usage: Usage) -> RevocationFacts:
+        """What the CRLs say about the path of a peer that was verified, whichever way. Nobody is refused for it.
+
+        Raises:
+            PeerError: checks (1) to (4) of `verify`.
+        """
+        now = utc(now)
+        answers = self._path(peer.chain, now, usage).answers
+        crls = {id(crl): crl for answer in answers for crl in answer.current(now)}
+        since = [moment for answer in answers if (moment := answer.since()) is not None]
+        known = all(answer.current(now) or not answer.required for answer in answers)
+        return RevocationFacts(
+            crls=tuple(crls.values()), known=known and bool(answers), revoked_since=min(since, default=None)
+        )
+
+    def _path(self, chain_der: Sequence[bytes], now: datetime, usage: Usage) -> _Path:
+        """Checks (1) to (4) of `verify`, or what is remembered of them."""
         # (1) Bounds come before any work on the bytes.
         if not chain_der:
             raise NoPeerCertificate("peer presented no certificate", expected="a certificate chain, the leaf first")
@@ -122,11 +146,7 @@ class PeerVerifier:
             # and push everybody else's out.
             if path.uses_all and sum(map(len, chain_der)) <= MAX_CACHED_CHAIN_BYTES:
                 self._remember(snapshot, key, path)
-        # (5) Revocation.
-        for answer in path.answers:
-            answer.check(now)
-        # (6) Every check has passed.
-        return path.peer
+        return path
 
     def _current_snapshot(self) -> _Snapshot:
         bundles, lists = self._bundles.current(), self._crls.current()
@@ -147,6 +167,15 @@ class PeerVerifier:
             while len(snapshot.paths) >= MAX_CACHED_CHAINS:
                 del snapshot.paths[next(iter(snapshot.paths))]  # the one remembered first
             snapshot.paths[key] = path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationFacts:
+    """What CRLs say about a path."""
+
+    crls: tuple[x509.CertificateRevocationList, ...]  # that are current, and cover one of its certificates
+    known: bool  # there is one for each certificate that needs one
+    revoked_since: datetime | None  # the earliest revocation of any of its certificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ certificate is refused as well.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from cryptography import x509
@@ -65,20 +65,21 @@ class RevocationIndex:
     def _answer(
         self, certificate: Certificate, issuer: Certificate, *, is_leaf: bool, required: bool
     ) -> RevocationAnswer:
-        usable, problems, listed = [], [], False
+        usable, problems, listing = [], [], []
         for indexed in self._by_issuer.get(certificate.issuer, ()):
             problem = indexed.problem or indexed.covers(certificate, is_leaf=is_leaf)
             lists_it = certificate.serial in indexed.serials
             # Asked last and of no CRL that makes no difference, for hashing a large one takes long.
             unsigned = indexed.signed_by(issuer) if lists_it or not problem else ""
-            listed = listed or (lists_it and not unsigned)
+            if lists_it and not unsigned:
+                listing.append(indexed)
             if problem or unsigned:
                 problems.append(problem or unsigned)
             else:
                 usable.append(indexed)
         return RevocationAnswer(
             certificate=certificate,
-            revoked=listed,
+            listing=tuple(listing),
             crls=tuple(usable),
             # RFC 9608 keeps noRevAvail out of CA certificates: a CA cannot exempt itself.
             required=required and not (is_leaf and _exempt(certificate)),
@@ -106,7 +107,7 @@ class RevocationAnswer:
     """What the CRLs say about one certificate: at any time, and, asked by `check`, at one."""
 
     certificate: Certificate
-    revoked: bool  # listed by a CRL of its issuer
+    listing: tuple[_Indexed, ...]  # CRLs of its issuer that say it is revoked
     crls: tuple[_Indexed, ...]  # those that say it is not, each in its own time
     required: bool  # refused where none of them is current
     problem: str  # why there is none, for the message
@@ -122,15 +123,14 @@ class RevocationAnswer:
             CertificateRevoked: a CRL lists it.
             RevocationUnknown: no CRL is current.
         """
-        if self.revoked:
+        if self.listing:
             raise CertificateRevoked(
                 "certificate is revoked",
                 got=f"{self.certificate.name}, serial {self.certificate.serial:x}",
                 expected="one that no CRL of its issuer lists",
                 do="enrol again",
             )
-        current = any(crl.usable_from <= now <= crl.next_update for crl in self.crls)
-        if self.required and not current:
+        if self.required and not self.current(now):
             problem = self.problem
             if self.crls:
                 newest = max(self.crls, key=lambda crl: crl.next_update)
@@ -143,6 +143,31 @@ class RevocationAnswer:
                 expected="a current CRL of its issuer",
                 do="fetch the CRL again and compare the clocks",
             )
+
+    def current(self, now: datetime) -> list[x509.CertificateRevocationList]:
+        """The CRLs that answer for it at `now`; it is not revoked where none lists it."""
+        return [indexed.crl for indexed in self.crls if indexed.usable_from <= now <= indexed.next_update]
+
+    def since(self) -> datetime | None:
+        """When it was revoked, or, where a CRL knows it, since when its key is not to be trusted; None: it is not."""
+        entries = [i.crl.get_revoked_certificate_by_serial_number(self.certificate.serial) for i in self.listing]
+        return min(map(_since, entries), default=None)
+
+
+def _since(entry: x509.RevokedCertificate | None) -> datetime:
+    if entry is None:
+        return _EVER
+    try:
+        # RFC 5280 section 5.3.2: it may lie before the day on which somebody asked for the revocation.
+        suspected = entry.extensions.get_extension_for_class(x509.InvalidityDate).value.invalidity_date_utc
+        return min(suspected, entry.revocation_date_utc)
+    except x509.ExtensionNotFound:
+        return entry.revocation_date_utc
+    except UNREADABLE:
+        return _EVER
+
+
+_EVER = datetime.min.replace(tzinfo=UTC)  # when nobody can say since when
 
 
 class _Indexed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.authority import BILLING, PLANNER, Trail
+from tests.endpoints import WEB, over_web
 from tests.trust.oauth import test_over_mtls as authority
 from tests.trust.tls.parts import AGENT, FORGE, SERVER, SERVERS, echo, run
 from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
@@ -22,7 +26,9 @@ from trust.oauth.keys import RemoteKeys
 from trust.oauth.tokens import TokenValidator
 from trust.signing.http import HEADER, MessageSigner
 from trust.tls import peer_of_response
+from trust.tls.destinations import WebPKI
 
+WEB_ROOT = WEB.root.public_bytes(Encoding.PEM).decode()
 ARGUMENTS: dict[str, Any] = {"source": AGENT, "bundles": FORGE.bundles, "authorize": SERVERS}
 
 
@@ -68,6 +74,44 @@ def test_signed_from_a_thread() -> None:
 
     run(main())
     assert len(seen) == 1
+
+
+def signer(audience: Any) -> MessageSigner:
+    return MessageSigner(AGENT, audience=audience, bundles=FORGE.bundles, signers=SERVERS)
+
+
+@pytest.mark.parametrize(
+    "audience",
+    [SERVER.agent_id, "https://agent.example", {"https://agent.example": SERVER.agent_id}],
+    ids=["one agent for everywhere", "one URL for everywhere", "agents by origin"],
+)
+@pytest.mark.parametrize("make", [agent_client, sync_agent_client, httpx2_agent_client])
+def test_no_web_server_gets_a_signature_that_nobody_asked_for(make: Any, audience: Any) -> None:
+    """It would learn who we are, and from whom it may say that it has come."""
+    rules = {"https://agent.example": SERVERS, "https://web.example:8443": WebPKI()}
+    with pytest.raises(ConfigurationError, match=r"got https://web.example:8443 without an audience"):
+        make(**{**ARGUMENTS, "authorize": rules}, signer=signer(audience))
+
+
+def test_a_web_server_that_the_signer_names_gets_a_signature_for_itself(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == HEADER.lower().encode())
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with over_web(app, tmp_path) as url:
+            origin = url.removesuffix("/bundle")
+            rules = {"https://agent.example": SERVERS, origin: WebPKI(roots=WEB_ROOT)}
+            by_origin = signer({"https://agent.example": SERVER.agent_id, origin: origin})
+            async with agent_client(**{**ARGUMENTS, "authorize": rules}, signer=by_origin) as agent:
+                with pytest.raises(ResponseNotSigned):  # not signed, and so not an answer
+                    await agent.post(url, content=b"question")
+            header = json.loads(base64.urlsafe_b64decode(seen[0].split(b".")[0] + b"=="))
+            assert header["a2a"]["aud"] == origin
+
+    run(main())
 
 
 def test_cookies_are_those_of_httpx() -> None:

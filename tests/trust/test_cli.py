@@ -18,6 +18,8 @@ from tests.forge import Forge
 from trust import cli, files
 from trust.authorize import allows
 from trust.bundles import TrustBundles
+from trust.cli import app as cli_app
+from trust.cli import serve as serving
 from trust.errors import ConfigurationError, WrongPassword
 from trust.identity import AgentID
 
@@ -131,7 +133,11 @@ def test_wrong_usage_is_one_line_and_2(name: str, agent: Path, capsys: pytest.Ca
 
 
 REFUSED = {
-    "no credentials": (["serve", "a:b", "--credentials", "nowhere", "--allow", "fleet.example"], "cannot read"),
+    "no credentials": (
+        ["serve", "a:b", "--credentials", "nowhere", "--allow", "fleet.example"],
+        "no credentials in nowhere: expected chain.pem and key.pem, svid.pem and svid_key.pem, or tls.crt and tls.key; "
+        "give --credentials DIR, which `a2a-pki enrol` makes",
+    ),
     "no bundle": (["serve", "a:b", "--credentials", "{agent}", "--bundles", "x", "--allow", "a.b"], "cannot read x"),
     "malformed ID": (["serve", "a:b", "--credentials", "{agent}", "--allow", "spiffe://A/b"], "trust domain"),
     "malformed domain": (["serve", "a:b", "--credentials", "{agent}", "--allow", "A b"], "trust domain"),
@@ -173,19 +179,19 @@ def test_what_cannot_be_served_is_one_line_and_1(name: str, agent: Path, capsys:
 
 
 def test_the_signing_key_is_encrypted_private_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cli.PASSWORD_VARIABLE, raising=False)
-    first = cli._signing_key(tmp_path)
+    monkeypatch.delenv(cli_app.PASSWORD_VARIABLE, raising=False)
+    first = serving._signing_key(tmp_path)
     pem = (tmp_path / "signing-key.pem").read_bytes()
     assert b"ENCRYPTED" in pem
     for name in ("signing-key.pem", "signing-key.password"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    assert cli._signing_key(tmp_path).kid == first.kid
+    assert serving._signing_key(tmp_path).kid == first.kid
     (tmp_path / "signing-key.password").unlink()
     with pytest.raises(WrongPassword):
-        cli._signing_key(tmp_path)
-    monkeypatch.setenv(cli.PASSWORD_VARIABLE, "wrong")
+        serving._signing_key(tmp_path)
+    monkeypatch.setenv(cli_app.PASSWORD_VARIABLE, "wrong")
     with pytest.raises(ConfigurationError):
-        cli._signing_key(tmp_path)
+        serving._signing_key(tmp_path)
 
 
 def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,8 +204,8 @@ def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pyt
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """What `serve` would serve with."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(cli, "serve_app", lambda app, **settings: given.update(settings))
-    monkeypatch.setattr(cli, "_import", lambda target: target)
+    monkeypatch.setattr(serving, "serve_app", lambda app, **settings: given.update(settings))
+    monkeypatch.setattr(serving, "_import", lambda target: target)
     assert cli.main(["serve", "a:b", "--allow", "fleet.example", *arguments]) == 0
     return given
 
@@ -254,7 +260,7 @@ def test_proxies_are_believed_by_their_ids(agent: Path, monkeypatch: pytest.Monk
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
-    command = [sys.executable, "-c", "from trust.cli import main; raise SystemExit(main())", "demo", "--json"]
+    command = [sys.executable, "-m", "trust.cli", "demo", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
         assert json.loads(process.stdout.readline())["ok"]
@@ -268,11 +274,12 @@ def test_interrupts_and_broken_files_are_one_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "serve_app", interrupted)
-    monkeypatch.setattr(cli, "_import", lambda target: target)
+    monkeypatch.setattr(serving, "serve_app", interrupted)
+    monkeypatch.setattr(serving, "_import", lambda target: target)
     assert cli.main(["serve", "a:b", "--credentials", str(agent), "--allow", "fleet.example"]) == 130
+    assert capsys.readouterr().err == "a2a-trust: interrupted\n"
     (agent / "file").write_text("")
-    monkeypatch.setattr(cli, "serve_app", lambda *_, **__: None)
+    monkeypatch.setattr(serving, "serve_app", lambda *_, **__: None)
     arguments = ["serve", "--authority", "c.toml", "--issuer", "https://localhost", "--credentials", str(agent)]
     assert cli.main([*arguments, "--allow", "fleet.example", "--state", str(agent / "file")]) == 1
     assert capsys.readouterr().err.count("\n") == 1

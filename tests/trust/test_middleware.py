@@ -28,6 +28,7 @@ from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned,
 from trust.identity import PEER_EXTENSION
 from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
 from trust.peers import PeerVerifier
+from trust.private_keys import generate
 from trust.replay import MemoryReplayGuard
 from trust.signing.http import HEADER, MessageSigner
 
@@ -540,3 +541,9 @@ def test_an_answer_behind_our_back_is_noticed_by_the_client() -> None:
 def test_a_gate_cannot_be_half_made(changes: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, ScopeMalformed)):
         gate(**changes)
+
+
+@pytest.mark.parametrize("signatures", ["required", "optional"])
+def test_a_key_that_signs_no_answers_is_told_when_the_gate_is_built(signatures: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"signing key.*expected a private key: EC P-256"):
+        gate(source=W.forge.leaf("/billing", key=generate("ML-DSA-44")), signatures=signatures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -60,6 +60,7 @@ def crl(
     *serials: int,
     extensions: list[tuple[x509.ExtensionType, bool]] | None = None,
     reason: x509.ReasonFlags | None = None,
+    invalid: x509.ExtensionType | None = None,
     key: Any = FORGE.key,
     issuer: x509.Certificate = FORGE.intermediate,
     algorithm: hashes.HashAlgorithm | None = None,
@@ -72,6 +73,8 @@ def crl(
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - HOUR)
         if reason is not None:
             entry = entry.add_extension(x509.CRLReason(reason), False)
+        if invalid is not None:
+            entry = entry.add_extension(invalid, False)
         entries.append(entry.build())
     # The entries go in at once: adding them one by one copies the list each time.
     builder = x509.CertificateRevocationListBuilder(
@@ -210,7 +213,7 @@ def test_a_list_that_makes_no_difference_is_not_hashed(monkeypatch: pytest.Monke
     monkeypatch.setattr("trust.revocation._Indexed.signed_by", refuse)
     path = tuple(Certificate.read(der) for der in AGENT.chain_der)
     (answer,) = index.answers(path, "fleet.example")
-    assert (answer.revoked, answer.crls) == (False, ())
+    assert (answer.listing, answer.crls) == ((), ())
 
 
 # noRevAvail
@@ -420,3 +423,28 @@ def test_a_root_and_bundle_of_two_roots_with_their_own_crls() -> None:
     verify_peer(other.leaf().chain_der, bundles=bundles, now=NOW, crls=crls, usage="server")
     with pytest.raises(CertificateRevoked):
         verify_peer(AGENT.chain_der, bundles=bundles, now=NOW + timedelta(seconds=1), crls=crls, usage="server")
+
+
+@pytest.mark.parametrize(
+    ("invalid", "since"),
+    [
+        (None, NOW - HOUR),
+        (x509.InvalidityDate(NOW - 2 * HOUR), NOW - 2 * HOUR),
+        (x509.InvalidityDate(NOW), NOW - HOUR),
+        (x509.UnrecognizedExtension(x509.InvalidityDate.oid, b"when?"), datetime.min.replace(tzinfo=UTC)),
+    ],
+)
+def test_since_when(invalid: x509.ExtensionType | None, since: datetime) -> None:
+    """RFC 5280 section 5.3.2: a key may be known to have been stolen before its certificate was revoked."""
+    verifier = PeerVerifier(FORGE.bundles)
+    agent = verifier.verify(AGENT.chain_der, now=NOW, usage="client")
+    facts = verifier.revocation(agent, now=NOW, usage="client")
+    assert (facts.crls, facts.known, facts.revoked_since) == ((), False, None)
+    revoking = crl(AGENT.certificate.serial_number, invalid=invalid)
+    old = crl(next_update=NOW - HOUR / 2)
+    verifier = PeerVerifier(FORGE.bundles, RevocationLists.of([old, revoking, ROOT_CRL]))
+    facts = verifier.revocation(agent, now=NOW, usage="client")
+    assert facts.crls == (revoking, ROOT_CRL)
+    assert facts.revoked_since == since
+    without = PeerVerifier(FORGE.bundles, RevocationLists.of([old, ROOT_CRL]))
+    assert not without.revocation(agent, now=NOW, usage="client").known

@@ -40,7 +40,7 @@ MAX_SKEW_SECONDS = 10  # how far the signer's clock may be ahead of ours
 DEFAULT_ALGORITHMS = ("ES256", "ES384", "Ed25519")
 
 _JTI = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 128 random bits have 22 characters of base64url
-_COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
+COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +75,16 @@ class VerifiedMessage:
     audience: str
     issued_at: datetime
     expires_at: datetime
+    received_at: datetime  # the time that it was verified for
     digest: str  # base64url(SHA-256(compact JWS)): what an answer names
+    jws: str = field(repr=False)
     replay_key: bytes = field(repr=False)
+
+    def evidence(self, *, credentials: Credentials, verifier: PeerVerifier, jti: str) -> bytes:
+        """A bundle with our receipt, by which anybody can verify this later; as `trust.signing.evidence`."""
+        from trust.signing.evidence import make_evidence  # it needs this module
+
+        return make_evidence(self, credentials=credentials, verifier=verifier, jti=jti)
 
 
 def sign(
@@ -168,7 +176,7 @@ def verify(
         # Without it, a verifier that does not know the binding would accept the message anywhere.
         raise CriticalHeaderRefused("crit of a message", got=header.get("crit"), expected='["a2a"]')
     # (3) Verified now, even where the handshake did it: a connection outlives certificates and CRLs.
-    signer = verifier.verify(_chain(header, peer), now=now, usage=usage)
+    signer = verifier.verify(chain_of(header, peer), now=now, usage=usage)
     # (4) and (5)
     parsed.verify_payload(signer.public_key, payload)
     # (6)
@@ -191,7 +199,9 @@ def verify(
         audience=claims["aud"],
         issued_at=datetime.fromtimestamp(issued_at, UTC),
         expires_at=datetime.fromtimestamp(expires_at, UTC),
+        received_at=now,
         digest=digest(jws),
+        jws=jws,
         replay_key=replay.replay_key(claims["iss"], claims["aud"], claims["jti"]),
     )
 
@@ -206,7 +216,7 @@ def is_message_id(jti: object) -> bool:
     return isinstance(jti, str) and _JTI.fullmatch(jti) is not None
 
 
-def _chain(header: Mapping[str, Any], peer: PeerIdentity | None) -> tuple[bytes, ...]:
+def chain_of(header: Mapping[str, Any], peer: PeerIdentity | None) -> tuple[bytes, ...]:
     """The certificates that the header names. They are a claim: nothing has been verified."""
     name = header.get("x5t#S256")
     if not isinstance(name, str):
@@ -247,7 +257,7 @@ def _claims(claims: object, binding: Binding) -> dict[str, Any]:
     if claims.get("v") != VERSION or claims["v"].__class__ is not int:
         raise HeaderMalformed("version of the a2a header", got=claims.get("v"), expected=str(VERSION))
     for name in claims:
-        if name not in _COMMON and name not in binding.members:
+        if name not in COMMON and name not in binding.members:
             raise HeaderMalformed("a2a", got=name, expected=f"only what {binding.typ} has")
     for name in ("iss", "aud"):
         text = claims.get(name)

@@ -164,6 +164,10 @@ class MessageSigner:
             content_type=content_type,
         )
 
+    def names(self, origin: str) -> bool:
+        """Whether the audiences name this origin, so that a request there is to be signed whoever answers."""
+        return _origin(origin) in self._by_origin
+
     def _audience_of(self, url: str) -> AgentID | str:
         if self._everywhere is not None:
             return self._everywhere
@@ -280,7 +284,10 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
 def _peer(response: httpx.Response) -> PeerIdentity | None:
     """The other end of the connection that the answer came from, where the transport below is one of `trust.tls`."""
-    peer = getattr(_connection(response), "peer", None)
+    stream = response.extensions.get("network_stream")
+    # Those of `trust.tls` keep it; a TLS object forgets its peer when the connection fails.
+    kept = stream.get_extra_info("peer") if stream is not None else None
+    peer = kept or getattr(_connection(response), "peer", None)
     return peer if isinstance(peer, PeerIdentity) else None
 
 

@@ -137,12 +137,18 @@ def parse_detached(
     algorithms: Collection[str],
     typ: str | tuple[str, ...],
     understood: Collection[str] = ("a2a",),
+    passed_over: Collection[str] = (),
 ) -> Parsed:
-    """Steps (0) to (2) for a detached JWS; `Parsed.verify_payload` does the rest. Arguments as `verify_detached`."""
+    """Steps (0) to (2) for a detached JWS; `Parsed.verify_payload` does the rest. Arguments as `verify_detached`.
+
+    Args:
+        passed_over: which of `jku`, `x5u` and `jwk` may stand in the header, where other verifiers need them. Whoever
+            allows one must not look at it.
+    """
     protected, middle, signature = _parts(jws, MAX_DETACHED_BYTES)
     if middle:
         raise SignatureMalformed("payload inside a detached JWS", expected="an empty second part")
-    return _parsed(protected, b"", signature, algorithms, typ, understood)
+    return _parsed(protected, b"", signature, algorithms, typ, understood, passed_over)
 
 
 def parse_compact(
@@ -229,6 +235,7 @@ def _parsed(
     algorithms: Collection[str],
     typ: str | tuple[str, ...],
     understood: Collection[str],
+    passed_over: Collection[str] = (),
 ) -> Parsed:
     # A str is a collection of its substrings: "S256" in "ES256" is true.
     if isinstance(algorithms, str) or isinstance(understood, str):
@@ -245,7 +252,7 @@ def _parsed(
     alg = header.get("alg")
     if not isinstance(alg, str) or alg not in signatures.READABLE or not _allowed(alg, algorithms):
         raise AlgorithmRefused("alg of the JWS", got=alg, expected=" or ".join(sorted(algorithms)))
-    _check_members(header, understood)
+    _check_members(header, understood, passed_over)
     # Only now is it worth decoding.
     return Parsed(header, alg, decode(payload) if payload else b"", raw_signature, protected, payload)
 
@@ -254,8 +261,8 @@ def _allowed(alg: str, algorithms: Collection[str]) -> bool:
     return alg in algorithms or (alg == "EdDSA" and "Ed25519" in algorithms)
 
 
-def _check_members(header: Mapping[str, Any], understood: Collection[str]) -> None:
-    if not _BRINGS_A_KEY.isdisjoint(header):
+def _check_members(header: Mapping[str, Any], understood: Collection[str], passed_over: Collection[str] = ()) -> None:
+    if not _BRINGS_A_KEY.isdisjoint(header) and not _BRINGS_A_KEY.intersection(header).issubset(passed_over):
         raise HeaderMalformed("JWS brings its own key", expected="no jku, x5u or jwk")
     if "b64" in header:
         # RFC 7797: a verifier that overlooks it verifies other bytes than the signer meant.

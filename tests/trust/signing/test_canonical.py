@@ -381,10 +381,11 @@ def test_equals_the_oracle(value: Any, ascii_only: bool, separators: tuple[str, 
             assert canonicalize(text) == expected
 
 
-def test_equals_the_oracle_on_twenty_thousand_documents() -> None:
-    chance = random.Random(8785)
+@pytest.mark.parametrize(("seed", "documents"), [(8785, 20_000), pytest.param(7493, 130_000, marks=pytest.mark.slow)])
+def test_equals_the_oracle_on_many_documents(seed: int, documents: int) -> None:
+    chance = random.Random(seed)
     separators = [(",", ":"), (", ", ": ")]
-    for _ in range(20_000):
+    for _ in range(documents):
         value = _document(chance, 3)
         text = json.dumps(value, ensure_ascii=chance.random() < 0.3, separators=chance.choice(separators)).encode()
         with pytest.MonkeyPatch.context() as patch:

@@ -83,6 +83,13 @@ class Connection:
         return self if name == "ssl_object" else None
 
 
+class Ended(Connection):
+    """As it is when the connection has failed since: the TLS object has forgotten its peer, the stream has not."""
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.peer if name == "peer" else Connection(None)
+
+
 class Billing(httpx.AsyncBaseTransport):
     """The agent that is called: it verifies each request completely and signs its answer, for real."""
 
@@ -97,7 +104,9 @@ class Billing(httpx.AsyncBaseTransport):
         status_on_the_wire: int | None = None,
         tls: bool = True,
         headers: Headers | None = None,
+        connection: type[Connection] = Connection,
     ) -> None:
+        self.connection = connection
         self.content, self.status, self.by, self.chain = content, status, by, chain
         self.change, self.status_on_the_wire, self.tls = change, status_on_the_wire, tls
         self.headers = headers or [(b"content-type", b"application/json")]
@@ -141,7 +150,7 @@ class Billing(httpx.AsyncBaseTransport):
             self.status_on_the_wire or self.status,
             headers=headers,
             stream=body,
-            extensions={"network_stream": Connection(peer), "http_version": b"HTTP/1.1"},
+            extensions={"network_stream": self.connection(peer), "http_version": b"HTTP/1.1"},
         )
 
     async def aclose(self) -> None:
@@ -202,6 +211,7 @@ def test_a_signed_exchange(arguments: dict[str, Any]) -> None:
         (Billing(status=403, content=b'{"error":"access_denied"}'), 403),
         (Billing(status=204, content=b""), 204),
         (Billing(tls=False, chain=True), 200),
+        (Billing(connection=Ended), 200),
     ],
 )
 def test_answers_of_every_kind_come_through_when_they_are_signed(server: Billing, accepted: int) -> None:
@@ -231,6 +241,7 @@ def without_signature(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
         (Billing(status=403, status_on_the_wire=200), ResponseMismatch),
         (Billing(by=REPORTS), ResponseMismatch),
         (Billing(tls=False), SignerUnknown),
+        (Billing(tls=False, connection=Ended), SignerUnknown),
         (Billing(content=gzip.compress(b'{"ok":true}'), headers=[(b"content-encoding", b"gzip")]), ResponseMismatch),
         (Billing(headers=[(b"content-type", b"text/event-stream")]), ResponseNotSigned),
         (Billing(headers=[(b"content-type", b"Text/Event-Stream; charset=utf-8")]), ResponseNotSigned),
@@ -272,6 +283,13 @@ def test_each_origin_has_its_audience() -> None:
     assert call(Billing(), by=by).status_code == 200
     request = by.sign(method="GET", url="https://r.example/x?y", body=b"")
     assert request.audience == "spiffe://fleet.example/reports"
+
+
+def test_which_origins_the_audiences_name() -> None:
+    by_origin = signer(audience={"https://BILLING.example:443": BILLING.agent_id})
+    assert by_origin.names("https://billing.example") and by_origin.names("https://billing.example:443/")
+    assert not by_origin.names("https://other.example") and not by_origin.names("https://billing.example:8443")
+    assert not signer().names("https://billing.example")
 
 
 @pytest.mark.parametrize(

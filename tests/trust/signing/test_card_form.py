@@ -1,0 +1,270 @@
+"""The form of a card: our table against the SDK's descriptors, our forms against those that others compute."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from a2a.client.card_resolver import parse_agent_card
+from a2a.types import AgentCard
+from a2a.utils.signing import _canonicalize_agent_card
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.json_format import MessageToDict, ParseDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.cards import CARD, changed
+from trust.errors import CardMalformed
+from trust.signing.canonical import canonicalize_value
+from trust.signing.card_form import MAX_LEFT_OUT, ONE_OF, SCHEMA, covered, prepare, read, requirements
+
+
+def kind_of(field: FieldDescriptor) -> str:
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry:
+        return kind_of(message.fields_by_name["value"]).rstrip("?!") + "{}" + "!" * is_required(field)
+    names = {FieldDescriptor.TYPE_STRING: "string", FieldDescriptor.TYPE_BOOL: "bool"}
+    name = message.name if message is not None else names[field.type]
+    many = "[]" * field.is_repeated
+    optional = "?" * (message is None and field.has_presence)
+    return f"{name}{many}{optional}{'!' * is_required(field)}"
+
+
+def is_required(field: FieldDescriptor) -> bool:
+    return "REQUIRED" in str(field.GetOptions())
+
+
+def table(descriptor: Descriptor, found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    if descriptor.name in found or descriptor.name in ("Struct", "AgentCardSignature"):
+        return found
+    found[descriptor.name] = {f.json_name: kind_of(f) for f in descriptor.fields if f.json_name != "signatures"}
+    for field in descriptor.fields:
+        message = field.message_type
+        if message is not None and message.GetOptions().map_entry:
+            message = message.fields_by_name["value"].message_type
+        if message is not None:
+            table(message, found)
+    return found
+
+
+def test_the_table_is_the_sdks() -> None:
+    assert table(AgentCard.DESCRIPTOR, {}) == SCHEMA
+    for name in SCHEMA:
+        message = AgentCard.DESCRIPTOR.file.message_types_by_name[name]
+        assert (name in ONE_OF) == bool([o for o in message.oneofs if not o.name.startswith("_")])
+
+
+def of_the_specification(card: dict[str, Any]) -> bytes:
+    """Section 8.4.1, from the descriptors: REQUIRED members even if empty, `optional` ones where they are written."""
+
+    def message(descriptor: Descriptor, value: dict[str, Any]) -> dict[str, Any]:
+        result = {}
+        for field in descriptor.fields:
+            if field.json_name in value:
+                item = one(field, value[field.json_name])
+            elif is_required(field):
+                item = [] if field.is_repeated else ""
+            else:
+                continue
+            empty = item in ("", [], {}) or item is False
+            if not empty or is_required(field) or field.has_presence:
+                result[field.json_name] = item
+        return result
+
+    def one(field: FieldDescriptor, item: Any) -> Any:
+        inner = field.message_type
+        if inner is None or inner.name == "Struct":
+            return item
+        if inner.GetOptions().map_entry:
+            value = inner.fields_by_name["value"]
+            return {name: one(value, entry) for name, entry in item.items()}
+        return [message(inner, entry) for entry in item] if field.is_repeated else message(inner, item)
+
+    return canonicalize_value(message(AgentCard.DESCRIPTOR, {n: v for n, v in card.items() if n != "signatures"}))
+
+
+def of_the_sdk(card: dict[str, Any]) -> bytes:
+    return _canonicalize_agent_card(parse_agent_card(copy.deepcopy(card))).encode()
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+json_values = st.recursive(
+    st.none() | st.booleans() | texts | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e15, 1e15),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def values_of(kind: str, depth: int = 0) -> st.SearchStrategy[Any]:
+    kind = kind.rstrip("!?")
+    if kind == "Struct":
+        return st.dictionaries(texts, json_values, max_size=2)
+    if kind.endswith("[]"):
+        return st.lists(values_of(kind[:-2], depth), max_size=2)
+    if kind.endswith("{}"):
+        return st.dictionaries(texts, values_of(kind[:-2], depth), max_size=2)
+    if kind == "string":
+        return texts
+    if kind == "bool":
+        return st.booleans()
+    members = {name: values_of(inner, depth + 1) for name, inner in SCHEMA[kind].items()}
+    if kind in ONE_OF:
+        return st.one_of(*(st.fixed_dictionaries({name: inner}) for name, inner in members.items()), st.just({}))
+    unknown = st.dictionaries(st.sampled_from(["x", "url_", "Name"]), json_values, max_size=1)
+    return st.builds(lambda known, other: {**other, **known}, st.fixed_dictionaries({}, optional=members), unknown)
+
+
+cards = values_of("AgentCard")
+
+
+@given(cards)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_covered_is_what_the_sdk_signs(card: dict[str, Any]) -> None:
+    form, left_out = covered(card)
+    message = ParseDict(copy.deepcopy(card), AgentCard(), ignore_unknown_fields=True)
+    expected = _canonicalize_agent_card(message)
+    assert canonicalize_value(form).decode() == (expected if expected != "null" else "{}")
+    assert bool(left_out) == (canonicalize_value(form) != canonicalize_value(card))
+    assert covered(form) == (form, ())
+
+
+@given(cards)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_can_be_signed_has_one_form(card: dict[str, Any]) -> None:
+    prepared, findings = prepare(changed(CARD, **card))
+    if all(finding.mended for finding in findings):
+        direct = canonicalize_value(prepared)
+        assert of_the_specification(prepared) == of_the_sdk(prepared) == direct
+        assert prepare(prepared) == (prepared, [])
+
+
+def test_a_whole_card_has_one_form_and_needs_no_change() -> None:
+    assert prepare(CARD) == (CARD, [])
+    assert of_the_specification(CARD) == of_the_sdk(CARD) == canonicalize_value(CARD)
+    assert MessageToDict(parse_agent_card(copy.deepcopy(CARD))) == json.loads(json.dumps(CARD))
+
+
+REQUIREMENT = [{"schemes": {"mtls": {}, "oauth2": {"list": ["agent:execute"]}}}]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "path"),
+    [  # what is mended
+        ({"iconUrl": ""}, {}, "iconUrl"),
+        ({"documentationUrl": None, "provider": {}}, {"provider": None}, "provider"),
+        ({"capabilities": {}}, {"capabilities": {"streaming": False}}, "capabilities"),
+        ({"capabilities": {"extensions": []}}, {"capabilities": {"streaming": False}}, "capabilities"),
+        (
+            {"capabilities": {"streaming": True, "extensions": [{"uri": "urn:x", "required": False, "params": {}}]}},
+            {"capabilities": {"streaming": True, "extensions": [{"uri": "urn:x"}]}},
+            "capabilities.extensions[0].required",
+        ),
+        (
+            {"securitySchemes": {**CARD["securitySchemes"], "mtls": {"mtlsSecurityScheme": {"description": ""}}}},
+            {"securitySchemes": CARD["securitySchemes"]},
+            "securitySchemes.mtls.mtlsSecurityScheme",
+        ),
+        ({"securityRequirements": REQUIREMENT}, {}, "securityRequirements[0].schemes.mtls"),
+        (
+            {"skills": [{**CARD["skills"][0], "examples": [], "securityRequirements": REQUIREMENT}]},
+            {"skills": [{**CARD["skills"][0], "securityRequirements": CARD["securityRequirements"]}]},
+            "skills[0].securityRequirements[0].schemes.mtls",
+        ),
+    ],
+)
+def test_what_is_mended(change: dict[str, Any], expected: dict[str, Any], path: str) -> None:
+    prepared, findings = prepare({**CARD, **change})
+    wanted = changed(CARD, **expected)
+    if "securitySchemes" in change:
+        wanted["securitySchemes"]["mtls"]["mtlsSecurityScheme"]["description"] = prepared["securitySchemes"]["mtls"][
+            "mtlsSecurityScheme"
+        ]["description"]
+    assert prepared == wanted
+    assert path in [finding.path for finding in findings]
+    assert all(finding.mended for finding in findings)
+
+
+def test_a_scope_is_described_by_its_name() -> None:
+    card = copy.deepcopy(CARD)
+    flow = card["securitySchemes"]["oauth2"]["oauth2SecurityScheme"]["flows"]["clientCredentials"]
+    flow["scopes"]["agent:read"] = ""
+    prepared, (finding,) = prepare(card)
+    flow["scopes"]["agent:read"] = "agent:read"
+    assert prepared == card
+    assert finding.path == "securitySchemes.oauth2.oauth2SecurityScheme.flows.clientCredentials.scopes.agent:read"
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [  # only its author can mend it
+        ({"description": ""}, "description"),
+        ({"skills": []}, "skills"),
+        ({"name": None}, "name"),
+        ({"supportedInterfaces": [{"url": "https://a.example"}]}, "supportedInterfaces[0].protocolBinding"),
+        ({"skills": [{**CARD["skills"][0], "tags": ["a", ""]}]}, "skills[0].tags[1]"),
+        ({"securityScheme": {}}, "securityScheme"),
+        ({"security_schemes": {}}, "security_schemes"),
+        ({"url": "https://a.example"}, "url"),
+        ({"securityRequirements": [*CARD["securityRequirements"], {}]}, "securityRequirements[1]"),
+        ({"securityRequirements": [{"schemes": {}}]}, "securityRequirements"),
+        ({"securityRequirements": [{"schemes": {"oauth2": {"list": []}}}]}, "securityRequirements"),
+        (
+            {"capabilities": {"extensions": [{"uri": "urn:x", "params": {"a": 1, "empty": [""]}}]}},
+            "capabilities.extensions[0].params.empty",
+        ),
+        (
+            {"capabilities": {"extensions": [{"uri": "urn:x", "params": {"a": {"__proto__": 1}}}]}},
+            "capabilities.extensions[0].params",
+        ),
+        (
+            {"securitySchemes": {**CARD["securitySchemes"], "__proto__": {"mtlsSecurityScheme": {"description": "x"}}}},
+            "securitySchemes.__proto__",
+        ),
+    ],
+)
+def test_what_only_its_author_can_mend(change: dict[str, Any], path: str) -> None:
+    _, findings = prepare({**CARD, **change})
+    assert any(not finding.mended and finding.path.startswith(path) for finding in findings), findings
+
+
+def test_of_what_is_left_out_only_the_whole_is_named() -> None:
+    card = changed(CARD, x={"y": {"z": ""}}, securitySchemes={"mtls": {"mtlsSecurityScheme": {}}}, skills=[{}])
+    assert set(covered(card)[1]) == {"x", "securitySchemes", "skills"}
+
+
+def test_false_is_written_where_it_may_be_absent() -> None:
+    extension = {"uri": "urn:x", "required": False}
+    form, left_out = covered({"capabilities": {"streaming": False, "extensions": [extension]}})
+    assert form == {"capabilities": {"streaming": False, "extensions": [{"uri": "urn:x"}]}}
+    assert left_out == ("capabilities.extensions[0].required",)
+
+
+def test_names_in_paths_are_bounded_and_so_is_their_number() -> None:
+    _, (path,) = covered({"x" * 1000: 1})
+    assert len(path) < 100
+    assert len(covered({f"x{n}": 1 for n in range(MAX_LEFT_OUT)})[1]) == MAX_LEFT_OUT
+    with pytest.raises(CardMalformed):
+        covered({f"x{n}": 1 for n in range(MAX_LEFT_OUT + 1)})
+
+
+def test_reading() -> None:
+    assert read(b'{"name": "a"}') == read({"name": "a"}) == {"name": "a"}
+    value = {"params": [1.0, {"a": ()}]}
+    assert read(value) == {"params": [1, {"a": []}]}
+    assert read(value)["params"] is not value["params"]
+    for wrong in ({"a": float("nan")}, {1: 2}, {"a": 1e20}, {"a": object()}):
+        with pytest.raises(CardMalformed):
+            read(wrong)
+
+
+def test_requirements_of_a_card_and_of_its_skills() -> None:
+    need = {"schemes": {"a": {"list": ["x"]}}}
+    card = {"securityRequirements": [need], "skills": [{}, {"securityRequirements": [need, {}]}]}
+    assert requirements(card) == [
+        ("securityRequirements[0].schemes", need["schemes"]),
+        ("skills[1].securityRequirements[0].schemes", need["schemes"]),
+        ("skills[1].securityRequirements[1].schemes", {}),
+    ]
+    assert requirements({"securityRequirements": None, "skills": None}) == []

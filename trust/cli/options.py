@@ -1,0 +1,105 @@
+"""Arguments that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trust.authorize import Authorizer, any_of, exactly, members_of
+from trust.bundles import BundleSource
+from trust.cli.app import PASSWORD_VARIABLE
+from trust.credentials import CHAIN_FILE, read_bounded
+from trust.errors import ConfigurationError
+from trust.files import WatchedBundles, WatchedCredentials
+from trust.identity import AgentID, trust_domain
+
+CredentialsFolder = Annotated[
+    Path,
+    typer.Option(
+        "--credentials",
+        metavar="DIR",
+        help="Folder with chain.pem and key.pem, svid.pem and svid_key.pem, or tls.crt and tls.key; "
+        f"a password is read from ${PASSWORD_VARIABLE}.",
+    ),
+]
+BundleFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bundles",
+        metavar="FILE",
+        help="Trust bundles; default: bundle.json beside the credentials. Or, repeatable, DOMAIN=FILE: the SPIFFE "
+        "bundle or the PEM roots of one trust domain.",
+    ),
+]
+RevocationFiles = Annotated[
+    list[Path] | None, typer.Option("--crl", metavar="FILE", help="Revocation list; repeatable.")
+]
+Input = Annotated[Path, typer.Argument(metavar="[FILE]", help="What to read; default: standard input.")]
+STDIN = Path("-")
+CHAINS = (CHAIN_FILE, "svid.pem", "tls.crt")  # by one of these names `WatchedCredentials` finds a chain
+
+
+def credentials_of(folder: Path) -> WatchedCredentials:
+    """The credentials in a folder (or a file with both); their password comes from the environment.
+
+    Raises:
+        ConfigurationError: there are none, or they cannot be read.
+    """
+    if not folder.is_file() and not any((folder / name).exists() for name in CHAINS):
+        raise ConfigurationError(
+            f"no credentials in {folder.absolute() if folder == Path() else folder}",
+            expected="chain.pem and key.pem, svid.pem and svid_key.pem, or tls.crt and tls.key",
+            do="give --credentials DIR, which `a2a-pki enrol` makes",
+        )
+    return WatchedCredentials(folder, password=os.environ.get(PASSWORD_VARIABLE))
+
+
+def bundles_of(given: list[str]) -> WatchedBundles:
+    """One bundle map, or a file for each trust domain."""
+    pairs = [(domain, file) for domain, equals, file in (text.partition("=") for text in given) if equals]
+    if not pairs and len(given) == 1:
+        return WatchedBundles(given[0])
+    if len(dict(pairs)) != len(given):
+        raise typer.BadParameter("--bundles: give either one FILE, or DOMAIN=FILE once for each trust domain")
+    return WatchedBundles(dict(pairs))
+
+
+def rule_of(allowed: list[str], trusted: BundleSource, option: str) -> Authorizer:
+    """SPIFFE IDs and whole trust domains, each of a domain that is trusted."""
+    known = trusted.current().by_domain
+    for domain in (AgentID.parse(a).trust_domain if a.startswith("spiffe://") else a for a in allowed):
+        if trust_domain(domain) not in known:
+            raise ConfigurationError(option, got=f"trust domain {domain}", expected="one of " + ", ".join(known))
+    return any_of(*(exactly(a) if a.startswith("spiffe://") else members_of(a) for a in allowed))
+
+
+def read_input(file: Path, limit: int) -> bytes:
+    """A file, or standard input for `-`.
+
+    Raises:
+        ConfigurationError: it is larger than `limit` bytes, or cannot be read.
+    """
+    if file != STDIN:
+        return read_bounded(file, limit)
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise ConfigurationError("standard input is too large", expected=f"at most {limit} bytes")
+    return data
+
+
+def time_of(text: str | None) -> datetime:
+    """A time on the command line; now where there is none."""
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise typer.BadParameter(f"--at: got {text}, expected a time with its zone, such as 2026-11-22T12:00:00Z")
+    return moment.astimezone(UTC)

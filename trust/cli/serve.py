@@ -1,0 +1,165 @@
+"""`a2a-trust serve`: an application, or the embedded authorization server, over mutual TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import secrets
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trust.agent import serve as serve_app
+from trust.audit import AuditLog
+from trust.authorize import exactly
+from trust.bundles import BundleSource, RevocationSource
+from trust.cli.app import PASSWORD_VARIABLE, app
+from trust.cli.options import BundleFiles, CredentialsFolder, RevocationFiles, bundles_of, credentials_of, rule_of
+from trust.command_line import Terminated
+from trust.credentials import BUNDLE_FILE, CredentialSource, read_bounded, write_atomically
+from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.files import WatchedRevocationLists
+from trust.oauth.clients import ClientRegistry
+from trust.oauth.keys import SigningKey
+from trust.oauth.metadata import check_issuer
+from trust.oauth.server import create_app
+from trust.oauth.store import Store
+from trust.peers import PeerVerifier
+
+
+@app.command()
+def serve(
+    application: Annotated[
+        str | None, typer.Argument(metavar="[MODULE:APP]", help="An ASGI application to serve, such as agent:app.")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option(metavar="CLIENTS", help="Serve the authorization server, with this TOML of clients.")
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --authority: the https URL that agents reach it by.")
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", help="With --authority: its database and its signing key, encrypted.")
+    ] = Path("authority-state"),
+    credentials: CredentialsFolder = Path(),
+    bundles: BundleFiles = None,
+    crl: RevocationFiles = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Who may connect: a SPIFFE ID or a whole trust domain; repeatable."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="SPIFFE ID of a TLS proxy in front, whose Client-Cert headers (RFC 9440) are believed; repeatable.",
+        ),
+    ] = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
+) -> None:
+    """Serve an application, or the embedded authorization server, over mutual TLS.
+
+    Credentials, bundles and revocation lists are followed: what is written to their files is in use about a second
+    later, without a restart. The audit trail is printed.
+    """
+    if (application is None) == (authority is None):
+        raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
+    if (authority is None) != (issuer is None):
+        raise typer.BadParameter("--authority and --issuer URL go together")
+    ours = credentials_of(credentials)
+    trusted = bundles_of(bundles or [str(credentials / BUNDLE_FILE)])
+    revoked = WatchedRevocationLists(*(crl or ()))
+    if not allow:
+        raise typer.BadParameter("nobody may connect: give --allow spiffe://... or --allow trust.domain")
+    rule = rule_of(allow, trusted, "--allow")
+    proxies = exactly(*proxy) if proxy else None
+    _check_ourselves(ours, trusted, revoked)
+    audit = AuditLog.to(sys.stdout)
+    served: Any
+    if authority is not None and issuer is not None:
+        served = _authority(authority, issuer, state, audit)
+    else:
+        served = _import(application or "")
+    with contextlib.suppress(Terminated):  # it has ended in order by then
+        serve_app(
+            served,
+            source=ours,
+            bundles=trusted,
+            authorize=rule,
+            crls=revoked,
+            audit=audit,
+            proxies=proxies,
+            host=host,
+            port=port,
+        )
+
+
+def _check_ourselves(ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource) -> None:
+    """A certificate that every caller will refuse is told now, and not to each of them."""
+    try:
+        PeerVerifier(trusted, revoked).verify(ours.current().chain_der, now=datetime.now(UTC), usage="server")
+    except TrustError as error:
+        raise ConfigurationError(f"our own certificate would be refused: {error}") from None
+
+
+def _authority(clients: Path, issuer: str, state: Path, audit: AuditLog) -> Any:
+    registry = ClientRegistry.load(clients)
+    check_issuer(issuer)  # what is wrong is said before anything is written
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return create_app(
+        issuer=issuer,
+        clients=registry,
+        store=Store(f"sqlite:///{(state / 'tokens.db').absolute()}"),
+        keys=[_signing_key(state)],
+        audit=audit,
+    )
+
+
+def _signing_key(state: Path) -> SigningKey:
+    """The key that signs tokens: encrypted at rest, made at the first start; its password from the environment or,
+    where there is none, generated into a 0600 file of its own."""
+    key_file, password_file = state / "signing-key.pem", state / "signing-key.password"
+    password = os.environ.get(PASSWORD_VARIABLE, "").encode()
+    if not password and password_file.exists():
+        password = read_bounded(password_file).strip()
+    if key_file.exists():
+        if not password:
+            raise WrongPassword(f"{key_file} is encrypted", do=f"set {PASSWORD_VARIABLE}")
+        return SigningKey.from_pem(read_bounded(key_file), password)
+    if not password:
+        password = secrets.token_urlsafe(24).encode()
+        write_atomically(password_file, password + b"\n", mode=0o600)
+        typer.echo(f"Password of the signing key generated and kept in {password_file}", err=True)
+    key = SigningKey.generate()
+    write_atomically(key_file, key.to_pem(password), mode=0o600)
+    return key
+
+
+def _import(target: str) -> Any:
+    module, colon, name = target.partition(":")
+    if not module or not colon or not name:
+        raise typer.BadParameter(f"got {target}, expected MODULE:APP, such as agent:app")
+    sys.path.insert(0, "")
+    try:
+        application = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the code of a module may raise
+        raise ConfigurationError(
+            f"cannot import {target}", got=_where(error), expected="an application in a module of this folder"
+        ) from None
+    if not callable(application):
+        raise ConfigurationError(target, got=type(application).__name__, expected="an ASGI application")
+    return application
+
+
+def _where(error: Exception) -> str:
+    """What a module raised, in one line, with the place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    inside = "importlib" in place.filename or place.filename == __file__ or isinstance(error, SyntaxError)
+    return f"{type(error).__name__}: {text}" + ("" if inside else f" ({place.filename}, line {place.lineno})")
