@@ -77,7 +77,8 @@ class StateAudit:
         }
 
     def compare(self) -> None:
-        for what, found in (self._found or {}).items():
+        assert self._found is not None, "read first"  # noqa: S101 - or all would look well
+        for what, found in self._found.items():
             for name in sorted(self._said[what].keys() | found.keys()):
                 self._compare_row(f"{what} {name}".rstrip(), self._said[what].get(name, [None]), found.get(name))
         if self._settings is not None and settings_digest(self._books.settings()) != self._settings[1]:

@@ -26,6 +26,6 @@ def face_of(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
         return getattr(face, name)
 
     def names() -> list[str]:
-        return [*vars(sys.modules[package]), *import_module(f"{package}.face").__all__]
+        return sorted({*vars(sys.modules[package]), *import_module(f"{package}.face").__all__})
 
     return find, names

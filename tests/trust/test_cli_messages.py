@@ -95,7 +95,7 @@ def test_evidence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert out.encode() == canonical_form("Message", MESSAGE) + b"\n"
     assert "receiver: spiffe://fleet.example/billing\nrevocation checked: yes\n" in err
     facts = json.loads(run(capfd, *show, "--json")[0])
-    assert (facts["receiver"], facts["revocation_checked"]) == ("spiffe://fleet.example/billing", "yes")
+    assert (facts["receiver"], facts["revocation_checked"]) == ("spiffe://fleet.example/billing", True)
     assert "revoked before" in run(capfd, *show, *crls("revoking"), code=1)[1]
     assert "later than the time" in run(capfd, *show, "--at", "2020-01-01T00:00:00Z", code=1)[1]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,10 @@ from trust.peers import PeerVerifier
 from trust.signing.card_form import MAX_CARD_BYTES, Finding
 from trust.signing.cards import PinnedKeys, lint_card, sign_card, verify_card
 from trust.signing.jws import strict_json
+
+WithoutMtls = Annotated[
+    bool, typer.Option("--without-mtls", help="Accept an agent that can be called without a client certificate.")
+]
 
 _card = typer.Typer(no_args_is_help=True, help="Agent Cards: signed whole, verified for the agent that is meant.")
 app.add_typer(_card, name="card")
@@ -66,9 +70,7 @@ def verify(
     jwks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The agent's keys (JWKS), in place of trust bundles.")
     ] = None,
-    without_mtls: Annotated[
-        bool, typer.Option("--without-mtls", help="Accept an agent that can be called without a client certificate.")
-    ] = False,
+    without_mtls: WithoutMtls = False,
     sdk_form: Annotated[
         bool,
         typer.Option("--sdk-form", help="Accept also what the SDKs sign, and leave out what that does not cover."),
@@ -110,9 +112,9 @@ def verify(
 
 
 @_card.command()
-def lint(file: Input = STDIN, as_json: AsJson = False) -> int:
+def lint(file: Input = STDIN, without_mtls: WithoutMtls = False, as_json: AsJson = False) -> int:
     """Say what signing would change in an Agent Card, and what is in its way. Exit code 1 where there is anything."""
-    findings = lint_card(read_input(file, MAX_CARD_BYTES))
+    findings = lint_card(read_input(file, MAX_CARD_BYTES), mtls=not without_mtls)
     for finding in findings:
         typer.echo(json.dumps(finding._asdict()) if as_json else _line(finding))
     return 1 if findings else 0
@@ -126,6 +128,5 @@ def _credentials(folder: Path) -> Credentials:
     return WatchedCredentials(folder, password=os.environ.get(PASSWORD_VARIABLE)).current()
 
 
-def _jwks(file: Path) -> dict[str, object]:
-    value = strict_json(read_input(file, MAX_JWKS_BYTES))
-    return value if isinstance(value, dict) else {}
+def _jwks(file: Path) -> Any:
+    return strict_json(read_input(file, MAX_JWKS_BYTES))

@@ -136,7 +136,7 @@ def show(
     )
     facts = _facts(verified.message)
     facts["receiver"] = str(verified.receiver.agent_id)
-    facts["revocation checked"] = "yes" if verified.revocation_checked else "no"
+    facts["revocation checked"] = verified.revocation_checked
     if verified.revoked_since is not None:
         facts["revoked since"] = shown(verified.revoked_since)
     _show(facts, verified.message.payload, as_json=as_json)
@@ -159,6 +159,9 @@ def _facts(message: VerifiedMessage) -> dict[str, Any]:
     }
 
 
+_WORDS = {True: "yes", False: "no"}
+
+
 def _show(facts: dict[str, Any], payload: bytes, *, as_json: bool) -> None:
     """The payload on standard output, as it was signed, and the facts on standard error; as JSON all on one line."""
     text = payload.decode("utf-8", errors="backslashreplace")
@@ -166,7 +169,7 @@ def _show(facts: dict[str, Any], payload: bytes, *, as_json: bool) -> None:
         typer.echo(json.dumps({name.replace(" ", "_"): fact for name, fact in facts.items()} | {"payload": text}))
         return
     for name, fact in facts.items():
-        typer.echo(f"{name}: {fact}", err=True)
+        typer.echo(f"{name}: {_WORDS.get(fact, fact)}", err=True)
     if sys.stdout.isatty():  # what was signed may be meant for a terminal: nothing in it moves the cursor
         typer.echo("".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text))
     else:

@@ -234,8 +234,12 @@ def verifier_for_a2a(
     return verify
 
 
-def lint_card(card: bytes | Mapping[str, Any]) -> list[Finding]:
-    """What `sign_card` would change in a card, and what it would refuse (nothing is `mended` there).
+def lint_card(card: bytes | Mapping[str, Any], *, mtls: bool = True) -> list[Finding]:
+    """What `sign_card` would change in a card, and what it, or `verify_card`, would refuse (there nothing is `mended`).
+
+    Args:
+        card: A2A 1.0, as JSON text or as a value.
+        mtls: as `verify_card` has it.
 
     Raises:
         CardMalformed: not the JSON of an Agent Card.
@@ -244,7 +248,7 @@ def lint_card(card: bytes | Mapping[str, Any]) -> list[Finding]:
     content.pop("signatures", None)
     mended, findings = prepare(content)
     form, _ = covered(mended)
-    for check in (check_interfaces, lambda form: check_requirements(form, mtls=True)):
+    for check in (check_interfaces, lambda form: check_requirements(form, mtls=mtls)):
         try:
             check(form)
         except (CardMalformed, CardAsksForLess) as error:
@@ -286,7 +290,7 @@ class _Content:
 
 
 def _parse(entry: object, algorithms: Collection[str]) -> strict_jws.Parsed:
-    """Step (2). The unprotected header may be there, and is not looked at."""
+    """Step (2). The unprotected header may be there; it decides nothing, and repeats nothing of the protected one."""
     if not isinstance(entry, Mapping) or not entry.keys() <= {"protected", "signature", "header"}:
         raise HeaderMalformed("signature of the card", expected="an object with protected, signature and header")
     protected, signature, unprotected = entry.get("protected"), entry.get("signature"), entry.get("header")

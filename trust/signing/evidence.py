@@ -79,7 +79,7 @@ class VerifiedEvidence:
 
     message: VerifiedMessage
     receiver: PeerIdentity
-    revocation_checked: bool  # the receiver had current CRLs for every certificate that needs one
+    revocation_checked: bool  # the receiver had current CRLs for every certificate of the signer's that needs one
     revoked_since: datetime | None  # the signer, after the receipt, by the CRLs that the verifier has
 
 

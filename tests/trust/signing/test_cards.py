@@ -53,12 +53,11 @@ from trust.errors import (
 )
 from trust.identity import AgentID
 from trust.oauth.keys import RemoteKeys, SigningKey, StaticKeys, public_jwks
-from trust.peers import PeerVerifier
 from trust.private_keys import ml_dsa
 from trust.signing import jws
 from trust.signing.canonical import canonicalize_value
 from trust.signing.card_form import MAX_CARD_BYTES
-from trust.signing.cards import lint_card, sign_card, verifier_for_a2a, verify_card
+from trust.signing.cards import lint_card, sign_card, verifier_for_a2a
 
 PARTNER = SigningKey.generate()
 PINNED = StaticKeys(public_jwks([PARTNER]))
@@ -261,15 +260,15 @@ def test_as_the_signature_verifier_of_the_sdk() -> None:
     asyncio.run(main())
 
 
-def test_a_verifier_of_no_domain_knows_nobody() -> None:
-    signed = text(sdk_signed(CARD))
-    with pytest.raises(SignerUnknown):
-        verify_card(signed, keys=PeerVerifier(FORGE.bundles), agent=BILLING.agent_id, now=NOW)
-
-
 def test_lint() -> None:
     assert lint_card(CARD) == []
     assert lint_card(sign_card(CARD, credentials=BILLING).card) == []
+    with_a_token = changed(
+        securityRequirements=[{"schemes": {"oauth2": {"list": ["agent:execute"]}}}],
+        securitySchemes={"oauth2": CARD["securitySchemes"]["oauth2"]},
+    )
+    open_to_all = sign_card(with_a_token, credentials=BILLING).card
+    assert lint_card(open_to_all) and lint_card(open_to_all, mtls=False) == []
     findings = lint_card(
         changed(
             iconUrl="",

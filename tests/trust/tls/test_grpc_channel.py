@@ -358,6 +358,7 @@ def test_a_renewal_that_the_server_refuses_leaves_the_channel_as_it_is(
 def test_no_new_connection_where_nothing_is_new(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the life of the server's certificate is over: it is looked at, and is the same."""
     looks, look_at = [], module._look_at
+    turns: list[None] = []
 
     async def counted(*arguments: Any) -> Any:
         looks.append(arguments)
@@ -370,13 +371,16 @@ def test_no_new_connection_where_nothing_is_new(quick: None, monkeypatch: pytest
         async with serving(Service()) as target, channel_to(target, ours, clock=now.current) as channel:
             link, half_way = channel._link, channel._next_look
             ours.replace(Credentials.of(AGENT.chain, AGENT.private_key))
-            await asyncio.sleep(0.1)
+            is_due = channel._is_due
+            monkeypatch.setattr(channel, "_is_due", lambda: turns.append(None) or is_due())
+            await until(lambda: len(turns) > 3)
             assert len(looks) == 1
             assert half_way == NOW + (link.ends - NOW) / 2
             now.replace(half_way)
             await until(lambda: channel._next_look != half_way)
             assert channel._next_look == NOW + (link.ends - NOW) * 0.75
-            await asyncio.sleep(0.1)
+            turns.clear()
+            await until(lambda: len(turns) > 3)
             assert len(looks) == 2 and channel._link is link
 
     asyncio.run(main())

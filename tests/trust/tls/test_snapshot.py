@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.trust.tls.parts import AGENT, FORGE, SERVER
+from tests.trust.tls.test_connection import established
 from trust.authorize import unsafe_allow_any_peer
 from trust.credentials import Credentials
 from trust.errors import ConfigurationError
@@ -37,11 +38,11 @@ sys.addaudithook(lambda event, args: _opened.append(args) if event == "open" and
 
 
 def test_the_key_never_touches_a_file() -> None:
+    """By Python's own `open`, that is: what OpenSSL itself opens is not seen here."""
     global _opened
     _opened = []
     try:
-        server_context(SERVER, BOTH, ANY).connection()
-        client_context(AGENT, BOTH, ANY).connection()
+        established()
         opened = _opened
     finally:
         _opened = None

@@ -217,6 +217,9 @@ def test_closed_in_the_middle_of_calls(answers: bool, ask: Callable[[httpx.Clien
                 assert type(call.exception()) is httpx.TransportError
 
     against(talk, app)
+
+
+def test_a_client_that_is_closed() -> None:
     transport = BlockingTransport(AgentTransport(AGENT, FORGE.bundles, SERVERS))
     before = set(threading.enumerate())
     with contextlib.suppress(httpx.ConnectError), httpx.Client(transport=transport) as agent:
@@ -253,7 +256,8 @@ def test_closed_while_a_call_waits_for_a_connection(monkeypatch: pytest.MonkeyPa
         with ThreadPoolExecutor(2) as threads:
             calls = [threads.submit(agent.get, url) for _ in range(2)]
             deadline = time.monotonic() + 20
-            while not (connections._waiting and app.asked.is_set()) and time.monotonic() < deadline:
+            while not (connections._waiting and app.asked.is_set()):
+                assert time.monotonic() < deadline
                 time.sleep(0.005)
             agent.close()
             assert [type(call.exception(20)) for call in calls] == [httpx.TransportError] * 2
