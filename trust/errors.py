@@ -35,7 +35,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- CardMalformed, CardNotCovered, CardOfAnother, CardAsksForLess       an Agent Card's
     |  `- ResponseNotSigned, ResponseTooLarge, StreamNotSigned
     |- SignerMismatch           check 5: the signer is not the peer
-    |- Replayed, ReplayGuardFull  check 6: seen before, or no room to remember
+    |- Replayed, ReplayGuardFull, ReplayStoreUnavailable     check 6: seen before, no room to remember, nobody to ask
     |- ScopeError               check 7
     |  |- ScopeMalformed        (also a ValueError)
     |  `- InsufficientScope
@@ -52,6 +52,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
        |  `- NotPostQuantum
        |- HandshakeRefused, DestinationRefused
        `- TooManyConnections
+          `- HandshakeGaveWay
 """
 
 from __future__ import annotations
@@ -515,6 +516,15 @@ class ReplayGuardFull(TrustError):
     code = "temporarily_unavailable"
 
 
+class ReplayStoreUnavailable(TrustError):
+    """The store of a shared replay guard does not answer: nothing signed is admitted until it does."""
+
+    check = "replay.store"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
 class ScopeError(TrustError):
     check = "scope"
     status = 403
@@ -683,3 +693,9 @@ class TooManyConnections(TransportError):
     check = "transport.capacity"
     status = 503
     code = "temporarily_unavailable"
+
+
+class HandshakeGaveWay(TooManyConnections):
+    """A stranger's: apart from agents that have too many, so that no flood hides these in the audit trail."""
+
+    check = "transport.handshakes"

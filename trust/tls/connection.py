@@ -54,11 +54,21 @@ class _Thread(threading.local):
     """What one thread uses for one connection after the other."""
 
     def __init__(self) -> None:
-        self.buffer = _ffi.new(f"char[{_BUFFER_BYTES}]")  # to be read from at once: the next call writes over it
+        self.buffers: list[Any] = []  # at most one, and none while somebody reads into it
         self.start = _ffi.new("char **")  # of what a BIO holds; only how much that is matters
 
 
 _thread = _Thread()
+
+
+def _taken() -> Any:
+    """A buffer for one call alone: a signal handler or a finalizer may use another connection in the middle of it."""
+    return _thread.buffers.pop() if _thread.buffers else _ffi.new(f"char[{_BUFFER_BYTES}]")
+
+
+def _given_back(buffer: Any) -> None:
+    if not _thread.buffers:
+        _thread.buffers.append(buffer)
 
 
 class Connection:
@@ -160,15 +170,18 @@ class Connection:
 
     def output(self) -> bytes:
         """Ciphertext to send to the peer. It may hold an alert after a failure, so it is sent then, too."""
-        buffer = _thread.buffer
-        size = _lib.BIO_read(self._ssl._from_ssl, buffer, _BUFFER_BYTES)
-        if size < _BUFFER_BYTES:
-            return bytes(_ffi.buffer(buffer, size)) if size > 0 else b""
-        parts = []
-        while size > 0:
-            parts.append(bytes(_ffi.buffer(buffer, size)))
+        buffer = _taken()
+        try:
             size = _lib.BIO_read(self._ssl._from_ssl, buffer, _BUFFER_BYTES)
-        return b"".join(parts)
+            if size < _BUFFER_BYTES:
+                return bytes(_ffi.buffer(buffer, size)) if size > 0 else b""
+            parts = []
+            while size > 0:
+                parts.append(bytes(_ffi.buffer(buffer, size)))
+                size = _lib.BIO_read(self._ssl._from_ssl, buffer, _BUFFER_BYTES)
+            return b"".join(parts)
+        finally:
+            _given_back(buffer)
 
     # The handshake.
 
@@ -193,7 +206,7 @@ class Connection:
         return True
 
     def _shake_hands(self) -> bool:
-        running.connection = self
+        before, running.connection = running.connection, self  # a signal handler may be in a handshake of its own
         _lib.ERR_clear_error()
         try:
             self._ssl.do_handshake()
@@ -202,7 +215,7 @@ class Connection:
         except SSL.Error as error:
             raise self.fail(self._verdict or self._explain(error)) from None
         finally:
-            running.connection = None
+            running.connection = before
         return True
 
     def fail(self, error: TrustError) -> TrustError:
@@ -259,9 +272,16 @@ class Connection:
             TrustError: as `error` or `distrusted` say.
         """
         self._check_alive()
+        buffer = _taken()
+        try:
+            return self._read(buffer, size)
+        finally:
+            _given_back(buffer)
+
+    def _read(self, buffer: Any, size: int) -> bytes | None:
         _lib.ERR_clear_error()
         # Most reads find nothing more: what `SSL.Connection.recv` does, without an exception for that.
-        buffer, handle = _thread.buffer, self._ssl._ssl
+        handle = self._ssl._ssl
         while (got := _lib.SSL_read(handle, buffer, min(size, _BUFFER_BYTES))) <= 0:
             error = _lib.SSL_get_error(handle, got)
             if error == _lib.SSL_ERROR_ZERO_RETURN:

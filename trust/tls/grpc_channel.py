@@ -219,12 +219,18 @@ class _Following(grpc.aio.Channel):
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             for link in (*self._old, self._link):
-                if self._refused(link):
-                    for call in list(link.calls):
-                        call.cancel()
-                if link is not self._link and not link.calls:
-                    self._old.remove(link)
-                    await link.channel.close()
+                try:
+                    await self._look_after(link)
+                except Exception:  # of grpcio: the other links are still to be looked at, and this one again
+                    logger.exception("gRPC connection cannot be ended")
+
+    async def _look_after(self, link: _Link) -> None:
+        if self._refused(link):
+            for call in list(link.calls):
+                call.cancel()
+        if link is not self._link and not link.calls:
+            await link.channel.close()
+            self._old.remove(link)
 
     def _refused(self, link: _Link) -> TrustError | None:
         try:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from trust.errors import TooManyConnections, TrustError
+from trust.errors import HandshakeGaveWay, TooManyConnections, TrustError
 from trust.identity import AgentID
 
 # One look over many connections goes on for this long before the event loop has its turn again.
 SLICE_SECONDS = 0.005
+
+# What all connections together may take of one turn of the loop, before those with more to be read wait for the next.
+TURN_SECONDS = 0.01
+TRIFLE_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,57 @@ class Watched(Protocol):
         """End if the peer lost its trust."""
 
 
+class Late(Protocol):
+    """A connection with more to be worked on than there was time for."""
+
+    def catch_up(self) -> None:
+        """Go on."""
+
+
+class Turns:
+    """What connections may take of one turn of the event loop, all of them together: who comes late waits for the next.
+
+    So one peer with many connections holds nobody up for longer than one with a single connection does. In its loop
+    only.
+    """
+
+    def __init__(self) -> None:
+        self._late: deque[Late] = deque()  # who waits longest comes first
+        self._spent = 0.0  # seconds of this turn
+        self._ending = False  # there is something that must happen when this turn is over
+
+    def left(self) -> float:
+        """Seconds that are left of this turn."""
+        return TURN_SECONDS - self._spent
+
+    def spend(self, seconds: float) -> None:
+        """So long one connection was worked on. What is over in no time is not counted."""
+        if seconds > TRIFLE_SECONDS:
+            self._spent += seconds
+            self._end()
+
+    def put_off(self, connection: Late) -> None:
+        """It goes on in one of the next turns."""
+        self._late.append(connection)
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ending:
+            self._ending = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._spent, self._ending = 0.0, False
+        try:
+            for turn in range(len(self._late)):  # each of them once at most, and one at least
+                if turn and self.left() <= 0:
+                    break
+                self._late.popleft().catch_up()
+        finally:
+            if self._late:
+                self._end()
+
+
 class Register:
     """Who is connected to one server. Used in its event loop only.
 
@@ -63,6 +118,7 @@ class Register:
         self._verified: dict[Watched, AgentID | None] = {}
         self._of_peer: Counter[AgentID | None] = Counter()
         self._looking = False
+        self.turns = Turns()
 
     def __len__(self) -> int:
         return self._handshakes() + len(self._verified)
@@ -77,7 +133,7 @@ class Register:
             oldest = next(iter(self._refused or crowd))
             self.leave(oldest)
             oldest.give_way(
-                TooManyConnections(
+                HandshakeGaveWay(
                     "handshake gave way to a later one",
                     expected=f"at most {self._limits.handshakes} handshakes at once",
                 )

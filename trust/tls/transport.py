@@ -16,7 +16,7 @@ from typing import Any, cast
 from trust.errors import HandshakeFailed, TooManyConnections, TrustError
 from trust.tls.connection import RECORD_BYTES, Connection
 from trust.tls.engine import Address, TrustContext
-from trust.tls.register import Register
+from trust.tls.register import Register, Turns
 from trust.tls.sslobject import peer_certificate
 
 
@@ -34,10 +34,6 @@ class Deadlines:
 
 
 PIECE_BYTES = 64 * 1024
-
-# How long what one client sent at once is worked on before the others have their turn: it may be thousands of records
-# of one byte.
-TURN_SECONDS = 0.01
 
 # What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
 # has some 30 bytes, and an honest client asks for one in millions of records.
@@ -83,6 +79,7 @@ class TlsProtocol(asyncio.Protocol):
         self._raw: asyncio.Transport
         self.tls: Connection
         self._timer: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None  # there once the peer is trusted no longer
         self._stall_timer: asyncio.TimerHandle | None = None  # there while the client takes less than we send
         self._untaken = 0  # bytes of TLS's own in the meantime
         self._plain = bytearray()  # written by the application in this turn of the loop
@@ -130,6 +127,8 @@ class TlsProtocol(asyncio.Protocol):
         self._ended = True
         self._cancel()
         self._stop_waiting()
+        if self._grace is not None:
+            self._grace.cancel()
         self._live.discard(self)
         self._register.leave(self)
         if self.app is not None:
@@ -214,8 +213,17 @@ class TlsProtocol(asyncio.Protocol):
         return len(data)
 
     def pump(self) -> None:
-        """Hand decrypted data to the application for as long as it wants some."""
-        self._pump()
+        """Hand decrypted data to the application for as long as it wants some, and there is time in this turn."""
+        turns = self._register.turns
+        if turns.left() > 0:
+            self._work(turns)
+        else:
+            self._fall_behind()
+
+    def _work(self, turns: Turns) -> None:
+        began = self._loop.time()
+        self._pump(began + turns.left())
+        turns.spend(self._loop.time() - began)
         if self._ended:
             return
         sent = self.flush()  # reading may have made TLS answer
@@ -224,8 +232,7 @@ class TlsProtocol(asyncio.Protocol):
             if self._untaken > MAX_UNTAKEN_BYTES:
                 self.abort()
 
-    def _pump(self) -> None:
-        until = self._loop.time() + TURN_SECONDS
+    def _pump(self, until: float) -> None:
         while not (self.paused or self._ended):
             try:
                 data = self.tls.read(RECORD_BYTES)
@@ -250,12 +257,14 @@ class TlsProtocol(asyncio.Protocol):
         if not (self._behind or self._ended):
             self._behind = True
             self._raw.pause_reading()
-            self._loop.call_soon(self._catch_up)
+            self._register.turns.put_off(self)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Read at least once, however little time there is."""
         self._behind = False
-        self.pump()
-        self.read_on()
+        if not self._ended:
+            self._work(self._register.turns)
+            self.read_on()
 
     def read_on(self) -> None:
         """Take from the network again, unless there is enough to do."""
@@ -347,13 +356,14 @@ class TlsProtocol(asyncio.Protocol):
 
     def _wind_up(self) -> None:
         """No further request; those in flight may finish within the grace."""
-        if self.app is None or self._ended:
+        if self.app is None or self._grace is not None:
             return
+        # However slowly it takes what was handed over already.
+        self._grace = self._loop.call_later(self._deadlines.grace, self._raw.abort)
         # Every protocol of uvicorn has `shutdown`: close when idle, or after the response that is under way.
         shutdown: Callable[[], None] = getattr(self.app, "shutdown", self.close)
-        shutdown()
         if not self._ended:
-            self._after(self._deadlines.grace, self._raw.abort)
+            shutdown()
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._cancel()

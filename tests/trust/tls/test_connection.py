@@ -755,3 +755,44 @@ def test_a_client_cannot_choose_a_key_exchange_that_costs_the_server_much(offere
         assert server.group.lower() == offered.split(":")[-1].lower()
     else:
         assert type(server.error) is HandshakeFailed and "no suitable key share" in str(server.error)
+
+
+def test_another_connection_in_the_middle_of_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a signal handler or a finalizer: what one connection has decrypted is never another's."""
+    (client, server), (other_client, other_server) = established(), established()
+    server.write(b"ours")
+    other_server.write(b"another agent's")
+    client.receive(server.output())
+    other_client.receive(other_server.output())
+    inside: list[bytes | None] = []
+
+    class Library:
+        """OpenSSL, but that somebody comes in between once a call has come back."""
+
+        def __getattr__(self, name: str) -> Any:
+            real = getattr(real_lib, name)
+            if name not in ("SSL_read", "BIO_read"):
+                return real
+
+            def call(*arguments: Any) -> Any:
+                result = real(*arguments)
+                if name == "SSL_read" and not inside:
+                    inside.append(None)
+                    inside.append(other_client.read())
+                if name == "BIO_read" and len(inside) == 2:
+                    inside.append(None)
+                    other_server.write(b"more of another's")
+                    inside.append(other_server.output())
+                return result
+
+            return call
+
+    real_lib = connection_module._lib
+    monkeypatch.setattr(connection_module, "_lib", Library())
+    assert client.read() == b"ours"
+    client.write(b"answer")
+    server.receive(client.output())
+    assert server.read() == b"answer"
+    assert inside[1] == b"another agent's"
+    other_client.receive(inside[3])  # type: ignore[arg-type]
+    assert other_client.read() == b"more of another's"

@@ -14,7 +14,7 @@ from tests.trust.tls.parts import AGENT, AGENTS, FORGE, SERVER, SERVERS, KeyUpda
 from tests.trust.tls.test_server import HEAD
 from tests.trust.tls.test_transport import Client
 from trust.credentials import Credentials
-from trust.errors import HandshakeFailed, TooManyConnections, TransportError, TrustError
+from trust.errors import HandshakeFailed, HandshakeGaveWay, TooManyConnections, TransportError, TrustError
 from trust.seldom import LINES
 from trust.tls import Deadlines, Limits, client_context, serving
 
@@ -231,8 +231,8 @@ ATTACKS: list[tuple[Callable[[int], Awaitable[None]], set[type[TrustError]]]] = 
     (oversized_heads, set()),
     (plain_http, {HandshakeFailed}),
     (port_scan, set()),
-    (silent_flood, {TooManyConnections, HandshakeFailed}),
-    (hello_flood, {TooManyConnections, HandshakeFailed}),
+    (silent_flood, {HandshakeGaveWay, HandshakeFailed}),
+    (hello_flood, {HandshakeGaveWay, HandshakeFailed}),
     (key_updates, {TransportError}),
     (hog, {TooManyConnections}),
     (idle, set()),

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from tests.trust.tls.parts import until
-from trust.errors import TooManyConnections, TrustError
+from trust.errors import HandshakeGaveWay, TooManyConnections, TrustError
 from trust.identity import AgentID
 from trust.tls import register as register_module
-from trust.tls.register import Limits, Register
+from trust.tls.register import TRIFLE_SECONDS, TURN_SECONDS, Limits, Register, Turns
 
 ONE, TWO = AgentID.parse("spiffe://fleet.example/one"), AgentID.parse("spiffe://fleet.example/two")
 
@@ -35,7 +35,7 @@ def entered(register: Register, number: int) -> list[Link]:
 
 
 def gave_way(links: list[Link]) -> list[bool]:
-    assert {type(link.gave_way) for link in links} <= {TooManyConnections, type(None)}
+    assert {type(link.gave_way) for link in links} <= {HandshakeGaveWay, type(None)}
     return [link.gave_way is not None for link in links]
 
 
@@ -132,5 +132,79 @@ def test_everybody_is_looked_at_and_the_loop_has_its_turns(monkeypatch: pytest.M
         register.admit(links[0], ONE)  # it begins to look again
         await until(lambda: links[0].looks > looks[0], 20)
         assert [link.looks for link in links[1:]] == looks[1:]
+
+    asyncio.run(main())
+
+
+class Busy:
+    """A connection that takes some time in each of its turns, and so many of them."""
+
+    def __init__(self, turns: Turns, seconds: float, times: int) -> None:
+        self.turns, self.seconds, self.times = turns, seconds, times
+
+    def catch_up(self) -> None:
+        done.append((turn, self))
+        self.times -= 1
+        self.turns.spend(self.seconds)
+        if self.times:
+            self.turns.put_off(self)
+
+
+turn = 0
+done: list[tuple[int, Busy]] = []
+
+
+def taken(seconds: float, times: int) -> tuple[list[Busy], list[tuple[int, Busy]]]:
+    """Three connections that are late, and in which turn of the loop each of them went on."""
+
+    async def main() -> list[Busy]:
+        global turn
+        turn, turns = 0, Turns()
+        done.clear()
+        busy = [Busy(turns, seconds, times) for _ in range(3)]
+        for connection in busy:
+            turns.put_off(connection)
+        while len(done) < 3 * times:
+            turn += 1
+            await asyncio.sleep(0)
+        assert turns.left() <= TURN_SECONDS
+        await asyncio.sleep(0)
+        assert turns.left() == TURN_SECONDS
+        return busy
+
+    return asyncio.run(main()), done
+
+
+def test_all_connections_together_have_one_turn() -> None:
+    (one, two, three), order = taken(TURN_SECONDS, 2)
+    assert [connection for _, connection in order] == [one, two, three] * 2
+    assert len({turn for turn, _ in order}) == 6
+
+
+def test_what_takes_no_time_does_not_wait() -> None:
+    (one, two, three), order = taken(TRIFLE_SECONDS, 2)
+    assert [connection for _, connection in order] == [one, two, three] * 2
+    assert len({turn for turn, _ in order}) == 2
+
+
+def test_a_connection_that_fails_holds_up_no_other() -> None:
+    async def main() -> None:
+        seen: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context["exception"]))
+        turns, failure = Turns(), ValueError("a defect")
+
+        class Defect:
+            def catch_up(self) -> None:
+                raise failure
+
+        class Other:
+            def catch_up(self) -> None:
+                seen.append(self)
+
+        other = Other()
+        turns.put_off(Defect())
+        turns.put_off(other)
+        await until(lambda: len(seen) == 2)
+        assert seen == [failure, other]
 
     asyncio.run(main())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.trust.tls.parts import AGENT, AGENTS, FORGE, LOOPS, SERVER, SERVERS, SWIFT, KeyUpdates, run, until
-from trust.errors import TransportError
+from trust.errors import CertificateRevoked, TransportError
 from trust.tls import TrustContext, client_context, server_context
-from trust.tls import transport as transport_module
+from trust.tls import register as register_module
 from trust.tls.connection import Connection
 from trust.tls.register import Limits, Register
 from trust.tls.transport import MAX_UNTAKEN_BYTES, Deadlines, TlsProtocol, TlsTransport
@@ -291,7 +292,7 @@ def test_a_flood_of_key_updates_is_ended() -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_others_have_their_turns(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends very many records at once has one of them looked at in each turn of the loop, at worst."""
-    monkeypatch.setattr(transport_module, "TURN_SECONDS", -1.0)
+    monkeypatch.setattr(register_module, "TURN_SECONDS", -1.0)
     sent = bytes(range(200)) * 5
 
     async def main() -> None:
@@ -317,3 +318,17 @@ def test_others_have_their_turns(loop: str, monkeypatch: pytest.MonkeyPatch) -> 
             assert inner.transport.is_reading()
 
     run(main(), loop)
+
+
+def test_who_is_trusted_no_longer_takes_nothing_after_the_grace() -> None:
+    """Also of what the application had handed over before, however steadily it takes that."""
+
+    async def main() -> None:
+        async with connected(replace(SWIFT, grace=0.2, close=60, stall=60)) as (client, inner, _):
+            client.writer.transport.pause_reading()
+            inner.transport.write(b"x" * 30_000_000)
+            inner.transport.close()
+            inner.transport._tls._distrusted(CertificateRevoked("certificate is revoked"))
+            await until(lambda: "lost" in inner.told)
+
+    run(main())
