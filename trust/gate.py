@@ -7,10 +7,11 @@
     (3) binding    that token is bound to the certificate of (1)                                  trust/oauth/tokens.py
     (4) signature  the body, its type, method, target and receiver are what the signer signed     trust/signing/http.py
     (5) signer     the signer is the peer of (1), or an origin that this peer may relay for
-    (6) replay     this message was never received before                                         trust/replay.py
+    (6) replay     this message was never received before                                         trust/replay/
     (7) scope      the token grants what this request needs, now                                  trust/oauth/scopes.py
 
-Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`.
+Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`,
+which also sees to it that a replay guard that waits for its store holds up nobody else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from trust.authorize import Authorizer
+from trust.authorize import Authorizer, a_rule
 from trust.errors import (
     BindingMismatch,
     ConfigurationError,
@@ -78,7 +79,7 @@ class GatePolicy:
         calendars: the named calendars of time scopes.
 
     Raises:
-        ConfigurationError: a key of `relays` is not an AgentID.
+        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule.
     """
 
     verifier: PeerVerifier
@@ -93,7 +94,9 @@ class GatePolicy:
     calendars: Mapping[str, Calendar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for relay in self.relays:
+        a_rule(self.authorize)
+        for relay, rule in self.relays.items():
+            a_rule(rule)
             if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever
                 raise ConfigurationError("relay", got=relay, expected="an AgentID", do="use AgentID.parse")
 

@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
@@ -41,7 +42,7 @@ from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, Caller
 from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
-from trust.replay import MemoryReplayGuard, ReplayGuard
+from trust.replay import MemoryReplayGuard, OffTheLoop, ReplayGuard
 from trust.signing.algorithms import signer
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import (
@@ -85,7 +86,8 @@ class Gate:
         public_paths: exact paths that GET and HEAD reach without any check, e.g. `(AGENT_CARD_PATH,)`. Required, so
             that what is public is written where the gate is built.
         audience: the `aud` of messages to us; our own SPIFFE ID by default.
-        replay: a shared guard where several processes serve; memory by default.
+        replay: a shared guard where several processes serve; memory by default. With another guard than that the checks
+            run in threads, so `scope`, and rules of your own, have to be safe for them.
         relays, catalogue, calendars: see `GatePolicy`.
         audit: where decisions are recorded.
         max_body_bytes: larger requests are refused with 413.
@@ -143,6 +145,7 @@ class Gate:
             catalogue=catalogue,
             calendars={} if calendars is None else calendars,
         )
+        self._off_the_loop = OffTheLoop(self._policy.replay)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -164,7 +167,7 @@ class Gate:
             return
         try:
             facts = await self._facts(scope, receive)
-            admission = admit(facts, self._policy)
+            admission = await self._off_the_loop.run(partial(admit, facts, self._policy))
         except TrustError as error:
             self._denied(scope, error)
             await self._answer(scope, send, _refusal(error), _reference(scope))

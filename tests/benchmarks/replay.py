@@ -1,20 +1,28 @@
-"""The replay guard: CPU time and memory of an entry, and whether either grows as it fills."""
+"""The replay guards: CPU time and memory of an entry in memory, and whether either grows as it fills; the shared ones.
+
+A shared guard's time is wall time: what a caller waits for, the disk's and the server's work among it.
+"""
 
 from __future__ import annotations
 
 import gc
 import itertools
+import shutil
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from tests.benchmarks.harness import Row
-from trust.replay import MemoryReplayGuard, replay_key
+from tests.redis_server import RedisServer
+from trust.replay import MemoryReplayGuard, RedisReplayGuard, ReplayGuard, SQLiteReplayGuard, replay_key
 
 START = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ENTRIES = 300_000  # the first 30 s of the 300 s that fill a guard at its design rate, to be quick
 SLICE = 50_000
+SHARED_ENTRIES = 2_000
 RATE = 10_000  # messages a second
 ISSUER, AUDIENCE = "spiffe://fleet.example/planner", "spiffe://fleet.example/billing"
 
@@ -39,7 +47,35 @@ def rows() -> list[Row]:
         Row(
             name="replay guard, entry", ours=bytes_an_entry, peer_name="the goal", peer=100, goal="<= 1x", unit="bytes"
         ),
+        *_shared(middle),
     ]
+
+
+def _shared(in_memory: float) -> list[Row]:
+    """Rows of the guards whose stores are there: a file on the temporary folder's disk, and Redis on this host."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = SQLiteReplayGuard(Path(folder) / "replay.db", started_at=START)
+        seconds = {"in SQLite": _wait(file)}
+        file.close()
+        if shutil.which("redis-server"):
+            with RedisServer(Path(folder)) as server:
+                remote = RedisReplayGuard(server.url)
+                seconds["in Redis"] = _wait(remote)
+                remote.close()
+    return [
+        Row(name=f"replay guard, entry {where}", ours=ours, peer_name="in memory", peer=in_memory, goal="-")
+        for where, ours in seconds.items()
+    ]
+
+
+def _wait(guard: ReplayGuard) -> float:
+    """Wall seconds of one entry, of one thread that waits for each."""
+    entries = list(itertools.islice(_entries(), SHARED_ENTRIES))
+    start = time.perf_counter()
+    for key, issued_at in entries:
+        # By a clock a little behind the signers', for a server that has just started.
+        guard.remember(key, issued_at=issued_at, expires_at=issued_at + 60, now=issued_at - 5)
+    return (time.perf_counter() - start) / len(entries)
 
 
 def _entries() -> Iterator[tuple[bytes, float]]:

@@ -1,45 +1,19 @@
-"""Once, and only once: remembers message identifiers until their messages can no longer be valid.
-
-Keys are never made from a signature or a token: ECDSA signatures and base64 are malleable, so the same message could
-come again under another key. They are made from the signed (issuer, audience, jti).
-"""
+"""The replay guard of one process."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from datetime import datetime
-from typing import Protocol
 
 from trust.clock import utc
 from trust.errors import Replayed, ReplayGuardFull
+from trust.replay.guard import received_before, too_old
 
 BUCKET_SECONDS = 30  # whole buckets are dropped, so that forgetting costs nothing per entry
 DEFAULT_CAPACITY = (
     4_000_000  # entries: 10,000 messages a second for 5 minutes, and a third more; about 400 MB when full
 )
 KEPT_BYTES = 15  # of a key's 16: the largest bytes object of CPython that takes 48 bytes, where 16 take 64
-
-
-class ReplayGuard(Protocol):
-    def remember(self, key: bytes, *, issued_at: float, expires_at: float, now: float) -> None:
-        """Insert `key` atomically, to be kept until `expires_at`.
-
-        Args:
-            key: 16 bytes, from `replay_key`.
-            issued_at, expires_at, now: seconds since the epoch.
-
-        Raises:
-            Replayed: the key is there already, or the guard cannot know (issued before it began to remember).
-            ReplayGuardFull: there is no room. The message is refused, never let through unremembered.
-        """
-
-
-def replay_key(issuer: str, audience: str, jti: str) -> bytes:
-    """BLAKE2b-16 over the length-prefixed parts: no two different triples run together into one input."""
-    a, b, c = issuer.encode(), audience.encode(), jti.encode()
-    parts = (len(a).to_bytes(4), a, len(b).to_bytes(4), b, len(c).to_bytes(4), c)
-    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 class MemoryReplayGuard:
@@ -69,7 +43,7 @@ class MemoryReplayGuard:
         key = key[:KEPT_BYTES]
         with self._lock:
             if number < self._forgotten:  # judged by a clock that stands, or stepped, behind the one that forgot
-                raise Replayed("message expired too long ago to know", do="sign it again")
+                raise too_old()
             # The bucket of an expiry time is a function of the key's message alone (`exp` is signed), so looking
             # into this one bucket is looking everywhere.
             bucket = self._buckets.get(number)
@@ -77,7 +51,7 @@ class MemoryReplayGuard:
                 self._drop_expired(now)
                 bucket = self._buckets.setdefault(number, set())
             if key in bucket:
-                raise Replayed("message was received before", expected="each signature only once")
+                raise received_before()
             if self._size >= self._capacity:
                 self._drop_expired(now)
                 if self._size >= self._capacity:
