@@ -46,6 +46,7 @@ class BlockingTransport(httpx.BaseTransport):
         self._loop: asyncio.AbstractEventLoop
         self._process = 0  # where that thread is
         self._closed = False
+        self._calls: set[Future[Any]] = set()  # under way
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         errand = _Errand()
@@ -78,6 +79,8 @@ class BlockingTransport(httpx.BaseTransport):
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
             self._loop.close()
+            for call in tuple(self._calls):  # whatever kept it from ending: nobody waits for a loop that is gone
+                call.cancel()
 
     async def _end(self) -> None:
         calls = asyncio.all_tasks() - {asyncio.current_task()}
@@ -104,7 +107,10 @@ class BlockingTransport(httpx.BaseTransport):
                     # A forgotten client must not keep the program from its end.
                     self._thread = threading.Thread(target=self._loop.run_forever, name="a2a-trust client", daemon=True)
                     self._thread.start()
-                return asyncio.run_coroutine_threadsafe(work, self._loop)
+                call = asyncio.run_coroutine_threadsafe(work, self._loop)
+                self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            return call
         except BaseException:
             work.close()
             raise

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +24,7 @@ from trust.authorize import unsafe_allow_any_peer
 from trust.credentials import Credentials
 from trust.errors import ConfigurationError, HandshakeRefused, TrustError
 from trust.tls import AgentTransport, peer_of_response, pool, serving
+from trust.tls import threads as threads_module
 from trust.tls.threads import BlockingTransport
 
 OPTIONS: dict[str, Any] = {"bundles": FORGE.bundles, "authorize": unsafe_allow_any_peer(), "lifespan": "off"}
@@ -263,6 +266,27 @@ def test_closed_while_a_call_waits_for_a_connection(monkeypatch: pytest.MonkeyPa
             assert [type(call.exception(20)) for call in calls] == [httpx.TransportError] * 2
 
     against(talk, app)
+
+
+def test_nobody_waits_for_a_call_that_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads_module, "CLOSING_SECONDS", 0.05)
+    begun = threading.Event()
+
+    class Stubborn(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            begun.set()
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+
+    agent = httpx.Client(transport=BlockingTransport(Stubborn()))
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as threads:
+        warnings.simplefilter("ignore")  # of a task that is still there
+        call = threads.submit(agent.get, "https://127.0.0.1:1/")
+        assert begun.wait(20)
+        agent.close()
+        assert str(call.exception(20)) == "client was closed"
+        gc.collect()
 
 
 def test_closed_by_the_body_that_it_sends() -> None:
