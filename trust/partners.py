@@ -63,9 +63,10 @@ class Partner:
         what = f"bundle endpoint of {self.trust_domain}"
         try:
             url = httpx.URL(self.url)
-        except (httpx.InvalidURL, TypeError):
+            host = url.host
+        except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: an xn-- label that is no IDN
             raise ConfigurationError(what, got=self.url, expected="an https URL") from None
-        if url.scheme != "https" or not url.host or url.userinfo or url.fragment:
+        if url.scheme != "https" or not host or url.userinfo or url.fragment:
             raise ConfigurationError(what, got=self.url, expected="an https URL without user or fragment")
         if self.profile not in ("https_web", "https_spiffe"):
             raise ConfigurationError(what, got=self.profile, expected="https_web or https_spiffe")

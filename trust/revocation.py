@@ -146,11 +146,11 @@ class RevocationAnswer:
 
     def current(self, now: datetime) -> list[x509.CertificateRevocationList]:
         """The CRLs that answer for it at `now`; it is not revoked where none lists it."""
-        return [indexed.crl for indexed in self.crls if indexed.usable_from <= now <= indexed.next_update]
+        return [indexed.crl for indexed in self.crls if indexed.current(now)]
 
     def since(self) -> datetime | None:
         """When it was revoked, or, where a CRL knows it, since when its key is not to be trusted; None: it is not."""
-        entries = [i.crl.get_revoked_certificate_by_serial_number(self.certificate.serial) for i in self.listing]
+        entries = [entry for indexed in self.listing for entry in indexed.entries(self.certificate.serial)]
         return min(map(_since, entries), default=None)
 
 
@@ -159,10 +159,8 @@ def _since(entry: x509.RevokedCertificate | None) -> datetime:
         return _EVER
     try:
         # RFC 5280 section 5.3.2: it may lie before the day on which somebody asked for the revocation.
-        suspected = entry.extensions.get_extension_for_class(x509.InvalidityDate).value.invalidity_date_utc
-        return min(suspected, entry.revocation_date_utc)
-    except x509.ExtensionNotFound:
-        return entry.revocation_date_utc
+        suspected = [e.value.invalidity_date_utc for e in entry.extensions if isinstance(e.value, x509.InvalidityDate)]
+        return min([entry.revocation_date_utc, *suspected])
     except UNREADABLE:
         return _EVER
 
@@ -183,7 +181,6 @@ class _Indexed:
         "problem",
         "serials",
         "this_update",
-        "usable_from",
     )
 
     def __init__(self, crl: x509.CertificateRevocationList) -> None:
@@ -200,9 +197,8 @@ class _Indexed:
             # Before all that may fail: what else is wrong with a CRL does not undo the revocations in it.
             self.serials = frozenset(entry.serial_number for entry in crl)
             self.this_update = crl.last_update_utc
-            self.usable_from = self.this_update - CLOCK_SKEW
             # RFC 5280 section 5.1.2.5 requires nextUpdate; without it a CRL would stay good for ever.
-            self.next_update = crl.next_update_utc or self.this_update - 2 * CLOCK_SKEW
+            self.next_update = crl.next_update_utc or _EVER
             self.problem = self._unusable()
         except UNREADABLE:
             self.problem = "a CRL that cannot be read"
@@ -228,6 +224,16 @@ class _Indexed:
         if scope and scope.relative_name:
             return "a CRL with a relative distribution point"
         return ""
+
+    def current(self, now: datetime) -> bool:
+        # Whoever made the CRL chose its times: the first and last days of the calendar cannot be moved by the skew.
+        return self.this_update - now <= CLOCK_SKEW and now <= self.next_update
+
+    def entries(self, serial: int) -> list[x509.RevokedCertificate | None]:
+        """What it says of a serial in `serials`; a large CRL is read again only if it lists one of them twice."""
+        if len(self.serials) == len(self.crl):
+            return [self.crl.get_revoked_certificate_by_serial_number(serial)]
+        return [entry for entry in self.crl if entry.serial_number == serial]
 
     def covers(self, certificate: Certificate, *, is_leaf: bool) -> str:
         """The empty string where the certificate is in the scope of the CRL (RFC 5280 section 6.3.3 (b)(2))."""

@@ -189,7 +189,7 @@ async def fetch(
     if not newest:  # an empty set would mean that nobody asks for any
         raise problems[0] if problems else AnswerRefused("revocation lists", got="none of a CA that we trust")
     for name, crl in before.newest.items():
-        if name not in newest and (crl.issuer in roots or now < (crl.next_update_utc or now) + MAX_LIFETIME):
+        if name not in newest and (crl.issuer in roots or now - (crl.next_update_utc or now) < MAX_LIFETIME):
             newest[name] = crl
     # (3)
     return Fetched(lists=_held(before, newest, bundle, now), problem=problems[0] if problems else None)

@@ -180,6 +180,16 @@ ATTACKS: dict[str, Attack] = {
         CardNotCovered,
         sdk_form=True,
     ),
+    "mTLS scheme with a name that JavaScript drops": attack(
+        by_sdk(
+            changed(
+                securitySchemes={**SCHEMES, "__proto__": SCHEMES["mtls"]},
+                securityRequirements=requiring(oauth2=["agent:execute"], **{"__proto__": ["spiffe"]})
+                + requiring(mtls=["spiffe"]),
+            )
+        ),
+        CardMalformed,
+    ),
     # What stands in the document beside what is signed.
     "unknown member": attack(changed(OURS, priority="use me first"), CardNotCovered),
     "unknown member of a skill": attack(
@@ -215,6 +225,10 @@ ATTACKS: dict[str, Attack] = {
     ),
     "interface without TLS": attack(
         by_sdk(changed(supportedInterfaces=[{**CARD["supportedInterfaces"][0], "url": f"http://{HOST}/a2a"}])),
+        CardMalformed,
+    ),
+    "interface at a host that no resolver would ask for": attack(
+        by_sdk(changed(supportedInterfaces=[{**CARD["supportedInterfaces"][0], "url": "https://xn--a/"}])),
         CardMalformed,
     ),
     # The signer chooses.
@@ -343,6 +357,9 @@ def test_signatures_pile_up_in_the_sdk_and_not_here() -> None:
         ({"name": 5}, CardMalformed),
         ({"skills": [None]}, CardMalformed),
         ({"securitySchemes": {"x": None}}, CardMalformed),
+        ({"securitySchemes": {"__proto__": 5}}, CardMalformed),
+        ({"securitySchemes": {"__proto__": {"mtlsSecurityScheme": 5}}}, CardMalformed),
+        ({"securityRequirements": [{"schemes": {"__proto__": 5}}]}, CardMalformed),
         ({"securitySchemes": {"x": {**BARE_MTLS, **SCHEMES["oauth2"]}}}, CardMalformed),
     ],
 )

@@ -42,6 +42,10 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -
     return err
 
 
+def test_an_agent_whose_host_is_none(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "got https://xn--a/, expected" in refused(capfd, "verify", "signed.json", "--agent", "https://xn--a/")
+
+
 def test_sign_and_verify(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, signed, err = run(capfd, "sign", "card.json")
     assert (code, err) == (0, "")

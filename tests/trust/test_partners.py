@@ -32,6 +32,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[TrustError]]] = [
     ("plain http", {**WEB, "url": "http://other.example/bundle"}, ConfigurationError),
     ("no host", {**WEB, "url": "https:///bundle"}, ConfigurationError),
     ("no URL", {**WEB, "url": "https://other.example:port/"}, ConfigurationError),
+    ("a host that is no IDN", {**WEB, "url": "https://xn--a/bundle"}, ConfigurationError),
     ("not even text", {**WEB, "url": None}, ConfigurationError),
     ("a user in the URL", {**WEB, "url": "https://me@other.example/"}, ConfigurationError),
     ("a fragment", {**WEB, "url": "https://other.example/#a"}, ConfigurationError),

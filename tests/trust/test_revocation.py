@@ -338,31 +338,85 @@ def test_two_cas_of_one_name_have_a_crl_each() -> None:
 
 def tlv(tag: int, content: bytes) -> bytes:
     size = len(content)
-    assert size < 256
-    return bytes([tag, size] if size < 128 else [tag, 0x81, size]) + content
+    return (
+        bytes([tag, size] if size < 128 else [tag, 0x81, size] if size < 256 else [tag, 0x82, *divmod(size, 256)])
+        + content
+    )
 
 
-def without_next_update(*serials: int) -> x509.CertificateRevocationList:
-    """RFC 5280 section 5.1.2.5 requires it, and no builder leaves it out: taken away, and signed again."""
-    template = crl(*serials)
-    tbs = template.tbs_certlist_bytes
-    inner = tbs[2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0) :]
-    times = [f"{t:%y%m%d%H%M%S}Z".encode() for t in (NOW - HOUR, NOW + HOUR)]
-    this_update, next_update = (tlv(0x17, t) for t in times)
-    assert this_update + next_update in inner
-    altered = tlv(0x30, inner.replace(this_update + next_update, this_update))
+def moment(text: str | datetime) -> bytes:
+    if isinstance(text, datetime):
+        return tlv(0x17, f"{text:%y%m%d%H%M%S}Z".encode())
+    return tlv(0x18, text.encode())
+
+
+def entry(serial: int, revoked: bytes) -> bytes:
+    return tlv(0x30, tlv(0x02, serial.to_bytes(serial.bit_length() // 8 + 1, "big")) + revoked)
+
+
+def handmade(*times: bytes, entries: bytes = b"") -> x509.CertificateRevocationList:
+    """Signed by its issuer, with what no builder writes."""
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
-    signature = FORGE.key.sign(altered, ec.ECDSA(hashes.SHA256()))
-    unlimited = x509.load_der_x509_crl(tlv(0x30, altered + algorithm + tlv(0x03, b"\0" + signature)))
-    assert unlimited.next_update_utc is None and unlimited.is_signature_valid(FORGE.key.public_key())
-    return unlimited
+    number = tlv(0xA0, tlv(0x30, tlv(0x30, bytes.fromhex("0603551d14") + tlv(0x04, b"\x02\x01\x01"))))
+    parts = [b"\x02\x01\x01", algorithm, FORGE.intermediate.subject.public_bytes(), *times]
+    parts += [tlv(0x30, entries), number] if entries else [number]
+    body = tlv(0x30, b"".join(parts))
+    signature = FORGE.key.sign(body, ec.ECDSA(hashes.SHA256()))
+    made = x509.load_der_x509_crl(tlv(0x30, body + algorithm + tlv(0x03, b"\0" + signature)))
+    assert made.is_signature_valid(FORGE.key.public_key())
+    return made
 
 
-def test_a_crl_without_next_update_answers_nothing() -> None:
-    with pytest.raises(RevocationUnknown, match="without nextUpdate"):
-        judge(without_next_update())
+SERIAL = AGENT.certificate.serial_number
+LISTED = entry(SERIAL, moment(NOW - HOUR))
+FIRST, LAST = moment("00010101000000Z"), moment("99991231235959Z")
+NO_TIME = moment("00000101000000Z")
+
+
+@pytest.mark.parametrize(
+    ("times", "problem"),
+    [  # RFC 5280 section 5.1.2.5 requires nextUpdate
+        pytest.param((moment(NOW - HOUR),), "without nextUpdate", id="no end"),
+        pytest.param((FIRST,), "without nextUpdate", id="the first day, no end"),
+        pytest.param((LAST, LAST), "by our clock", id="the last day"),
+        pytest.param((FIRST, FIRST), "by our clock", id="the first day"),
+        pytest.param((NO_TIME, LAST), "cannot be read", id="before the first day"),
+        pytest.param((FIRST, NO_TIME), "cannot be read", id="ends before the first day"),
+    ],
+)
+def test_a_crl_of_odd_times_answers_nothing_and_stands_in_nobodys_way(times: tuple[bytes, ...], problem: str) -> None:
+    odd = handmade(*times)
+    with pytest.raises(RevocationUnknown, match=problem):
+        judge(odd)
+    judge(odd, crl())
     with pytest.raises(CertificateRevoked):
-        judge(without_next_update(AGENT.certificate.serial_number), crl())
+        judge(handmade(*times, entries=LISTED), crl())
+
+
+def test_a_crl_from_the_first_day_of_the_calendar_to_the_last_is_current() -> None:
+    judge(handmade(FIRST, LAST))
+    path = tuple(Certificate.read(der) for der in AGENT.chain_der)
+    (answer,) = RevocationIndex(RevocationLists.of([handmade(FIRST, LAST)])).answers(path, FORGE.domain)
+    for now in (datetime.min, datetime.max.replace(microsecond=0)):
+        assert answer.current(now.replace(tzinfo=UTC)), now
+
+
+@pytest.mark.parametrize(
+    ("times", "since"),
+    [
+        pytest.param((moment(NOW), moment(NOW - HOUR), moment(NOW + HOUR)), NOW - HOUR, id="three times"),
+        pytest.param((moment(NOW), FIRST), datetime.min.replace(tzinfo=UTC), id="on the first day"),
+        pytest.param((NO_TIME,), datetime.min.replace(tzinfo=UTC), id="before the first day"),
+    ],
+)
+def test_the_earliest_entry_says_since_when(times: tuple[bytes, ...], since: datetime) -> None:
+    others = entry(SERIAL + 1, moment(NOW - 2 * HOUR))
+    revoking = handmade(
+        moment(NOW - HOUR), moment(NOW + HOUR), entries=others + b"".join(entry(SERIAL, time) for time in times)
+    )
+    verifier = PeerVerifier(FORGE.bundles, RevocationLists.of([revoking, ROOT_CRL]))
+    agent = PeerVerifier(FORGE.bundles).verify(AGENT.chain_der, now=NOW, usage="client")
+    assert verifier.revocation(agent, now=NOW, usage="client").revoked_since == since
 
 
 def test_the_issuer_of_a_crl_is_shown_where_there_is_none() -> None:

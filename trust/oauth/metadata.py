@@ -52,7 +52,7 @@ def origin_of(url: str | httpx.URL) -> str:
 def _url(text: str | httpx.URL) -> httpx.URL | None:
     try:
         url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a lone surrogate
+        # What cannot be in a host, such as an unclosed bracket or a space, httpx percent-encodes.
+        return None if "%" in url.host else url
+    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: a lone surrogate, or an xn-- label that is no IDN
         return None
-    # What cannot be in a host, such as an unclosed bracket or a space, httpx percent-encodes.
-    return None if "%" in url.host else url

@@ -38,7 +38,8 @@ def check_requirements(card: Mapping[str, Any], *, mtls: bool) -> None:
     """Whether the requirements hold together, and with `mtls`, whether each alternative has mutual TLS.
 
     The SDKs sign neither an mTLS scheme without a description nor a requirement without scopes. What is left where one
-    of them was taken out is a requirement without its scheme, or a scheme that nothing requires.
+    of them was taken out is a requirement without its scheme, or a scheme that nothing requires; nothing is to be seen
+    where the scheme is required elsewhere too, or was taken out together with all that required it.
 
     Raises:
         CardAsksForLess: a requirement names a scheme that is not there, a scheme is required nowhere, or an
@@ -113,11 +114,12 @@ def _host(url: httpx.URL) -> str:
 
 def _url(text: object, error: type[CardMalformed | ConfigurationError]) -> httpx.URL:
     try:
-        url = httpx.URL(text) if isinstance(text, str) else None
-    except (httpx.InvalidURL, ValueError):  # ValueError: a lone surrogate
-        url = None
+        url = httpx.URL(text if isinstance(text, str) else "")
+        host = url.host
+    except (httpx.InvalidURL, ValueError):  # ValueError: a lone surrogate, or an xn-- label that is no IDN
+        url, host = httpx.URL(""), ""
     # What cannot be in a host, httpx percent-encodes.
-    if url is None or url.scheme != "https" or not url.host or "%" in url.host or url.userinfo:
+    if url.scheme != "https" or not host or "%" in host or url.userinfo:
         raise error("URL of an agent", got=text, expected="https://host[:port]/...")
     return url
 

@@ -144,7 +144,8 @@ def covered(card: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What of a card (without its `signatures`) the SDKs' form keeps, and the path of each member that it leaves out.
 
     Raises:
-        CardMalformed: a known member is of another type, two alternatives are there at once, or too much is left out.
+        CardMalformed: a known member is of another type, two alternatives are there at once, too much is left out, or
+            a scheme or scope is called `__proto__`.
     """
     left_out: list[str] = []
     form = _kept("AgentCard", card, "", left_out)
@@ -199,7 +200,10 @@ def _kept(kind: str, value: Any, path: str, left_out: list[str]) -> Any:
     if kind == "Struct":
         return _kept_json(value, path, left_out)
     if kind.endswith("{}"):
-        members = [_Member(n, _join(path, n), "" if n == _PROTO else kind[:-2], item) for n, item in value.items()]
+        # Some verifiers would see this member and others would not: nobody calls a scheme or a scope so.
+        if _PROTO in value:
+            raise CardMalformed(path, got=_PROTO, expected="names that JavaScript keeps")
+        members = [_Member(n, _join(path, n), kind[:-2], item) for n, item in value.items()]
     else:
         fields = SCHEMA[kind]
         if kind in ONE_OF and sum(value.get(name) is not None for name in fields) > 1:

@@ -42,7 +42,7 @@ from trust.peers import PeerVerifier
 from trust.signing import jws as strict_jws
 from trust.signing.canonical import canonicalize_value
 from trust.signing.card_claims import agent_url, check_interfaces, check_requirements, check_speaker
-from trust.signing.card_form import MAX_CARD_BYTES, Finding, covered, prepare, read
+from trust.signing.card_form import Finding, covered, prepare, read
 from trust.signing.envelope import DEFAULT_ALGORITHMS, chain_of
 
 TYP = "JOSE"
@@ -127,8 +127,10 @@ def sign_card(card: bytes | Mapping[str, Any], *, credentials: Credentials | Seq
         protected, _, signature = strict_jws.sign_detached(payload, key=signer.private_key, header=header).split(".")
         signatures.append({"protected": protected, "signature": signature})
     signed = SignedCard(card={**content, "signatures": signatures}, changes=tuple(findings))
-    if len(signed.text) > MAX_CARD_BYTES:
-        raise ConfigurationError("card is too large", got=f"{len(signed.text)} bytes", expected=str(MAX_CARD_BYTES))
+    try:
+        read(signed.text)  # a number such as 1e16 was an acceptable one only until it was written in the form above
+    except CardMalformed as error:
+        raise ConfigurationError(f"no verifier would accept this card: {error}") from None
     return signed
 
 
@@ -152,11 +154,13 @@ def verify_card(
     (4) The signature verifies over the document as received.
     (5) The interfaces are https. The signer is the agent, or has the names of its host and of every interface.
     (6) Every alternative of the security requirements has mTLS; they name schemes that the card has, and no scheme
-        that it has is required nowhere: that is what is left of a card from which the SDKs' signatures let a scheme or
-        a requirement be taken.
+        that it has is required nowhere: that is mostly what is left of a card from which the SDKs' signatures let a
+        scheme or a requirement be taken.
 
     Not checked: that the card asks for no less than our policy, mTLS apart (`trust.oauth.cards.check_card`); how old
-    it is, for cards have no time.
+    it is, for cards have no time. Nor can it be seen that, out of a card that an SDK has signed, somebody took a
+    requirement without scopes whose scheme is required elsewhere too, or a scheme without content together with all
+    that required it; with `mtls`, mTLS is not lost that way. `sign_card` leaves neither in a card.
 
     Args:
         card: the document as it was received. Of a value that others have parsed, duplicate members are gone unseen.
@@ -248,7 +252,7 @@ def lint_card(card: bytes | Mapping[str, Any], *, mtls: bool = True) -> list[Fin
     content.pop("signatures", None)
     mended, findings = prepare(content)
     form, _ = covered(mended)
-    for check in (check_interfaces, lambda form: check_requirements(form, mtls=mtls)):
+    for check in (check_interfaces, lambda form: check_requirements(form, mtls=mtls), read):
         try:
             check(form)
         except (CardMalformed, CardAsksForLess) as error:

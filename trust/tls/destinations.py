@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import certifi
 import httpx
 
-from trust.authorize import Authorizer, any_of
+from trust.authorize import Authorizer, a_rule, any_of
 from trust.errors import ConfigurationError, DestinationRefused
 
 Origin = tuple[str, int]  # host and port
@@ -59,7 +59,7 @@ class Rules:
         web: the origins of web servers.
 
     Raises:
-        ConfigurationError: an origin is none, is there twice, or no destination is an agent.
+        ConfigurationError: an origin is none, or is there twice; a rule is none; or no destination is an agent.
     """
 
     def __init__(self, authorize: Authorizer | Destinations) -> None:
@@ -68,7 +68,7 @@ class Rules:
         self.web: dict[Origin, WebPKI] = {}
         self._each = isinstance(authorize, Mapping)
         if not isinstance(authorize, Mapping):
-            self.everybody = authorize
+            self.everybody = a_rule(authorize)
             return
         for text, rule in authorize.items():
             origin = _parse(text)
@@ -77,7 +77,7 @@ class Rules:
             if isinstance(rule, WebPKI):
                 self.web[origin] = rule
             else:
-                self.own[origin] = rule
+                self.own[origin] = a_rule(rule)
         if not self.own:
             raise ConfigurationError(
                 "no destination is an agent", expected="at least one", do="for web servers alone use httpx.AsyncClient"
@@ -92,7 +92,8 @@ class Rules:
             DestinationRefused: nowhere, for destinations have their rules and this one has none.
         """
         if url.scheme != "https":
-            raise ConfigurationError("URL is not protected", got=f"{url.scheme}://{url.host}", expected="https://")
+            host = url.raw_host.decode("ascii")  # `host` decodes xn-- labels, and not every label can be
+            raise ConfigurationError("URL is not protected", got=f"{url.scheme}://{host}", expected="https://")
         origin = origin_of(url)
         if self._each and origin not in self.own and origin not in self.web:
             raise DestinationRefused(
@@ -136,10 +137,11 @@ def origin_of(url: httpx.URL, port: int = 443) -> Origin:
 def _parse(text: str) -> Origin:
     try:
         url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
-        url = httpx.URL("")
+        host = url.host
+    except (httpx.InvalidURL, TypeError, ValueError):  # ValueError: an xn-- label that is no IDN
+        url, host = httpx.URL(""), ""
     extra = url.userinfo or url.query or url.fragment or url.raw_path != b"/"
-    if url.scheme != "https" or not url.host or extra:
+    if url.scheme != "https" or not host or extra:
         raise ConfigurationError("destination", got=text, expected="https://host or https://host:port, without a path")
     return origin_of(url)
 

@@ -177,6 +177,30 @@ def test_a_list_without_a_name(service: Service) -> None:
     assert "one without a name" in problem(source)
 
 
+def test_a_list_without_an_end_is_kept_for_ever(service: Service) -> None:
+    """RFC 5280 section 4.1.2.5 has a date for that, the last of the calendar."""
+    name = f"{INTERMEDIATE[:40]}-1.crl"
+    where = [x509.UniformResourceIdentifier(f"http://pki.example/crl/{name}")]
+    scope = x509.IssuingDistributionPoint(where, None, False, False, None, False, False)
+    endless = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(FORGE.intermediate.subject)
+        .last_update(datetime.now(UTC))
+        .next_update(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+        .add_extension(x509.CRLNumber(1), False)
+        .add_extension(scope, True)
+        .add_extension(x509.AuthorityKeyIdentifier(bytes.fromhex(INTERMEDIATE[:40]), None, None), False)
+        .sign(FORGE.key, hashes.SHA256())
+    )
+    service.instead[f"/crl/{name}"] = Response(endless.public_bytes(Encoding.DER))
+    source = agent(service, with_lists())
+    source.poll()
+    assert (names(source), problem(source)) == ([0, 0, 0], "")
+    del service.instead[f"/crl/{name}"]
+    source.poll()
+    assert (names(source), problem(source)) == ([0, 0, 0], "")
+
+
 # With the real service.
 
 

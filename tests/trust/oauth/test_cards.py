@@ -166,6 +166,10 @@ ATTACKS: dict[str, Mutation] = {
     "another extension": lambda c: c["capabilities"]["extensions"][0].update(uri=SIGNATURE_EXTENSION + "2"),
     "capabilities removed": lambda c: c.pop("capabilities"),
     "interface in the clear": lambda c: c["supportedInterfaces"][0].update(url="http://billing.fleet.example/a2a"),
+    "interface at a host that is no IDN": lambda c: c["supportedInterfaces"][0].update(url="https://xn--a/"),
+    "token url at a host that is no IDN": lambda c: _oauth2(c)["flows"]["clientCredentials"].update(
+        tokenUrl="https://xn--a/token"
+    ),
     "no interface": lambda c: c.pop("supportedInterfaces"),
     "interface without url": lambda c: c["supportedInterfaces"][0].pop("url"),
     "interfaces are text": lambda c: c.update(supportedInterfaces="https://billing.fleet.example"),

@@ -42,6 +42,9 @@ def test_interfaces() -> None:
         "https://a b.example",
         "https://a.example:x",
         "https://[a",
+        "https://xn--a/",
+        "https://xn--a.example",
+        5,
         "",
         None,
         "file:///etc/passwd",
@@ -52,7 +55,7 @@ def test_interfaces_without_tls(url: Any) -> None:
         interfaces("https://a.example", url)
 
 
-@pytest.mark.parametrize("url", ["", None, "http://a.example", "user@a.example", "dns:///a.example"])
+@pytest.mark.parametrize("url", ["", None, "http://a.example", "user@a.example", "dns:///a.example", "xn--a:1"])
 def test_interfaces_of_grpc_have_tls_too(url: Any) -> None:
     with pytest.raises(CardMalformed):
         interfaces(url, binding="GRPC")

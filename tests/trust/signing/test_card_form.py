@@ -224,15 +224,31 @@ def test_a_scope_is_described_by_its_name() -> None:
             {"capabilities": {"extensions": [{"uri": "urn:x", "params": {"a": {"__proto__": 1}}}]}},
             "capabilities.extensions[0].params",
         ),
-        (
-            {"securitySchemes": {**CARD["securitySchemes"], "__proto__": {"mtlsSecurityScheme": {"description": "x"}}}},
-            "securitySchemes.__proto__",
-        ),
     ],
 )
 def test_what_only_its_author_can_mend(change: dict[str, Any], path: str) -> None:
     _, findings = prepare({**CARD, **change})
     assert any(not finding.mended and finding.path.startswith(path) for finding in findings), findings
+
+
+@pytest.mark.parametrize(
+    "value", [5, None, "x", [1], {}, {"mtlsSecurityScheme": 5}, {"mtlsSecurityScheme": {}}], ids=str
+)
+@pytest.mark.parametrize("place", ["schemes", "requirement", "requirement of a skill", "scopes"])
+def test_no_scheme_and_no_scope_has_a_name_that_javascript_drops(place: str, value: Any) -> None:
+    card = copy.deepcopy(CARD)
+    holder = {
+        "schemes": card["securitySchemes"],
+        "requirement": card["securityRequirements"][0]["schemes"],
+        "requirement of a skill": (skill := {"schemes": {"mtls": {"list": ["spiffe"]}}})["schemes"],
+        "scopes": card["securitySchemes"]["oauth2"]["oauth2SecurityScheme"]["flows"]["clientCredentials"]["scopes"],
+    }[place]
+    card["skills"][0]["securityRequirements"] = [skill]
+    assert covered(card)[1] == ()
+    holder["__proto__"] = value
+    for reading in (covered, prepare):
+        with pytest.raises(CardMalformed, match="__proto__"):
+            reading(card)
 
 
 def test_of_what_is_left_out_only_the_whole_is_named() -> None:

@@ -41,6 +41,7 @@ from tests.forge import NOW
 from trust.agent import agent_client, serving
 from trust.authorize import exactly
 from trust.errors import (
+    CardAsksForLess,
     CardMalformed,
     CardNotCovered,
     CardOfAnother,
@@ -145,13 +146,58 @@ def test_signing_says_what_it_changed() -> None:
         changed(supportedInterfaces=[{**CARD["supportedInterfaces"][0], "url": "http://billing.fleet.example"}]),
         changed(securityRequirements=[{"schemes": {"mtls": {"list": ["spiffe"]}}}]),
         changed(securitySchemes={"mtls": CARD["securitySchemes"]["mtls"]}),
+        changed(supportedInterfaces=[{**CARD["supportedInterfaces"][0], "url": "https://xn--a/"}]),
         changed(description="x" * (MAX_CARD_BYTES - 1500)),
     ],
-    ids=["unknown member", "empty", "no TLS", "scheme required nowhere", "scheme missing", "large"],
+    ids=["unknown member", "empty", "no TLS", "scheme required nowhere", "scheme missing", "no host", "large"],
 )
 def test_what_no_verifier_would_accept_is_not_signed(card: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         sign_card(card, credentials=BILLING)
+
+
+@pytest.mark.parametrize("number", ["1e16", "9007199254740992.0", "1e20"])
+def test_a_number_that_is_too_large_once_it_is_written_is_not_signed(number: str) -> None:
+    """RFC 8785 writes these without a fraction; a verifier then has an integer that not every reader can hold."""
+    document = text(CARD).replace(b'"ratio": 0.5', f'"ratio": {number}'.encode())
+    assert document != text(CARD)
+    with pytest.raises(ConfigurationError, match="no verifier would accept this card"):
+        sign_card(document, credentials=BILLING)
+    (finding,) = lint_card(document)
+    assert not finding.mended and "would be refused" in finding.problem
+    accepted = sign_card(text(CARD).replace(b'"ratio": 0.5', b'"ratio": 1e15'), credentials=BILLING)
+    assert verified(accepted.text).card["capabilities"]["extensions"][0]["params"]["ratio"] == 10**15
+
+
+def test_what_can_be_taken_out_of_a_card_of_the_sdk_unseen() -> None:
+    """What `verify_card` says that it does not check; such a card is not signed here."""
+    key = {"apiKeySecurityScheme": {"location": "header", "name": "k"}}
+    mtls = {"list": ["spiffe"]}
+    card = changed(
+        securitySchemes={**CARD["securitySchemes"], "key": key},
+        securityRequirements=[{"schemes": {**CARD["securityRequirements"][0]["schemes"], "key": {"list": []}}}],
+        skills=[{**CARD["skills"][0], "securityRequirements": [{"schemes": {"mtls": mtls, "key": {"list": ["x"]}}}]}],
+    )
+    signed = sdk_signed(card, **x5c(BILLING))
+    with pytest.raises(CardNotCovered):
+        verified(text(signed))
+    stripped = changed(signed, securityRequirements=CARD["securityRequirements"])
+    assert verified(text(stripped)).uncovered == ()
+    with pytest.raises(ConfigurationError, match=r"securityRequirements\[0\]\.schemes\.key"):
+        sign_card(card, credentials=BILLING)
+
+    bare = changed(
+        securitySchemes={**CARD["securitySchemes"], "mtls": {"mtlsSecurityScheme": {}}},
+        securityRequirements=[{"schemes": {"oauth2": {"list": ["agent:execute"]}, "mtls": {"list": []}}}],
+    )
+    stripped = changed(
+        sdk_signed(bare, **x5c(BILLING)),
+        securitySchemes={"oauth2": CARD["securitySchemes"]["oauth2"]},
+        securityRequirements=[{"schemes": {"oauth2": {"list": ["agent:execute"]}}}],
+    )
+    with pytest.raises(CardAsksForLess):
+        verified(text(stripped))
+    assert verified(text(stripped), mtls=False).uncovered == ()
 
 
 def test_who_signs() -> None:
@@ -180,7 +226,7 @@ def test_rotation() -> None:
 
 
 @pytest.mark.parametrize(
-    "agent", ["http://billing.fleet.example", "billing", "https://u@billing.fleet.example", "", None]
+    "agent", ["http://billing.fleet.example", "billing", "https://u@billing.fleet.example", "https://xn--a/", "", None]
 )
 def test_an_agent_is_an_id_or_an_https_url(agent: Any) -> None:
     with pytest.raises(ConfigurationError):

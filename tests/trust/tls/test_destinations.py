@@ -130,6 +130,11 @@ def test_port_0_is_no_other(authorize: Any) -> None:
         Rules(authorize).origin(httpx.URL("https://billing.fleet.example:0/"))
 
 
+def test_a_host_that_is_no_idn_is_refused_like_any_other_without_tls() -> None:
+    with pytest.raises(ConfigurationError, match="got http://xn--a, expected https://"):
+        Rules(exactly(SERVER_ID)).origin(httpx.URL("http://xn--a/"))
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -143,6 +148,7 @@ def test_port_0_is_no_other(authorize: Any) -> None:
         {"https://user@billing.fleet.example": exactly(SERVER_ID)},
         {"https://billing.fleet.example:port": exactly(SERVER_ID)},
         {"https://billing.fleet.example:0": exactly(SERVER_ID)},
+        {"https://xn--a": exactly(SERVER_ID)},
         {1: exactly(SERVER_ID)},
         {"https://a.example": exactly(SERVER_ID), "https://A.example:443": exactly(OTHER_ID)},
         {"https://a.example": exactly(SERVER_ID), "https://A.example:443": WebPKI()},
