@@ -20,7 +20,10 @@ def utc(now: datetime) -> datetime:
         raise IdentityError(
             "time without a zone", got=now.isoformat(), expected="an aware datetime, e.g. datetime.now(UTC)"
         )
-    return now.astimezone(UTC)
+    try:
+        return now.astimezone(UTC)
+    except OverflowError:
+        raise IdentityError("time outside the calendar", got=now.isoformat(), expected="years 1 to 9999") from None
 
 
 def shown(time: datetime) -> str:

@@ -123,7 +123,10 @@ class PeerVerifier:
         since = [moment for answer in answers if (moment := answer.since()) is not None]
         known = all(answer.current(now) or not answer.required for answer in answers)
         return RevocationFacts(
-            crls=tuple(crls.values()), known=known and bool(answers), revoked_since=min(since, default=None)
+            crls=tuple(crls.values()),
+            known=known and bool(answers),
+            revoked_since=min(since, default=None),
+            heard=frozenset(id(indexed.crl) for answer in answers for indexed in (*answer.crls, *answer.listing)),
         )
 
     def _path(self, chain_der: Sequence[bytes], now: datetime, usage: Usage) -> _Path:
@@ -176,6 +179,7 @@ class RevocationFacts:
     crls: tuple[x509.CertificateRevocationList, ...]  # that are current, and cover one of its certificates
     known: bool  # there is one for each certificate that needs one
     revoked_since: datetime | None  # the earliest revocation of any of its certificates
+    heard: frozenset[int]  # the id() of every CRL that said something about it, current or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,10 +9,11 @@ import base64
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from trust.errors import (
     CertificateRevoked,
     EvidenceMalformed,
     HeaderMalformed,
+    IdentityError,
     MessageExpired,
     MessageFromTheFuture,
     ReceiptMismatch,
@@ -39,6 +41,7 @@ from trust.errors import (
     UntrustedChain,
 )
 from trust.peers import PeerVerifier
+from trust.revocation import _Indexed
 from trust.signing import envelope, jws
 from trust.signing.canonical import canonicalize_value
 from trust.signing.evidence import MAX_CRLS, verify_evidence
@@ -160,7 +163,23 @@ def message_header(**changes: Any) -> Change:
     return change
 
 
+def resigned(header: dict[str, Any] | None = None, **claims: Any) -> Change:
+    """The signer itself says something else in its header, and signs it well."""
+
+    def change(bundle: dict[str, Any]) -> None:
+        said = json.loads(jws.decode(bundle["message"]["jws"].split(".")[0]))
+        a2a = {name: value for name, value in {**said["a2a"], **claims}.items() if value is not ABSENT}
+        bundle["message"]["jws"] = jws.sign_detached(
+            jws.decode(bundle["message"]["payload"]),
+            key=PLANNER.private_key,
+            header={**said, **(header or {}), "a2a": a2a},
+        )
+
+    return receipted(change)
+
+
 OLD_CRL = b64(REVOKING.crls[0].public_bytes(Encoding.DER))
+NAMELESS = b64(REVOKING.crls[0].public_bytes(Encoding.DER).replace(b"fleet.ex", b"\xff" * 8))  # no UTF-8
 ANOTHER_MESSAGE = {"jti": new_message_id(), "s256": "x" * 43}
 
 ATTACKS: list[tuple[str, Change, type[TrustError]]] = [
@@ -180,6 +199,7 @@ ATTACKS: list[tuple[str, Change, type[TrustError]]] = [
     ("too many CRLs", put("crls", value=["AAAA"] * (MAX_CRLS + 1)), EvidenceMalformed),
     ("CRLs that are none", put("crls", value=["AAAA"]), EvidenceMalformed),
     ("payload padded", put("message", "payload", value="e30="), EvidenceMalformed),
+    ("a list in a list", put("crls", value=[[]]), EvidenceMalformed),
     ("payload a number", put("message", "payload", value=1), EvidenceMalformed),
     # by whoever keeps the bundle
     ("payload of another message", from_another("message", "payload"), SignatureWrong),
@@ -194,6 +214,15 @@ ATTACKS: list[tuple[str, Change, type[TrustError]]] = [
     ("receipt malformed", put("receipt", value="a.b.c"), SignatureMalformed),
     ("message malformed", put("message", "jws", value="a..b"), SignatureMalformed),
     ("message without a2a", message_header(a2a=[]), HeaderMalformed),
+    ("of a kind that nobody makes", message_header(typ="a2a-evt+jws"), TypeWrong),
+    # what no verifier that met the message would have accepted
+    ("no kind", resigned(kind=ABSENT), HeaderMalformed),
+    ("a claim of another kind", resigned(htm="POST"), HeaderMalformed),
+    ("content type of an object", resigned({"cty": "application/json"}), HeaderMalformed),
+    ("a null claim", resigned(rel=None), EvidenceMalformed),
+    ("for nobody", resigned(aud="\x00"), HeaderMalformed),
+    ("for no agent", resigned(aud="spiffe://fleet.example/Ä"), HeaderMalformed),
+    ("for several", resigned(aud=[str(BILLING.agent_id)]), HeaderMalformed),
     ("content type a number", message_header(cty=5), HeaderMalformed),
     # (2) and (5), receipts that somebody signed with a good key
     ("receipt by another agent", receipted(by=OTHER), ReceiptMismatch),
@@ -218,7 +247,7 @@ ATTACKS: list[tuple[str, Change, type[TrustError]]] = [
     ("receipt by a certificate that had expired", receipted(by=SHORT, at=IAT + 61), CertificateExpired),
     # (4) the message, whatever the receiver says
     ("payload changed before the receipt", receipted(from_another("message", "payload")), SignatureWrong),
-    ("header changed before the receipt", receipted(message_header(cty="text/plain")), SignatureWrong),
+    ("header changed before the receipt", receipted(message_header(kid="x")), SignatureWrong),
     ("x5c of another agent", receipted(put("message", "x5c", value=b64(*OTHER.chain_der))), EvidenceMalformed),
     ("x5c of another CA", receipted(put("message", "x5c", value=b64(*FAKE.chain_der))), UntrustedChain),
     ("received although it was revoked", receipted(put("crls", value=OLD_CRL)), CertificateRevoked),
@@ -242,12 +271,45 @@ def test_the_bundle_that_the_attacks_change_is_valid_and_so_are_its_honest_varia
     for honest in (lambda bundle: None, receipted(), receipted(at=IAT - 10), receipted(at=IAT + 59)):
         assert verify(honest).message.payload == b'{"messageId":"m-1"}'
     assert verify(receipted(by=SHORT, at=IAT + 59))
+    assert verify(receipted(put("crls", value=[*GENUINE["crls"], *NAMELESS]))).revocation_checked
+    assert verify(resigned()).message.header["a2a"]["kind"] == "Message"
 
 
 def test_the_question_is_not_older_than_the_receipt() -> None:
     assert verify(lambda bundle: None, at=NOW - timedelta(seconds=10))
     with pytest.raises(MessageFromTheFuture):
         verify(lambda bundle: None, at=NOW - timedelta(seconds=11))
+    with pytest.raises(MessageFromTheFuture):
+        verify(lambda bundle: None, at=datetime.min.replace(tzinfo=UTC))
+    assert verify(lambda bundle: None, at=datetime.max.replace(tzinfo=UTC))
+    with pytest.raises(IdentityError):
+        verify(lambda bundle: None, at=datetime.max.replace(tzinfo=timezone(-HOUR)))
+
+
+@pytest.mark.parametrize("data", [b'{"v":[' + b"{}," * 5 + b"1]}", b'{"crls":[' + b'"",' * 100 + b'""]}'])
+def test_what_is_larger_than_a_bundle_is_not_even_parsed(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("trust.json_text.parse", never)
+    with pytest.raises(EvidenceMalformed):
+        verify_evidence(data, FORGE.bundles, at=LATER)
+
+
+def test_revocation_lists_are_read_once_and_those_of_others_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    class Counting(_Indexed):
+        def __init__(self, crl: x509.CertificateRevocationList) -> None:
+            read.append(crl.issuer)
+            super().__init__(crl)
+
+    others = b64(*(crl.public_bytes(Encoding.DER) for crl in FOREIGN.crls().crls))
+    bundle = deepcopy(GENUINE)
+    receipted(put("crls", value=[*GENUINE["crls"], *others]))(bundle)
+    monkeypatch.setattr("trust.revocation._Indexed", Counting)
+    assert verify_evidence(json.dumps(bundle).encode(), FORGE.bundles, at=LATER).revocation_checked
+    assert sorted(map(str, read)) == sorted(str(crl.issuer) for crl in FORGE.crls().crls)
 
 
 def test_whose_roots_are_not_there_has_proved_nothing() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,8 +49,8 @@ from trust.errors import (
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
 from trust.signing import jws
-from trust.signing.envelope import VerifiedMessage
-from trust.signing.messages import EXTENSION, authenticate_message, sign_message, verify_message
+from trust.signing.envelope import LAST_SECOND, VerifiedMessage
+from trust.signing.messages import EXTENSION, MAX_CONTAINERS, authenticate_message, sign_message, verify_message
 from trust.signing.proto_json import Kind, canonical_form
 
 FORGE = Forge()
@@ -170,6 +170,10 @@ def strip(message: dict[str, Any]) -> None:
     del message["metadata"][EXTENSION]
 
 
+def beside_the_author(message: dict[str, Any]) -> None:
+    message["metadata"][EXTENSION]["signatures"].insert(0, AUTHOR_ENTRY)
+
+
 def text(find: str, put: str) -> Callable[[dict[str, Any]], bytes]:
     def write(message: dict[str, Any]) -> bytes:
         written = json.dumps(message)
@@ -221,6 +225,11 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     ("byte order mark", Received(write=lambda m: b"\xef\xbb\xbf" + json.dumps(m).encode()), CanonicalizationError),
     ("NaN", Received(write=text('"amount": 5', '"amount": NaN')), CanonicalizationError),
     ("number beyond 2^53", Received(write=text("5}", "9007199254740993}")), CanonicalizationError),
+    (
+        "brackets without end",
+        Received(write=lambda m: b'{"parts":[' + b"{}," * MAX_CONTAINERS + b"{}]}"),
+        CanonicalizationError,
+    ),
     ("text after it", Received(write=lambda m: json.dumps(m).encode() + b"{}"), CanonicalizationError),
     ("not an object", Received(write=lambda m: b"[]"), MessageNotPortable),
     ("member added that SDKs drop", Received(change=lambda m: m.update(priority="high")), MessageNotPortable),
@@ -228,7 +237,13 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     ("snake case beside camel case", Received(change=lambda m: m.update(message_id="m-2")), MessageNotPortable),
     ("content added to a part", Received(change=lambda m: m["parts"][0].update(url="https://x")), MessageNotPortable),
     ("number beyond JavaScript's digits", Received(write=text("5}", "1e20}")), MessageNotPortable),
-    # the carriage
+    # the carriage, before anything is done with the object that takes long
+    ("stripped, and not portable", Received(change=strip, write=text('"role"', '"x": 1, "role"')), SignatureMissing),
+    (
+        "a foreign CA, and not portable",
+        Received(signatures=signed_by(FAKE), change=lambda m: m.update(x=1)),
+        UntrustedChain,
+    ),
     ("stripped", Received(change=strip), SignatureMissing),
     ("stripped with all metadata", Received(change=lambda m: m.pop("metadata")), SignatureMissing),
     ("null for the signatures", Received(change=carried(None)), SignatureMissing),
@@ -288,6 +303,7 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     # (8) time
     ("expired", Received(now=NOW + timedelta(seconds=60)), MessageExpired),
     ("from the future", Received(signatures=claiming(iat=IAT + 11, exp=IAT + 60)), MessageFromTheFuture),
+    ("until the year 10000", Received(signatures=claiming(iat=LAST_SECOND, exp=LAST_SECOND + 1)), HeaderMalformed),
     ("for too long", Received(signatures=claiming(exp=IAT + 301)), MessageLifetimeTooLong),
     # (9) the signer, and replay
     ("not an allowed author", Received(signers=exactly(RELAY.agent_id)), PeerNotAllowed),
@@ -301,7 +317,7 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     ),
     (
         "the author's signature as a relay's",
-        Received(relayed=AUTHOR, signers=EVERYBODY),
+        Received(signatures=(), change=beside_the_author, relayed=AUTHOR, signers=EVERYBODY),
         BindingMismatch,
     ),
     (
@@ -313,9 +329,28 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
         "the relay's signature for another author's",
         Received(
             signatures=(Signature(signer=RELAY, claims={**BY_RELAY, "rel": {**REFERENCE, "s256": "x"}}),),
+            change=beside_the_author,
             relayed=AUTHOR,
             signers=EVERYBODY,
         ),
+        AuthorUnclear,
+    ),
+    (
+        "the relay's signature on another object, beside the author's",
+        Received(
+            signatures=(
+                Signature(signer=RELAY, claims=COUNTERSIGNATURE.claims, signed={**MESSAGE, "messageId": "m-2"}),
+            ),
+            change=beside_the_author,
+            write=lambda m: {**m, "messageId": "m-2"},
+            relayed=AUTHOR,
+            signers=EVERYBODY,
+        ),
+        BindingMismatch,
+    ),
+    (
+        "the relay's signature without the author's",
+        Received(signatures=(COUNTERSIGNATURE,), relayed=AUTHOR, signers=EVERYBODY),
         BindingMismatch,
     ),
     (
@@ -391,8 +426,24 @@ def test_the_message_that_the_attacks_change_is_valid_and_so_are_its_honest_vari
 
 
 def test_the_countersignature_that_the_attacks_change_is_valid() -> None:
-    relay = Received(signatures=(Signature(), COUNTERSIGNATURE), signers=EVERYBODY, relayed=AUTHOR).verify()
-    assert relay.signer.agent_id == RELAY.agent_id
+    received = Received(signatures=(COUNTERSIGNATURE,), change=beside_the_author, signers=EVERYBODY, relayed=AUTHOR)
+    assert received.verify().signer.agent_id == RELAY.agent_id
+
+
+def test_the_calendar_ends() -> None:
+    end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    forge = Forge(now=end - 240 * HOUR)
+    leaf = forge.leaf("/planner", not_after=end)
+    signed = sign_message(MESSAGE, "Message", credentials=leaf, audience=BILLING.agent_id, now=end, jti=JTI)
+    with pytest.raises(HeaderMalformed):
+        authenticate_message(
+            signed,
+            "Message",
+            audience=BILLING.agent_id,
+            verifier=PeerVerifier(forge.bundles),
+            now=end,
+            signers=exactly(leaf.agent_id),
+        )
 
 
 def test_an_empty_object_of_one_kind_is_not_one_of_another() -> None:

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.a2a_objects import ARTIFACT, MESSAGE
-from tests.forge import Forge
+from tests.forge import HOUR, Forge
 from trust import cli
+from trust.authorize import exactly
+from trust.clock import shown, wall_clock
+from trust.peers import PeerVerifier
+from trust.signing.http import new_message_id
+from trust.signing.messages import authenticate_message, sign_message
 from trust.signing.proto_json import canonical_form
 
 FORGE = Forge()
@@ -57,7 +64,7 @@ def test_sign_and_verify(folder: Path, capfd: pytest.CaptureFixture[str]) -> Non
     signed(folder, capfd)
     out, err = run(capfd, "verify", "signed.json", *BY_PLANNER, "--credentials", "billing")
     assert out.encode() == canonical_form("Message", MESSAGE) + b"\n"
-    assert "signer: spiffe://fleet.example/planner\n" in err
+    assert "kind: Message\nsigner: spiffe://fleet.example/planner\n" in err
     out, err = run(capfd, "verify", "signed.json", *BY_PLANNER, "--credentials", "billing", "--json")
     facts = json.loads(out)
     assert (facts["type"], facts["audience"], err) == ("a2a-msg+jws", "spiffe://fleet.example/billing", "")
@@ -100,6 +107,49 @@ def test_evidence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "later than the time" in run(capfd, *show, "--at", "2020-01-01T00:00:00Z", code=1)[1]
 
 
+def test_a_signer_forges_no_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    audience = ["--audience", "https://b.example\nsigner: spiffe://fleet.example/ceo\x1b]0;x\x07"]
+    out, _ = run(capfd, "sign", "message.json", *audience, "--credentials", "planner")
+    (folder / "signed.json").write_text(out)
+    _, err = run(capfd, "verify", "signed.json", *audience, *BY_PLANNER, "--credentials", "billing")
+    assert "audience: https://b.example\\x0asigner: spiffe://fleet.example/ceo\\x1b]0;x\\x07\n" in err
+    assert err.count("\nsigner: ") == 1
+
+
+def test_evidence_shows_what_was_signed_for_what_and_who_cannot_be_believed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A relay's signature is not taken for an author's, nor a receipt by a revoked key for one that stands."""
+    now = wall_clock()
+    to_billing: dict[str, Any] = {"audience": BILLING.agent_id, "now": now}
+    verifier = PeerVerifier(FORGE.bundles)
+    trusting: dict[str, Any] = {**to_billing, "verifier": verifier, "signers": exactly(PLANNER.agent_id)}
+    message = sign_message(MESSAGE, "Message", credentials=PLANNER, jti=new_message_id(), **to_billing)
+    author = authenticate_message(message, "Message", **trusting)
+    message = sign_message(message, "Message", credentials=PLANNER, jti=new_message_id(), relaying=author, **to_billing)
+    relay = authenticate_message(message, "Message", relayed=author, **trusting)
+    (folder / "e.json").write_bytes(relay.evidence(credentials=BILLING, verifier=verifier, jti=new_message_id()))
+    revoked = x509.RevokedCertificateBuilder().serial_number(BILLING.certificate.serial_number)
+    crl = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(FORGE.intermediate.subject)
+        .last_update(now)
+        .next_update(now + HOUR)
+        .add_revoked_certificate(revoked.revocation_date(now + HOUR).build())
+        .sign(FORGE.key, hashes.SHA256())
+    )
+    (folder / "late.crl").write_bytes(crl.public_bytes(Encoding.DER))
+    (other,) = Forge("fleet.example").crls().crls[:1]
+    (folder / "other.crl").write_bytes(other.public_bytes(Encoding.DER))
+    lists = ["--crl", "late.crl", "--crl", "other.crl"]
+    _, err = run(capfd, "evidence", "show", "e.json", "--credentials", "billing", *lists)
+    lines = dict(line.split(": ", 1) for line in err.splitlines())
+    assert json.loads(lines["rel"]) == {"jti": author.message_id, "s256": author.digest}
+    assert (lines["kind"], lines["revocation checked"]) == ("Message", "no")
+    assert lines["receiver revoked since"] == shown(now + HOUR)
+    assert lines["revocation lists that say nothing about them"] == "1"
+
+
 REFUSED: list[tuple[list[str], int, str]] = [
     (["sign", "message.json", "--credentials", "planner"], 2, "--audience"),
     (["sign", "message.json", *TO_BILLING, "--kind", "Card"], 2, "--kind: got Card"),
@@ -117,6 +167,11 @@ REFUSED: list[tuple[list[str], int, str]] = [
         "with its zone",
     ),
     (["verify", "message.json", *BY_PLANNER, "--at", "2026-01-01T00:00:00Z", "--evidence", "x"], 2, "--evidence"),
+    (
+        ["verify", "message.json", *BY_PLANNER, "--at", "0001-01-01T00:00:00+14:00", "--credentials", "billing"],
+        2,
+        "--at: got 0001",
+    ),
     (["verify", "message.json", *BY_PLANNER, "--bundles", "none"], 1, "none"),
     (["verify", "message.json", *BY_PLANNER, "--bundles", "a=b", "--bundles", "c"], 2, "DOMAIN=FILE"),
     (["evidence", "show", "message.json", "--credentials", "billing"], 1, "expected an object of exactly v, message"),

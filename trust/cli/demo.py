@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trust.cli.app import AsJson, app
-from trust.command_line import silence
+from trust.command_line import run_loop, silence
 from trust.errors import ConfigurationError
 
 
@@ -64,10 +63,10 @@ def demo(
     if folder is not None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigurationError(f"{folder} is in use", expected="a new or empty folder")
-        asyncio.run(walk(folder))
+        run_loop(walk(folder))
     else:
         with tempfile.TemporaryDirectory(prefix="a2a-trust-demo-") as temporary:
-            asyncio.run(walk(Path(temporary)))
+            run_loop(walk(Path(temporary)))
     if not as_json:
         summary = f"{wrong} of the steps went wrong" if wrong else "Every step and every refusal happened as it must."
         console.print(Text(f"\n{summary}", style="bold red" if wrong else "bold green"))

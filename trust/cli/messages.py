@@ -27,7 +27,7 @@ from trust.clock import shown, wall_clock
 from trust.credentials import BUNDLE_FILE, write_atomically
 from trust.peers import PeerVerifier
 from trust.signing.canonical import MAX_BYTES
-from trust.signing.envelope import VerifiedMessage
+from trust.signing.envelope import COMMON, VerifiedMessage
 from trust.signing.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from trust.signing.http import new_message_id
 from trust.signing.messages import authenticate_message, sign_message
@@ -139,6 +139,10 @@ def show(
     facts["revocation checked"] = verified.revocation_checked
     if verified.revoked_since is not None:
         facts["revoked since"] = shown(verified.revoked_since)
+    if verified.receiver_revoked_since is not None:
+        facts["receiver revoked since"] = shown(verified.receiver_revoked_since)
+    if verified.unheard:
+        facts["revocation lists that say nothing about them"] = len(verified.unheard)
     _show(facts, verified.message.payload, as_json=as_json)
 
 
@@ -149,7 +153,12 @@ def _kind(name: str) -> Kind:
 
 
 def _facts(message: VerifiedMessage) -> dict[str, Any]:
+    """What was verified of the header; with all that the message is bound to, such as the target of a request."""
+    bound = {name: value for name, value in message.header["a2a"].items() if name not in COMMON}
+    if "cty" in message.header:
+        bound["cty"] = message.header["cty"]
     return {
+        **bound,
         "signer": str(message.signer.agent_id),
         "audience": message.audience,
         "type": message.header["typ"],
@@ -159,9 +168,6 @@ def _facts(message: VerifiedMessage) -> dict[str, Any]:
     }
 
 
-_WORDS = {True: "yes", False: "no"}
-
-
 def _show(facts: dict[str, Any], payload: bytes, *, as_json: bool) -> None:
     """The payload on standard output, as it was signed, and the facts on standard error; as JSON all on one line."""
     text = payload.decode("utf-8", errors="backslashreplace")
@@ -169,8 +175,18 @@ def _show(facts: dict[str, Any], payload: bytes, *, as_json: bool) -> None:
         typer.echo(json.dumps({name.replace(" ", "_"): fact for name, fact in facts.items()} | {"payload": text}))
         return
     for name, fact in facts.items():
-        typer.echo(f"{name}: {_WORDS.get(fact, fact)}", err=True)
+        typer.echo(f"{name}: {_printable(_words(fact))}", err=True)  # a signer's line break makes no line of ours
     if sys.stdout.isatty():  # what was signed may be meant for a terminal: nothing in it moves the cursor
-        typer.echo("".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text))
+        typer.echo("\n".join(map(_printable, text.split("\n"))))
     else:
         typer.get_binary_stream("stdout").write(payload + b"\n")
+
+
+def _words(fact: object) -> str:
+    if isinstance(fact, bool):
+        return "yes" if fact else "no"
+    return fact if isinstance(fact, str) else json.dumps(fact)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -98,8 +98,10 @@ def time_of(text: str | None) -> datetime:
         return datetime.now(UTC)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise typer.BadParameter(f"--at: got {text}, expected a time with its zone, such as 2026-11-22T12:00:00Z")
-    return moment.astimezone(UTC)
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC before year 1, or after 9999
+        raise typer.BadParameter(
+            f"--at: got {text}, expected a time with its zone, such as 2026-11-22T12:00:00Z"
+        ) from None

@@ -69,7 +69,7 @@ def _write_fast(value: Any) -> bytes | None:
         value: out of `json_text.parse`: orjson would write NaN as null, and a UUID as a string.
     """
     text: bytes = json_text.orjson.dumps(value, option=json_text.orjson.OPT_SORT_KEYS)
-    if _may_differ(text) and _may_differ(_outside_strings(text)):
+    if _may_differ(text) and _may_differ(outside_strings(text)):
         return None
     if not text.isascii() and (b"\xee" in text or b"\xef" in text) and any(lead in text for lead in _BEYOND_FFFF):
         return None
@@ -86,8 +86,8 @@ _INTEGRAL = re.compile(rb"\.0(?:[,\]}]|\Z)")
 _SMALL = re.compile(rb"e-6(?:[,\]}]|\Z)")
 
 
-def _outside_strings(text: bytes) -> bytes:
-    """Punctuation, numbers and literals of a compact JSON text."""
+def outside_strings(text: bytes) -> bytes:
+    """What of a JSON text is not a string: punctuation, numbers, literals and white space."""
     return b"".join(text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,6 +36,7 @@ from trust.signing import jws as strict_jws
 VERSION = 1
 DEFAULT_LIFETIME = timedelta(seconds=60)
 MAX_LIFETIME_SECONDS = 300  # replay guards remember a message for as long
+LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z: no datetime is later
 MAX_SKEW_SECONDS = 10  # how far the signer's clock may be ahead of ours
 DEFAULT_ALGORITHMS = ("ES256", "ES384", "Ed25519")
 
@@ -136,7 +137,7 @@ def sign(
 
 def verify(
     jws: str,
-    payload: bytes,
+    payload: bytes | Callable[[], bytes],
     *,
     binding: Binding,
     audience: AgentID | str,
@@ -159,6 +160,8 @@ def verify(
     replay guard).
 
     Args:
+        payload: the bytes; or, where making them takes long, what makes them. It is called after step (3) only, and
+            what it raises is raised.
         audience: ourselves, as `aud` must name us.
         peer: the other end of the channel, whose certificates need not travel in the header; None where there is no
             channel to the signer.
@@ -178,6 +181,8 @@ def verify(
     # (3) Verified now, even where the handshake did it: a connection outlives certificates and CRLs.
     signer = verifier.verify(chain_of(header, peer), now=now, usage=usage)
     # (4) and (5)
+    if not isinstance(payload, bytes):
+        payload = payload()
     parsed.verify_payload(signer.public_key, payload)
     # (6)
     claims = _claims(header["a2a"], binding)
@@ -265,8 +270,8 @@ def _claims(claims: object, binding: Binding) -> dict[str, Any]:
             raise HeaderMalformed(f"a2a.{name}", got=type(text).__name__, expected="a string")
     for name in ("iat", "exp"):
         seconds = claims.get(name)
-        if seconds.__class__ is not int or seconds < 0:
-            raise HeaderMalformed(f"a2a.{name}", got=seconds, expected="whole seconds since 1970")
+        if seconds.__class__ is not int or not 0 <= seconds <= LAST_SECOND:
+            raise HeaderMalformed(f"a2a.{name}", got=seconds, expected="whole seconds since 1970, before year 10000")
     if not is_message_id(claims.get("jti")):
         raise HeaderMalformed("a2a.jti", got=claims.get("jti"), expected="22 to 128 characters of base64url")
     return claims

@@ -28,7 +28,7 @@ Keep the trust bundle beside the evidence: a root that has left the bundle verif
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,38 +39,55 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trust import json_text
 from trust.authorize import Authorizer
 from trust.bundles import RevocationLists, TrustBundles
+from trust.certificates import UNREADABLE
 from trust.clock import shown, utc
 from trust.credentials import Credentials
 from trust.errors import (
+    BindingMismatch,
     CertificateRevoked,
     ConfigurationError,
     EvidenceMalformed,
     HeaderMalformed,
+    IdentityError,
     MessageFromTheFuture,
+    PeerError,
     ReceiptMismatch,
+    RevocationUnknown,
     SignatureMalformed,
+    TrustError,
 )
-from trust.identity import PeerIdentity
+from trust.identity import AgentID, PeerIdentity
 from trust.json_text import NotStrictJson
-from trust.peers import MAX_CERTIFICATES, PeerVerifier, Usage
+from trust.peers import MAX_CERTIFICATES, PeerVerifier, RevocationFacts, Usage
 from trust.signing import envelope
 from trust.signing import jws as strict_jws
 from trust.signing.canonical import canonicalize_value
 from trust.signing.envelope import DEFAULT_ALGORITHMS, MAX_SKEW_SECONDS, Binding, VerifiedMessage
+from trust.signing.exchange import origin_of
 
 RECEIPT_TYPE = "a2a-rcpt+jws"
 MAX_EVIDENCE_BYTES = 64 << 20  # a message of 16 MiB, and CRLs of some 100,000 entries
 MAX_CRLS = 64  # one for each certificate of a path, and more where an issuer has several
 
-# What can be evidence, and what the certificate of its signer must be good for.
-_USAGES: dict[str, Usage] = {
-    "a2a-req+jws": "client",
-    "a2a-res+jws": "server",
-    "a2a-evt+jws": "server",
-    "a2a-push+jws": "client",
-    "a2a-msg+jws": "client",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """What can be evidence: what the signer's certificate must be good for, and what `a2a` has beside COMMON."""
+
+    usage: Usage
+    required: frozenset[str]
+    optional: frozenset[str] = frozenset()
+    content_type: bool = True
+
+
+_KINDS: dict[str, _Kind] = {
+    "a2a-req+jws": _Kind(usage="client", required=frozenset({"htm", "htu"}), optional=frozenset({"ver", "ext"})),
+    "a2a-res+jws": _Kind(usage="server", required=frozenset({"st", "req"})),
+    "a2a-msg+jws": _Kind(usage="client", required=frozenset({"kind"}), optional=frozenset({"rel"}), content_type=False),
 }
 _DEPTH = 32  # of JSON; the bundle has four levels
+_BRACKETS = 4  # that open: the bundle is two objects and two lists, and no text in it has any
+_COMMAS = 5 + MAX_CERTIFICATES + MAX_CRLS  # as many as it can have, and two more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +98,8 @@ class VerifiedEvidence:
     receiver: PeerIdentity
     revocation_checked: bool  # the receiver had current CRLs for every certificate of the signer's that needs one
     revoked_since: datetime | None  # the signer, after the receipt, by the CRLs that the verifier has
+    receiver_revoked_since: datetime | None  # as above; whoever has its key can date a receipt back
+    unheard: tuple[x509.CertificateRevocationList, ...]  # of the verifier's: other issuers', other keys', or unreadable
 
 
 def make_evidence(message: VerifiedMessage, *, credentials: Credentials, verifier: PeerVerifier, jti: str) -> bytes:
@@ -89,19 +108,22 @@ def make_evidence(message: VerifiedMessage, *, credentials: Credentials, verifie
     Args:
         message: as it was verified just now: the receipt has the time of that.
         credentials: ours, to which the message was addressed.
-        verifier: the one that it was verified with; its CRLs are what we saw.
+        verifier: the one that it was verified with, and that trusts our own domain; its CRLs are what we saw.
         jti: of the receipt: 128 random bits in base64url.
 
     Raises:
-        ConfigurationError: the message is another agent's, or the bundle would be larger than 64 MiB.
+        ConfigurationError: the message is another agent's; nobody would believe our certificate; or the bundle would
+            be larger than 64 MiB.
         PeerError: the verifier refuses the signer by now.
     """
     if message.audience.startswith("spiffe://") and message.audience != str(credentials.agent_id):
         raise ConfigurationError("receipt", got=f"a message for {message.audience}", expected=str(credentials.agent_id))
-    usage = _USAGES.get(message.header["typ"])
-    if usage is None:
-        raise ConfigurationError("receipt", got=f"for {message.header['typ']}", expected="for " + " or ".join(_USAGES))
-    now = message.received_at
+    kind = _KINDS.get(message.header["typ"])
+    if kind is None:
+        raise ConfigurationError("receipt", got=f"for {message.header['typ']}", expected="for " + " or ".join(_KINDS))
+    _check_audience(message.audience, ConfigurationError)
+    now, usage = message.received_at, kind.usage
+    _check_ours(credentials, verifier, now)
     verifier.verify(message.signer.chain, now=now, usage=usage)
     facts = verifier.revocation(message.signer, now=now, usage=usage)
     rest = {
@@ -150,7 +172,8 @@ def verify_evidence(
     (3) its time is not after `at`
     (4) the message verifies at the time of receipt (steps (0) to (6) and (8) of `envelope.verify`)
     (5) whoever signed the receipt is the receiver of the message
-    (6) none of the certificates of both was revoked at or before the time of receipt, by the bundle's CRLs or `crls`
+    (6) none of the certificates of both was revoked at or before the time of receipt, by the bundle's CRLs or `crls`;
+        what of `crls` says nothing about them is in `VerifiedEvidence.unheard`
 
     NOT checked: what the docstring of the module says; and step (7), what the message was bound to (`htm`, `htu` and so
     on): there is nothing to compare it with. `VerifiedEvidence.message.header["a2a"]` tells.
@@ -170,7 +193,7 @@ def verify_evidence(
     """
     # (1)
     rest, jws, payload, chain, seen, receipt = _read(bundle)
-    claimed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=tuple(_USAGES)).header
+    claimed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=tuple(_KINDS)).header
     binding = _binding_of(claimed)
     claims = claimed["a2a"]
     # (2) The time that the receipt names is not true yet; it is when its signature has verified for that time.
@@ -188,37 +211,52 @@ def verify_evidence(
         algorithms=algorithms,
     )
     # (3)
-    if received_at > utc(at) + timedelta(seconds=MAX_SKEW_SECONDS):
+    if received_at - timedelta(seconds=MAX_SKEW_SECONDS) > utc(at):
         raise MessageFromTheFuture("receipt is later than the time that is asked about", got=shown(received_at))
     # (4)
-    usage = _USAGES[binding.typ]
-    signer = verifier.verify(chain, now=received_at, usage=usage)
+    usage = _KINDS[binding.typ].usage
+    claimed_signer = verifier.verify(chain, now=received_at, usage=usage)
     message = envelope.verify(
         jws,
         payload,
         binding=binding,
         audience=str(claims.get("aud")),
         verifier=verifier,
-        peer=signer,
+        peer=claimed_signer,
         usage=usage,
         now=received_at,
         algorithms=algorithms,
     )
-    if message.signer.thumbprint != signer.thumbprint:
-        raise EvidenceMalformed("x5c is not the signer's", got=signer.thumbprint, expected=message.signer.thumbprint)
+    found, expected = claimed_signer.thumbprint, message.signer.thumbprint
+    if found != expected:
+        raise EvidenceMalformed("x5c is not the signer's", got=found, expected=expected)
     # (5)
     _check_receiver(acknowledged.signer, message.audience, receivers)
     # (6) Nothing is required of the CRLs, as the receiver may not have required it; one that has ended still tells.
+    seen = _of_issuers(seen, (*message.signer.chain, *acknowledged.signer.chain))
     everything = PeerVerifier(bundles, RevocationLists((*seen, *crls.crls), required_in=frozenset()))
-    signer_since = _since(everything, message.signer, received_at, usage)
-    _since(everything, acknowledged.signer, received_at, "server")
-    then = PeerVerifier(bundles, RevocationLists(seen)).revocation(message.signer, now=received_at, usage=usage)
+    signer = _not_revoked(everything, message.signer, received_at, usage)
+    receiver = _not_revoked(everything, acknowledged.signer, received_at, "server")
+    then = PeerVerifier(bundles, RevocationLists(seen), previous=everything)  # which has read them already
     return VerifiedEvidence(
         message=message,
         receiver=acknowledged.signer,
-        revocation_checked=then.known,
-        revoked_since=signer_since,
+        revocation_checked=then.revocation(message.signer, now=received_at, usage=usage).known,
+        revoked_since=signer.revoked_since,
+        receiver_revoked_since=receiver.revoked_since,
+        unheard=tuple(crl for crl in crls.crls if id(crl) not in signer.heard | receiver.heard),
     )
+
+
+def _check_ours(credentials: Credentials, verifier: PeerVerifier, now: datetime) -> None:
+    try:
+        verifier.verify(credentials.chain_der, now=now, usage="server")
+    except RevocationUnknown:
+        return  # a receipt needs no CRLs of ours
+    except PeerError as error:
+        raise ConfigurationError(
+            "receipt would not be believed", got=error, expected="credentials that verify as a server's"
+        ) from None
 
 
 def _receipt_binding(jti: object, digest: str) -> Binding:
@@ -231,8 +269,42 @@ def _binding_of(header: dict[str, Any]) -> Binding:
     claims, content_type = header.get("a2a"), header.get("cty", "")
     if not isinstance(claims, dict) or not isinstance(content_type, str):
         raise HeaderMalformed("header of the message", expected="an object a2a, and cty a string")
+    kind = _KINDS[header["typ"]]
     members = {name: value for name, value in claims.items() if name not in envelope.COMMON}
+    if not kind.required <= members.keys() <= kind.required | kind.optional:
+        raise HeaderMalformed(
+            "a2a", got=", ".join(members), expected=", ".join(sorted(kind.required)) + " and nothing unknown"
+        )
+    if "cty" in header and not kind.content_type:
+        raise HeaderMalformed("cty", got=content_type, expected=f"none in {header['typ']}")
+    _check_audience(claims.get("aud"), HeaderMalformed)
     return Binding(typ=header["typ"], members=members, content_type=content_type, mismatch=EvidenceMalformed)
+
+
+def _check_audience(audience: object, refusal: type[TrustError]) -> None:
+    """One receiver, as a verifier that met the message would name itself."""
+    text = str(audience)
+    try:
+        AgentID.parse(text) if text.startswith("spiffe://") else origin_of(text)
+    except (IdentityError, BindingMismatch):
+        raise refusal(
+            "aud", got=text, expected="a SPIFFE ID, or the URL of an agent outside any trust domain"
+        ) from None
+
+
+def _of_issuers(
+    crls: tuple[x509.CertificateRevocationList, ...], chain: Iterable[bytes]
+) -> tuple[x509.CertificateRevocationList, ...]:
+    """Without the lists of others: reading all their entries takes long, and says nothing."""
+    issuers = {x509.load_der_x509_certificate(der).issuer for der in chain}
+    return tuple(crl for crl in crls if _issuer(crl) in issuers)
+
+
+def _issuer(crl: x509.CertificateRevocationList) -> x509.Name | None:
+    try:
+        return crl.issuer
+    except UNREADABLE:
+        return None
 
 
 def _time_of(receipt: str, algorithms: Collection[str]) -> datetime:
@@ -256,21 +328,26 @@ def _check_receiver(receiver: PeerIdentity, audience: str, receivers: Authorizer
         receivers.check(receiver.agent_id)
 
 
-def _since(verifier: PeerVerifier, agent: PeerIdentity, received_at: datetime, usage: Usage) -> datetime | None:
-    since = verifier.revocation(agent, now=received_at, usage=usage).revoked_since
+def _not_revoked(verifier: PeerVerifier, agent: PeerIdentity, received_at: datetime, usage: Usage) -> RevocationFacts:
+    facts = verifier.revocation(agent, now=received_at, usage=usage)
+    since = facts.revoked_since
     if since is not None and since <= received_at:
         raise CertificateRevoked(
             "certificate was revoked before the message was received",
             got=f"{agent.agent_id}, since {shown(since)}",
             expected=f"not before {shown(received_at)}",
         )
-    return since
+    return facts
 
 
 def _read(
     bundle: bytes,
 ) -> tuple[dict[str, Any], str, bytes, list[bytes], tuple[x509.CertificateRevocationList, ...], str]:
     """Step (1): what the receipt is over, and the parts."""
+    if bundle.count(b"{") + bundle.count(b"[") > _BRACKETS or bundle.count(b",") > _COMMAS:  # before any of it is read
+        raise EvidenceMalformed(
+            "evidence", got="more brackets or commas", expected="an object of exactly v, message, crls, receipt"
+        )
     try:
         document = json_text.parse(bundle, max_bytes=MAX_EVIDENCE_BYTES, max_depth=_DEPTH)
     except NotStrictJson as error:

@@ -49,13 +49,14 @@ from trust.peers import PeerVerifier
 from trust.replay import ReplayGuard
 from trust.signing import envelope
 from trust.signing import jws as strict_jws
-from trust.signing.canonical import MAX_BYTES, MAX_DEPTH, canonicalize_value
+from trust.signing.canonical import MAX_BYTES, MAX_DEPTH, canonicalize_value, outside_strings
 from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
 from trust.signing.proto_json import KINDS, Kind, canonical_form
 
 EXTENSION = "urn:a2a-trust:message-signature:v1"
 MESSAGE_TYPE = "a2a-msg+jws"
 MAX_SIGNATURES = 8  # an author, a few relays; each is one verification, and as many certificates
+MAX_CONTAINERS = 100_000  # objects and lists; three bytes of text each, but 240 bytes of memory and 2 us of work
 
 
 def sign_message(
@@ -85,13 +86,14 @@ def sign_message(
 
     Raises:
         MessageNotPortable: a part of the message would not survive its way.
-        CanonicalizationError: it is not strict JSON.
+        CanonicalizationError: it is not strict JSON, or has more than 100,000 objects and lists.
         SignatureMalformed: what is in the place of its signatures is none.
         ConfigurationError: an argument that no verifier would accept; a message other than the one that is relayed;
             more than 8 signatures.
     """
-    payload, signatures = _split(message, kind)
-    if relaying is not None and (relaying.payload != payload or relaying.jws not in signatures):
+    value, signatures = _read(message, kind)
+    payload = canonical_form(kind, value)
+    if relaying is not None and not _passes_on(relaying, payload, signatures):
         raise ConfigurationError(
             "message is not the one that is relayed", expected="what was verified", do="leave it as it was"
         )
@@ -125,10 +127,12 @@ def authenticate_message(
 ) -> VerifiedMessage:
     """Verify the one signature of an A2A object that is an allowed signer's, for this receiver.
 
-    (0) the object is strict JSON and has a canonical form; it carries 1 to 8 signatures
+    (0) the object is strict JSON of at most 100,000 objects and lists; it carries 1 to 8 signatures
     (a) of several, exactly one claims to be for `audience`, by one of `signers`, as an author (or as the relay of
         `relayed`). The others are not looked at: each signature is verified by itself, by whom it is meant for.
-    (1) to (8) `envelope.verify`, over the canonical form
+    (1) to (3) `envelope.verify`: the certificate. Before it, nothing is done that takes long.
+    (b) the object has a canonical form; with `relayed`, it is the one that was relayed, and carries that signature
+    (4) to (8) `envelope.verify`, over the canonical form
     (9) `signers` allows the signer
 
     NOT checked: whether it was received before; `verify_message` does. For what is read more than once, a stored task
@@ -139,22 +143,32 @@ def authenticate_message(
         kind: which object is expected.
         audience: ourselves; for a relay that verifies what is for somebody else, that receiver.
         signers: who may be the author (or, with `relayed`, the relay). With one agent in it, nobody can stand in.
-        relayed: verify the signature of the relay that passed this one on.
+        relayed: what this function returned for this object before: verify the signature of the relay that passed
+            that one on.
 
     Returns:
         The payload is the object in its canonical form, without the signatures: read that, not the original.
 
     Raises:
-        MessageNotPortable, CanonicalizationError: step (0), the object.
+        MessageNotPortable, CanonicalizationError: steps (0) and (b), the object.
+        BindingMismatch: it is another object than was relayed, or one of another kind or role.
         SignatureMissing, AuthorUnclear: there is no signature; there are several, and not one that fits.
         SignatureError: its other leaf classes name the check that failed.
         PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
     """
     # (0)
-    payload, signatures = _split(message, kind)
+    value, signatures = _read(message, kind)
     # (a)
     binding = _binding(kind, relayed)
     jws = _choose(signatures, binding, audience, signers, algorithms)
+
+    # (b)
+    def payload() -> bytes:
+        form = canonical_form(kind, value)
+        if relayed is not None and not _passes_on(relayed, form, signatures):
+            raise BindingMismatch("message is not the one that was relayed", expected="that, with its signature")
+        return form
+
     # (1) to (8)
     verified = envelope.verify(
         jws,
@@ -211,11 +225,12 @@ def verify_message(
     return verified
 
 
-def _split(message: dict[str, Any] | bytes, kind: Kind) -> tuple[bytes, list[str]]:
-    """The canonical form of an object without its signatures, and these, each as a detached JWS."""
+def _read(message: dict[str, Any] | bytes, kind: Kind) -> tuple[dict[str, Any], list[str]]:
+    """An object without its signatures, and these, each as a detached JWS."""
     if kind not in KINDS:
         raise ConfigurationError("kind of a message", got=kind, expected=" or ".join(KINDS))
     data = message if isinstance(message, bytes) else canonicalize_value(message)
+    _check_containers(data)
     try:  # also of a value: what it is made of may be changed by others while it is read
         value = json_text.parse(data, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
     except NotStrictJson as error:
@@ -224,7 +239,22 @@ def _split(message: dict[str, Any] | bytes, kind: Kind) -> tuple[bytes, list[str
         raise MessageNotPortable("message", got=type(value).__name__, expected=f"a {kind}, a JSON object")
     metadata = value.get("metadata")
     carried = metadata.pop(EXTENSION, None) if isinstance(metadata, dict) else None
-    return canonical_form(kind, value), [] if carried is None else _signatures(carried)
+    return value, [] if carried is None else _signatures(carried)
+
+
+def _check_containers(data: bytes) -> None:
+    """Before anything is parsed: what is not text costs a hundred times its bytes, and nobody has signed for it yet."""
+    count = data.count(b"{") + data.count(b"[")
+    if count > MAX_CONTAINERS and len(data) <= MAX_BYTES:  # it may be a long program, in a string
+        plain = outside_strings(data)
+        count = plain.count(b"{") + plain.count(b"[")
+    if count > MAX_CONTAINERS:
+        raise CanonicalizationError("message", got=f"{count} objects and lists", expected=f"at most {MAX_CONTAINERS}")
+
+
+def _passes_on(relayed: VerifiedMessage, payload: bytes, signatures: list[str]) -> bool:
+    """A relay's signature names another one; it vouches for that only where both are on this very object."""
+    return relayed.payload == payload and relayed.jws in signatures
 
 
 def _signatures(carried: object) -> list[str]:

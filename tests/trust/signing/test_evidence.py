@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.forge import HOUR, NOW, Forge
 from trust.authorize import exactly
 from trust.bundles import RevocationLists, TrustBundles
+from trust.credentials import Credentials
 from trust.errors import CertificateRevoked, ConfigurationError, PeerNotAllowed
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
@@ -51,19 +53,26 @@ def evidence(**changes: Any) -> bytes:
     return received.evidence(credentials=BILLING, verifier=verifier, jti=new_message_id())
 
 
-def revocation(moment: datetime, *, invalid: datetime | None = None, next_update: datetime = LATER) -> RevocationLists:
-    """A CRL of the planner's issuer on which the planner stands since `moment`."""
-    entry = x509.RevokedCertificateBuilder().serial_number(PLANNER.certificate.serial_number).revocation_date(moment)
+def revocation(
+    moment: datetime,
+    *,
+    invalid: datetime | None = None,
+    next_update: datetime = LATER,
+    forge: Forge = FORGE,
+    agent: Credentials = PLANNER,
+) -> RevocationLists:
+    """A CRL of the agent's issuer on which the agent stands since `moment`."""
+    entry = x509.RevokedCertificateBuilder().serial_number(agent.certificate.serial_number).revocation_date(moment)
     if invalid is not None:
         entry = entry.add_extension(x509.InvalidityDate(invalid), False)
     crl = (
         x509.CertificateRevocationListBuilder()
-        .issuer_name(FORGE.intermediate.subject)
+        .issuer_name(forge.intermediate.subject)
         .last_update(moment)
         .next_update(next_update)
         .add_extension(x509.CRLNumber(2), False)
         .add_revoked_certificate(entry.build())
-        .sign(FORGE.key, hashes.SHA256())
+        .sign(forge.key, hashes.SHA256())
     )
     return RevocationLists.of([crl])
 
@@ -153,12 +162,22 @@ def test_a_revocation_refuses_where_it_precedes_the_receipt(crls: RevocationList
     verified = verify_evidence(bundle, BUNDLES, at=LATER, crls=crls)
     assert verified.revoked_since is not None
     assert NOW < verified.revoked_since <= NOW + HOUR
+    assert (verified.receiver_revoked_since, verified.unheard) == (None, ())
+
+
+def test_a_receiver_that_was_revoked_later_is_told_of() -> None:
+    """Its key may have been stolen, and the receipt dated back."""
+    crls = revocation(NOW + HOUR, forge=FOREIGN, agent=BILLING)
+    verified = verify_evidence(evidence(), BUNDLES, at=LATER, crls=crls)
+    assert (verified.revoked_since, verified.receiver_revoked_since) == (None, NOW + HOUR)
 
 
 def test_a_revocation_list_that_nobody_signed_does_not_count() -> None:
     forged = Forge("fleet.example")
     crl = forged.crl(forged.intermediate, forged.key, [PLANNER.certificate.serial_number])
-    assert verify_evidence(evidence(), BUNDLES, at=LATER, crls=RevocationLists.of([crl])).revoked_since is None
+    crls = RevocationLists.of([crl, *Forge("other.example").crls().crls, *FORGE.crls().crls])
+    verified = verify_evidence(evidence(), BUNDLES, at=LATER, crls=crls)
+    assert (verified.revoked_since, verified.unheard) == (None, crls.crls[:3])  # and is told of
 
 
 def test_a_revoked_receiver_gives_no_receipts() -> None:
@@ -193,6 +212,21 @@ def test_there_is_no_receipt_for_whom_the_verifier_refuses_by_now() -> None:
         received.evidence(
             credentials=BILLING, verifier=PeerVerifier(BUNDLES, FORGE.crls(PLANNER)), jti=new_message_id()
         )
+
+
+def test_there_is_no_receipt_that_nobody_would_believe() -> None:
+    for_clients = FOREIGN.leaf("/billing", eku=[ExtendedKeyUsageOID.CLIENT_AUTH])
+    for credentials in (
+        for_clients,
+        FOREIGN.leaf("/billing", not_after=NOW),
+        Forge("partner.example").leaf("/billing"),
+    ):
+        with pytest.raises(ConfigurationError):
+            make_evidence(message(), credentials=credentials, verifier=VERIFIER, jti=new_message_id())
+    unlisted = PeerVerifier(BUNDLES, FORGE.crls())  # nobody asks for CRLs of the receiver's domain
+    assert verify_evidence(evidence(verifier=unlisted), BUNDLES, at=LATER)
+    with pytest.raises(ConfigurationError):
+        evidence(audience="billing")
 
 
 def test_there_is_no_receipt_of_a_receipt() -> None:

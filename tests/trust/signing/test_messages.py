@@ -27,7 +27,14 @@ from trust.errors import (
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
 from trust.signing.http import new_message_id
-from trust.signing.messages import EXTENSION, MAX_SIGNATURES, authenticate_message, sign_message, verify_message
+from trust.signing.messages import (
+    EXTENSION,
+    MAX_CONTAINERS,
+    MAX_SIGNATURES,
+    authenticate_message,
+    sign_message,
+    verify_message,
+)
 from trust.signing.proto_json import KINDS, Kind, canonical_form
 
 FORGE = Forge()
@@ -93,6 +100,11 @@ def test_what_is_signed_is_in_the_form() -> None:
     assert set(signatures) == {"signatures"}
     assert [set(entry) for entry in signatures["signatures"]] == [{"protected", "signature"}]
     assert EXTENSION not in MESSAGE["metadata"]  # the caller's object is its own
+
+
+def test_brackets_in_text_are_no_objects() -> None:
+    message = {"messageId": "m", "parts": [{"text": '\\"[{\\\\' * MAX_CONTAINERS}]}
+    assert json.loads(verify(json.dumps(sign(message)).encode()).payload) == message
 
 
 def test_a_message_without_metadata_has_none_but_the_signature() -> None:
@@ -186,6 +198,7 @@ def full() -> dict[str, Any]:
         (b'{"metadata":{"a":9007199254740993}}', {}, CanonicalizationError),
         ({"metadata": {"a": 2**53}}, {}, CanonicalizationError),
         ({"metadata": {"a": float("nan")}}, {}, CanonicalizationError),
+        ({"metadata": {"a": [[]] * MAX_CONTAINERS}}, {}, CanonicalizationError),
         ({"metadata": {"a": NOW}}, {}, CanonicalizationError),
         ({"metadata": {1: "a"}}, {}, CanonicalizationError),
         ({"messageId": "\ud800"}, {}, CanonicalizationError),
