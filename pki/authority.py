@@ -28,7 +28,7 @@ from pki.keys import make_key
 from pki.oversight import Oversight
 from pki.pkcs11 import TokenUri
 from pki.records import Record, Settings
-from pki.rotation import Step
+from pki.rotation import Action, Step
 from pki.rules import Rules
 from pki.store import Store
 from pki.succession import Succession
@@ -185,8 +185,8 @@ class CertificateAuthority(Oversight):
     ) -> Record:
         """Revoke a certificate for good; the next list has it. Doing it twice keeps the first reason and date.
 
-        An intermediate issues nothing from then on; `taint` replaces it as well. A certificate of an hour or less says
-        that no list is needed (RFC 9608): verifiers may take it to its end.
+        An intermediate issues nothing from then on; `taint` replaces it as well, where the root is not offline. A
+        certificate of an hour or less says that no list is needed (RFC 9608): verifiers may take it to its end.
 
         Raises:
             UnknownSerial: this CA has made no such certificate.
@@ -248,6 +248,11 @@ class CertificateAuthority(Oversight):
     def plan(self, now: datetime | None = None) -> tuple[Step, ...]:
         """What happens to the CAs and when; what is due already comes first."""
         return self._succession.plan(self._moment(now))
+
+    def ceremonies(self, now: datetime | None = None) -> tuple[Step, ...]:
+        """What is due and waits for a person, because a root key is offline."""
+        moment = self._moment(now)
+        return tuple(step for step in self.plan(moment) if step.action is Action.CEREMONY and step.at <= moment)
 
     def rotate(self, now: datetime | None = None, *, kind: str | None = None, force: bool = False) -> tuple[Step, ...]:
         """Do what is due, and return what was done. To be called often, by as many instances as there are.

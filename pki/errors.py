@@ -3,6 +3,7 @@
 PKIError
 |- AuthorityExists, AuthorityMissing, AuthorityDamaged, AuthorityNotValid    the CA as a whole
 |- WrongPassword            missing or wrong: a password or the PIN of a token
+|  `- PasswordChanged       the one that this process was started with opens the keys no longer
 |- KeyStoreError            a PKCS#11 token that cannot be used
 |- ClockJumped              rotation waits until the clock goes on evenly
 |- DecisionNotRecorded      the audit trail cannot be written
@@ -76,6 +77,12 @@ class AuthorityNotValid(PKIError):
 
 class WrongPassword(PKIError):
     check = "pki.password"
+
+
+class PasswordChanged(WrongPassword):
+    """The keys were encrypted with another password since this process has opened them."""
+
+    check = "pki.password.changed"
 
 
 class ClockJumped(PKIError):

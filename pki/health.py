@@ -10,12 +10,12 @@ from typing import NoReturn
 
 from cryptography import x509
 
-from pki.errors import PKIError, UnknownName, WrongPassword
+from pki.errors import PasswordChanged, PKIError, UnknownName, WrongPassword
 from pki.list_names import crl_name
 from pki.profiles import BACKDATE, RevokedSerial
 from pki.records import IssuerRecord, State
 from pki.revocation import Revocations
-from pki.rotation import Action, Step, newest
+from pki.rotation import Action, Step, newest, to_replace
 from pki.store import Store
 from trust.clock import shown
 
@@ -112,7 +112,8 @@ def _store(store: Store) -> HealthCheck:
 def _ca(kind: str, plan: Sequence[Step], issuers: Sequence[IssuerRecord], now: datetime) -> HealthCheck:
     active = newest(issuers, kind, State.ACTIVE)
     if active is None:
-        return HealthCheck(name=kind, ok=False, says=f"no {kind} is active; run `a2a-pki rotate`")
+        do = to_replace(issuers) if kind == "intermediate" else "run `a2a-pki rotate`"
+        return HealthCheck(name=kind, ok=False, says=f"no {kind} is active; {do}")
     if not active.not_before <= now < active.not_after:
         says = f"valid from {shown(active.not_before)} to {shown(active.not_after)}, and it is {shown(now)}"
         return HealthCheck(name=kind, ok=False, says=says)
@@ -133,6 +134,8 @@ def _lists(store: Store, revocations: Revocations, now: datetime) -> HealthCheck
     missing: Sequence[str] = ()
     try:
         revocations.lists(now)
+    except PasswordChanged:
+        raise  # what opens no key makes no list either, and a start of this program with the new one mends both
     except WrongPassword:  # nothing can be made here; what was made may still be good
         missing = revocations.missing(now)
     if missing and not published_lists(store, now) and not _would_be_missed(store, now):

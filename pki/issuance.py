@@ -191,6 +191,7 @@ class Issuance:
 
         Raises:
             NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired: what was presented.
+            AuthorityDamaged: its row in the database says something else than the certificate.
             RequestRefused, PolicyRefused, AuthorityNotValid, WrongPassword, StoreError: as `issue`.
         """
         return alone(self.renewing(csr, presented, now=now), self._store)
@@ -213,7 +214,7 @@ class Issuance:
         """When the holder of a certificate should renew it: at two thirds of its life, or at once.
 
         Raises:
-            NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired: it cannot be renewed.
+            NotIssuedHere, AuthorityDamaged, CertificateAlreadyRevoked, CertificateAlreadyExpired: it cannot be renewed.
         """
         record = renewal.check(self._presented(presented), now=self._moment(now))
         return renewal.info(record, self._issuers.view().records)

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki import keys, pkcs11, rotation
-from pki.errors import AuthorityDamaged, AuthorityNotValid, LedgerDamaged, NotErased, UnknownName, WrongPassword
+from pki.errors import (
+    AuthorityDamaged,
+    AuthorityNotValid,
+    LedgerDamaged,
+    NotErased,
+    PasswordChanged,
+    UnknownName,
+    WrongPassword,
+)
 from pki.keys import KeyPair, Signer, locked, make_key
 from pki.ledger import Head, sign_head
 from pki.profiles import Issuer
@@ -41,7 +50,7 @@ class View:
     def issuing(self) -> Issuer:
         if self.intermediate is None:
             raise AuthorityNotValid(
-                "no intermediate CA is active", expected="one that may issue", do="run `a2a-pki rotate`"
+                "no intermediate CA is active", expected="one that may issue", do=rotation.to_replace(self.records)
             )
         return self.intermediate
 
@@ -89,6 +98,8 @@ class Issuers:
         self._failure: Exception | None = None
         self._failed_at = 0.0
         self._view = self._read(None)
+        # What was opened, as it was encrypted then: where it is encrypted anew, there is another password.
+        self._opened = {record.key_id: record.key_pem for record in self._view.records if record.key_id in known}
         store.seal = self._seal if self.unlocked else None
         store.guard.key_of = self._believed if self.unlocked else None
 
@@ -151,7 +162,7 @@ class Issuers:
 
         Raises:
             UnknownName: there is no such CA.
-            WrongPassword: the CA was opened without its password or PIN, or they are wrong.
+            WrongPassword: the CA was opened without its password or PIN, or they are wrong; PasswordChanged: by now.
             KeyStoreError: the key is offline, or its token cannot be used.
             AuthorityDamaged: it is the key of another CA.
         """
@@ -204,11 +215,15 @@ class Issuers:
         try:
             self._store.replace_keys(changed)
         except NotErased:
-            self._password = password
+            self._follow(password, changed)
             raise
-        self._password = password
+        self._follow(password, changed)
         self.read()
         return len(changed)
+
+    def _follow(self, password: str, changed: Mapping[bytes, bytes]) -> None:
+        self._password = password
+        self._opened = {key_id: pem and changed.get(pem, pem) for key_id, pem in self._opened.items()}
 
     def new_key(self, beside: IssuerRecord) -> KeyPair:
         """A new key where the key of another CA is kept: on the same token, or encrypted with the CA's password.
@@ -232,7 +247,8 @@ class Issuers:
         """
         if pending.key_pem is not None and self._password is None:
             raise locked()
-        keys.open_pending(pending, password=self._password, pin=self._pin, modules=self._modules)
+        with self._told_of_a_change():
+            keys.open_pending(pending, password=self._password, pin=self._pin, modules=self._modules)
 
     def keep(self, key_id: str, signer: Signer) -> None:
         """Remember a key that is open already: of a CA that is being made."""
@@ -250,7 +266,27 @@ class Issuers:
     def _open(self, record: IssuerRecord) -> Signer:
         if record.key_pem is not None and self._password is None:
             raise locked()
-        return keys.open_signer(record, password=self._password, pin=self._pin, modules=self._modules)
+        with self._told_of_a_change():
+            signer = keys.open_signer(record, password=self._password, pin=self._pin, modules=self._modules)
+        self._opened[record.key_id] = record.key_pem
+        return signer
+
+    @contextmanager
+    def _told_of_a_change(self) -> Iterator[None]:
+        """A password that was right when this process was started is not called wrong."""
+        try:
+            yield
+        except WrongPassword:
+            for record in self._view.records:
+                opened = self._opened.get(record.key_id)
+                if opened is not None and record.key_pem is not None and record.key_pem != opened:
+                    raise PasswordChanged(
+                        "password of the CA was changed",
+                        got="the one of before",
+                        expected="the new one",
+                        do="start this program (`a2a-pki serve`) again with it",
+                    ) from None
+            raise
 
     def _read(self, last: View | None) -> View:
         # Before the reading and not after it: what changes meanwhile is seen a second from now.
@@ -316,6 +352,8 @@ class Issuers:
         if record.online:
             try:
                 self.signer(key_id)
+            except PasswordChanged as error:
+                raise LedgerDamaged("the ledger is not signed over", got=f"{error}") from error
             except WrongPassword as error:
                 raise _stranger(key_id) from error
             self._known_keys[key_id] = record, key

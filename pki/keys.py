@@ -20,6 +20,8 @@ from pki.errors import AuthorityDamaged, KeyStoreError, WrongPassword
 from pki.records import IssuerRecord, PendingKey
 from trust import errors, private_keys
 
+MAX_PASSWORD_BYTES = 4096  # a file that holds one is read as far as that
+
 
 class Signer(Protocol):
     """What holds an EC key and signs with it, where nobody needs to see the key."""
@@ -57,7 +59,7 @@ def make_key(key_store: str | None, password: str | None, pin: str | None) -> Ke
 
 
 def locked() -> WrongPassword:
-    return WrongPassword("CA is locked", got="no password", expected="the password of `a2a-pki init`")
+    return WrongPassword("CA is locked", got="no password", expected="the password of the CA")
 
 
 def generate() -> ec.EllipticCurvePrivateKey:
@@ -69,10 +71,16 @@ def write(key: ec.EllipticCurvePrivateKey, password: str) -> bytes:
     """The key as encrypted PKCS#8 PEM (scrypt); `openssl pkey` opens it.
 
     Raises:
-        WrongPassword: the password is empty.
+        WrongPassword: the password is empty, or too long to be read again, or no text.
     """
     if not password:
         raise WrongPassword("password of the CA", got="nothing", expected="at least one character")
+    try:
+        size = len(password.encode())
+    except UnicodeEncodeError:
+        raise WrongPassword("password of the CA", got="other bytes", expected="a password in UTF-8") from None
+    if size > MAX_PASSWORD_BYTES:
+        raise WrongPassword("password of the CA", got=f"{size} bytes", expected=f"at most {MAX_PASSWORD_BYTES}")
     return private_keys.write(key, password)
 
 
@@ -97,7 +105,8 @@ def read(pem: bytes, password: str, name: str = "key of the CA") -> ec.EllipticC
         key = private_keys.read(pem, password)
     except errors.WrongPassword:
         got = "a wrong password" if password else "no password"
-        raise WrongPassword(f"{name} does not open", got=got, expected="the password given to `a2a-pki init`") from None
+        expected = "the password that it was written with (`a2a-pki init`, or the last `passwd` before)"
+        raise WrongPassword(f"{name} does not open", got=got, expected=expected) from None
     except errors.CredentialsError:
         raise damaged from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _CURVES):

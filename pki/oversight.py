@@ -115,7 +115,7 @@ class Oversight(Tokens):
             raise LedgerDamaged("ledger", got="no tree head", expected="one", do="restore a backup")
         if head.jws is None:
             raise WrongPassword(
-                "head of the ledger is not signed", got="no open key", expected="the password of `a2a-pki init`"
+                "head of the ledger is not signed", got="no open key", expected="the password of the CA"
             )
         return head.jws
 

@@ -222,7 +222,7 @@ def public_url(url: str) -> str:
 
 def _url(what: str, url: str, example: str) -> str:
     if not _URL.fullmatch(url):
-        raise PolicyRefused(what, got=repr(url), expected=f"an http:// URL, such as {example}")
+        raise PolicyRefused(what, got=repr(url), expected=f"an http:// or https:// URL, such as {example}")
     return url.rstrip("/")
 
 

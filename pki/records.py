@@ -79,6 +79,31 @@ class Record:
             raise _damaged(f"certificate {self.serial:x} is not the one that was stored")
         return x509.load_der_x509_certificate(self.der)
 
+    def genuine(self) -> x509.Certificate:
+        """The certificate of an agent, which says what its row says: whoever can write rows is not to be believed.
+
+        Not checked: the issuer's signature, and what a certificate does not say, as whether it was revoked.
+
+        Raises:
+            AuthorityDamaged: the row says something else.
+        """
+        certificate = self.certificate
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            issuer = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        except (ValueError, x509.ExtensionNotFound):
+            raise _damaged(f"certificate {self.serial:x} is not one of an agent") from None
+        if (
+            certificate.serial_number != self.serial
+            or names.get_values_for_type(x509.UniformResourceIdentifier) != [self.spiffe_id]
+            or certificate.not_valid_before_utc != self.not_before
+            or certificate.not_valid_after_utc != self.not_after
+            or issuer is None
+            or issuer.hex() != self.issuer
+        ):
+            raise _damaged(f"the row of certificate {self.serial:x} differs from the certificate")
+        return certificate
+
     def status(self, now: datetime) -> str:
         """ "revoked", "expired", "not yet valid" or "valid"; revoked outweighs the rest."""
         if self.revoked_at is not None:

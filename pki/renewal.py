@@ -39,14 +39,15 @@ def check(record: Record | None, *, now: datetime) -> Record:
     """Return the record of a presented certificate when it may be renewed.
 
     1. This CA has issued it, to an agent.
-    2. It is not revoked. (Asked again in the transaction that stores its successor.)
-    3. It is valid now.
+    2. Its row says what the certificate says, of which everything about its successor follows.
+    3. It is not revoked. (Asked again in the transaction that stores its successor.)
+    4. It is valid now.
 
     Args:
         record: what the store has by the thumbprint of what was presented; None for nothing.
 
     Raises:
-        NotIssuedHere, CertificateAlreadyRevoked, CertificateAlreadyExpired: by the steps above.
+        NotIssuedHere, AuthorityDamaged, CertificateAlreadyRevoked, CertificateAlreadyExpired: by the steps above.
     """
     # 1.
     if record is None or record.kind != "agent":
@@ -58,6 +59,9 @@ def check(record: Record | None, *, now: datetime) -> Record:
         )
 
     # 2.
+    record.genuine()
+
+    # 3.
     if record.revoked_at is not None:
         raise CertificateAlreadyRevoked(
             f"certificate {record.serial:x} of {record.spiffe_id}",
@@ -66,7 +70,7 @@ def check(record: Record | None, *, now: datetime) -> Record:
             do="enrol again with a token, if the agent may go on",
         )
 
-    # 3. Both clocks are shown.
+    # 4. Both clocks are shown.
     if not record.not_before <= now <= record.not_after:
         raise CertificateAlreadyExpired(
             f"certificate {record.serial:x} is not valid now",

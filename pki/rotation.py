@@ -51,6 +51,8 @@ OVERLAP = 5 * REFRESH_HINT
 LISTED = REFRESH_HINT + timedelta(minutes=1)
 MARGIN = timedelta(days=1)  # beyond the last end: for clocks that are behind, and one more revocation list
 
+CEREMONY = "`a2a-pki ceremony request`, `sign`, `accept`"  # what a person does with an offline root
+
 
 class Action(StrEnum):
     """What a step does."""
@@ -104,6 +106,14 @@ def signing_root(issuers: Sequence[IssuerRecord]) -> IssuerRecord | None:
     the new one would be refused, and a forger has its key in any case.
     """
     return newest(issuers, "root", State.ACTIVE) or newest(issuers, "root", State.RETIRING)
+
+
+def to_replace(issuers: Sequence[IssuerRecord]) -> str:
+    """What a person does where no intermediate is active."""
+    root, prepared = signing_root(issuers), newest(issuers, "intermediate", State.PREPARED)
+    if root is None or root.online or (prepared is not None and prepared.parent == root.key_id):
+        return "run `a2a-pki rotate`"
+    return f"have the offline root sign the next one: {CEREMONY}"
 
 
 def prepare_at(issuer: IssuerRecord) -> datetime:
@@ -160,10 +170,7 @@ def _intermediates(issuers: Sequence[IssuerRecord], now: datetime, online: bool)
         at, following = prepare_at(active), activate_at(active)
         why = f"the active one ends on {_day(active.not_after)}"
     if not online:
-        says = (
-            f"sign the next intermediate with the offline root, because {why}; before {_day(following)}: "
-            "`a2a-pki ceremony request`, `sign`, `accept`"
-        )
+        says = f"sign the next intermediate with the offline root, because {why}; before {_day(following)}: {CEREMONY}"
         return [Step(at=at, action=Action.CEREMONY, kind="intermediate", key_id=None, says=says)]
     return [
         Step(

@@ -138,10 +138,11 @@ class Tokens(Issuance):
         record = None if grant.serial is None else self._store.find(grant.serial)
         if record is None or record.status(now) != "valid" or self._store.is_banned(record.spiffe_id):
             raise enrolment.used(grant)
+        certificate = record.genuine()
         issuer = self._issuers.record(record.issuer)
         if issuer.state is State.REVOKED:  # nobody would accept it, and whoever has that CA's key could have made it
             raise enrolment.used(grant)
-        return issued_as(record, AgentID.parse(record.spiffe_id), record.certificate, issuer.certificate)
+        return issued_as(record, AgentID.parse(record.spiffe_id), certificate, issuer.certificate)
 
 
 def key_digest(key: PublicKey) -> bytes:

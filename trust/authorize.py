@@ -18,6 +18,20 @@ class Authorizer(Protocol):
         """Return for a peer that may connect; raise `PeerNotAllowed` for every other."""
 
 
+def a_rule(given: Authorizer) -> Authorizer:
+    """What was given as a rule, if it is one: told where a channel is made, and not to each peer.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if isinstance(given, type) or not callable(getattr(given, "check", None)):
+        got = repr(given) if given is None or isinstance(given, str) else type(given).__name__
+        raise ConfigurationError(
+            "authorize", got=got, expected="a rule", do='use trust.exactly("spiffe://...") or trust.members_of(...)'
+        )
+    return given
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """A predicate with the words that errors show."""
@@ -60,6 +74,8 @@ def any_of(*rules: Authorizer) -> Authorizer:
     """Allow what at least one of the rules allows."""
     if not rules:
         raise ConfigurationError("empty allow-list", expected="at least one rule in any_of(...)")
+    for rule in rules:
+        a_rule(rule)
     return _Rule(lambda i: any(allows(r, i) for r in rules), "any of (" + ", ".join(map(str, rules)) + ")")
 
 
@@ -67,6 +83,8 @@ def all_of(*rules: Authorizer) -> Authorizer:
     """Allow what every one of the rules allows."""
     if not rules:
         raise ConfigurationError("empty allow-list", expected="at least one rule in all_of(...)")
+    for rule in rules:
+        a_rule(rule)
     return _Rule(lambda i: all(allows(r, i) for r in rules), "all of (" + ", ".join(map(str, rules)) + ")")
 
 

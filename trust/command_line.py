@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
+from typing import Any, TypeVar
 
 from trust.errors import TrustError
+
+T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell has it: 128, and the number of the signal
 TERMINATED = 143
@@ -42,6 +45,37 @@ def run(commands: str, name: str, arguments: Sequence[str] | None = None) -> int
 def silence() -> None:
     """Whoever read our output has enough: what is still written goes nowhere, also at the interpreter's exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, which cancels at ctrl-C; and so it does at SIGTERM, in place of raising in the loop's midst."""
+    import asyncio  # not before somebody catches an interrupt
+
+    ended = False
+
+    async def cancelled_by_signal() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def end() -> None:
+            nonlocal ended
+            if task is not None and not ended:  # once is enough, as below
+                ended = True
+                task.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, end)
+        return await main
+
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(main)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(cancelled_by_signal())
+    except BaseException:
+        if ended:  # whatever the parts that were cancelled made of it
+            raise Terminated(TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(commands: str, name: str, arguments: Sequence[str] | None) -> int:

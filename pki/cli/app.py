@@ -49,9 +49,10 @@ PinFile = Annotated[
 
 def unlocked(where: str, password_file: Path | None, pin_file: Path | None = None) -> CertificateAuthority:
     """The CA with its signing keys."""
-    return CertificateAuthority.open(
-        where, password=passwords.existing(where, password_file), pin=secret(pin_file), modules=token_modules()
-    )
+    with passwords.former_named(where):
+        return CertificateAuthority.open(
+            where, password=passwords.existing(where, password_file), pin=secret(pin_file), modules=token_modules()
+        )
 
 
 def opened(where: str) -> CertificateAuthority:

@@ -23,6 +23,7 @@ from pki.records import State
 from trust.identity import fingerprint, thumbprint
 
 SQLITE = b"SQLite format 3\0"  # how each of its files begins
+RESTART = "a program that has the CA open, as `a2a-pki serve` does, has the former password: start it again"
 SHORT_PASSWORD = 8  # characters; below it there is a warning
 
 
@@ -44,8 +45,9 @@ def init(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Where `a2a-pki serve --http-port` will be reached, http://...; certificates then name lists, OCSP "
-            "and CA certificates there.",
+            help="Where `a2a-pki serve --http-port` will be reached, http://... (https:// if a server in front has a "
+            "certificate that every verifier trusts already); certificates then name lists, OCSP and CA certificates "
+            "there.",
         ),
     ] = None,
     key_store: Annotated[
@@ -184,8 +186,10 @@ def passwd(
             count = ca.change_password(chosen)
         except NotErased:  # the keys have it, and so must the file
             follow()
+            hint(RESTART)
             raise
     former = follow()
+    hint(RESTART)
     say(
         {
             "keys": count,
@@ -236,7 +240,8 @@ def restore(
             expected="the CA's",
             do="give --password-file: they are verified, too",
         )
-    report = store.restore(file, where, password=password, replace=replace, head=kept_head(head))
+    with passwords.former_named(where):
+        report = store.restore(file, where, password=password, replace=replace, head=kept_head(head))
     newest = None if report.newest is None else iso(report.newest)
     roots = [f"sha256:{root}" for root in report.roots]
     say(

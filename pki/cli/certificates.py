@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,10 +22,10 @@ from pki import policy
 from pki.authority import CertificateAuthority, Issued
 from pki.cli import files
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, duration, opened, unlocked
-from pki.cli.output import coloured, iso, now, record_facts, say, show_table, words
+from pki.cli.output import coloured, hint, iso, now, record_facts, say, show_table, words
 from pki.errors import PKIError, UnknownName, UnknownSerial
 from pki.profiles import NO_REV_AVAIL, Issuer
-from pki.records import Record
+from pki.records import Record, State
 from pki.requests import MAX_REQUEST_BYTES
 from trust.bundles import TrustBundles
 from trust.credentials import BUNDLE_FILE, CHAIN_FILE, KEY_FILE, Credentials, read_bounded, write_atomically
@@ -77,6 +78,7 @@ def issue(
     there = [str(f / name) for f in folders.values() for name in names if os.path.lexists(f / name)]
     if there and not replace:
         raise PKIError(f"{there[0]} exists already", expected="a new folder", do="choose another --out, or --replace")
+    _writable(folders.values())
     request = read_bounded(csr, MAX_REQUEST_BYTES) if csr else None
     issued = []
     with unlocked(where, password_file, pin_file) as ca:
@@ -164,7 +166,10 @@ def revoke(
             with unlocked(where, password_file, pin_file) as ca:
                 notes = [step.says for step in ca.taint(Issuer.of(record.certificate).key_id)]
                 records = [record] if record.kind == "root" else [ca.find(record.serial)]
-            notes.append("Every agent below it renews at its next poll.")
+                waiting = [] if _issues(ca) else [step.says for step in ca.ceremonies()]
+            notes += waiting or ["Every agent below it renews at its next poll."]
+            if waiting:
+                hint("nothing can be issued or renewed until the offline root has signed the next intermediate")
     if records:
         notes.append("`a2a-pki serve` lists it at once; where lists are files, the next `a2a-pki crl` does.")
     for record in records:
@@ -288,6 +293,10 @@ def show(
     typer.echo(pem, nl=False)
 
 
+def _issues(ca: CertificateAuthority) -> bool:
+    return any(issuer.kind == "intermediate" and issuer.state is State.ACTIVE for issuer in ca.issuers())
+
+
 def _fate(record: Record) -> str:
     # SPIFFE has no revocation of a root but its absence from the bundle, and that has to wait for the next one.
     return "to be replaced: run it again when the agents have renewed" if record.kind == "root" else "revoked"
@@ -309,6 +318,23 @@ def _with_progress(work: list[T]) -> Iterable[T]:
     if len(work) == 1 or not console.is_terminal:
         return work
     return track(work, description="Issuing", console=console, transient=True)
+
+
+def _writable(folders: Iterable[Path]) -> None:
+    """Tried before anything is issued, where something is there already: nothing is made."""
+    tried: set[Path] = set()
+    for folder in folders:
+        place = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+        if place in tried:
+            continue
+        tried.add(place)
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise PKIError(
+                f"cannot write {folder}", got=error.strerror, expected="a place for a folder", do="choose another --out"
+            ) from None
 
 
 def _write(made: Credentials | Issued, target: Path, bundle: bytes) -> None:

@@ -6,16 +6,19 @@ import itertools
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from pki.errors import PKIError, WrongPassword
+from pki.keys import MAX_PASSWORD_BYTES
 from trust.credentials import read_bounded, sync_folder, write_atomically, write_new
 
 VARIABLE = "A2A_PKI_PASSWORD"
 NEW_VARIABLE = "A2A_PKI_NEW_PASSWORD"
-MAX_BYTES = 4096
+MAX_BYTES = MAX_PASSWORD_BYTES + 2  # and the end of its line
 GENERATED_BYTES = 24  # 192 bits: nobody guesses it, scrypt or not
 
 
@@ -23,7 +26,7 @@ def existing(where: str, file: Path | None) -> str | None:
     """The password of an existing CA; None where there is no CA, for that is what `open` will say."""
     if file is not None:
         return _read(file)
-    if (password := os.environ.get(VARIABLE)) is not None:
+    if (password := _variable(VARIABLE)) is not None:
         return password
     if "://" not in where:
         if (kept := beside(where)).is_file():
@@ -39,7 +42,7 @@ def new(where: str, file: Path | None, generate: bool) -> tuple[str, bool]:
         raise PKIError("--generate-password with --password-file", expected="one of them", do="leave one out")
     if file is not None:
         return _read(file), False
-    if not generate and (password := os.environ.get(VARIABLE)) is not None:
+    if not generate and (password := _variable(VARIABLE)) is not None:
         return password, False
     if "://" in where or (not generate and sys.stdin.isatty()):  # of a database there is nothing beside
         return _asked("Password of the new CA", VARIABLE, "--password-file", confirm=True), False
@@ -50,9 +53,22 @@ def changed(file: Path | None) -> str:
     """The password that is to follow the one of before."""
     if file is not None:
         return _read(file)
-    if password := os.environ.get(NEW_VARIABLE):
+    if password := _variable(NEW_VARIABLE):
         return password
     return _asked("New password of the CA", NEW_VARIABLE, "--new-password-file", confirm=True)
+
+
+@contextmanager
+def former_named(where: str) -> Iterator[None]:
+    """Where a password is wrong, and `passwd` has kept former ones, say so: a backup of before is opened by one."""
+    try:
+        yield
+    except WrongPassword as error:
+        old = "" if "://" in where else f"{beside(where)}.old"
+        if not old or not Path(old).is_file():
+            raise
+        text = f"{error}; what is of before `a2a-pki passwd` is opened by the former one: --password-file {old}"
+        raise WrongPassword(text) from None
 
 
 def kept(where: str, password: str) -> Path | None:
@@ -99,6 +115,16 @@ def replace(file: Path, former: str, password: str) -> Path:
             continue
     write_atomically(file, password.encode() + b"\n", mode=0o600)
     return old
+
+
+def _variable(name: str) -> str | None:
+    """Of the environment, where any bytes may stand."""
+    value = os.environ.get(name)
+    try:
+        _ = (value or "").encode()
+    except UnicodeEncodeError:
+        raise WrongPassword(name, got="other bytes", expected="a password in UTF-8") from None
+    return value
 
 
 def _asked(what: str, variable: str, option: str, *, confirm: bool) -> str:

@@ -11,7 +11,7 @@ import typer
 from pki.ceremony import MAX_FILE_BYTES, key_fingerprint, sign_intermediate
 from pki.cli import passwords
 from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
-from pki.cli.output import iso, now, say, words
+from pki.cli.output import hint, iso, now, say, words
 from pki.errors import AuthorityExists
 from trust.credentials import read_bounded, write_atomically
 
@@ -32,7 +32,10 @@ def rotate(
     pin_file: PinFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the CA's certificates as they age; `serve` does it by itself. Agents notice nothing."""
+    """Replace the CA's certificates as they age; `serve` does it by itself. Agents notice nothing.
+
+    What an offline root has to sign is not done, and told on standard error.
+    """
     if plan:
         with opened(where) as ca:
             steps = ca.plan(now())
@@ -40,7 +43,10 @@ def rotate(
     else:
         with unlocked(where, password_file, pin_file) as ca:
             steps = ca.rotate(now(), kind=kind, force=kind is not None)
-        lines = [step.says for step in steps]
+            waiting = ca.ceremonies(now())
+        lines = [step.says for step in steps] or ["nothing was done"] * bool(waiting)
+        for step in waiting:
+            hint(f"due, and not to be done from here: {step.says}")
     say(
         [{"at": iso(s.at), "action": s.action, "kind": s.kind, "key_id": s.key_id, "says": s.says} for s in steps],
         as_json,

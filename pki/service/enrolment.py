@@ -46,6 +46,7 @@ class Enrolment:
         self._edge = edge
         self._clock = clock
         self._attempts = Attempts()
+        self._of_tokens = Attempts()  # by their text, of which only a keyed hash is looked at
         self._renewals = Attempts(attempts.RENEWALS_BURST, attempts.RENEWALS_INTERVAL)
         self._of_agents = Attempts(attempts.AGENT_RENEWALS_BURST, attempts.AGENT_RENEWALS_INTERVAL)
         self._batches: Batches[Mapping[str, str]] = Batches(ca.together, self._record)
@@ -75,8 +76,8 @@ class Enrolment:
         """RFC 7030 section 4.2.1. The token is the only authentication: a client certificate changes nothing.
 
         1. There is a token; a request without one costs nobody anything.
-        2. The address has not failed too often, or the token is good: agents share addresses with whoever else is
-           behind the same NAT.
+        2. The address has not failed too often, or the token is good, and has not failed too often: agents share
+           addresses with whoever else is behind the same NAT.
         3. The body is small, and a certificate request.
         4. The rest is decided by the CA, which burns the token in the transaction that stores the certificate.
         """
@@ -84,7 +85,11 @@ class Enrolment:
         address = network(address_of(request))
         if self._wait(address) > 0:
             await self._edge.reading(lambda: self._may_try(address, token))
-        csr = await _request(request)
+        try:
+            csr = await _request(request)
+        except RequestRefused:
+            self._count(address, token)
+            raise
         asked = self._edge.asked(request, "enrol")
         return _answer(await self._batches.issued(self._enrolling(csr, token, address), asked))
 
@@ -95,15 +100,27 @@ class Enrolment:
             wait = self._wait(address)
             if wait > 0 and isinstance(error, EnrolmentRefused):  # it came at once with others that have failed
                 raise _too_many(wait) from None
-            self._attempts.count(address, time.monotonic())
+            self._count(address, token)
             raise
+
+    def _count(self, address: str, token: str) -> None:
+        """A failure: of the address, and of the token, which is good for an address that has failed too often."""
+        now = time.monotonic()
+        self._attempts.count(address, now)
+        self._of_tokens.count(token, now)
 
     def _wait(self, address: str) -> float:
         return self._attempts.wait(address, time.monotonic())
 
     def _may_try(self, address: str, token: str) -> None:
-        """Raises: TooManyAttempts: by that address, and the token is none. To know that takes one look in an index."""
+        """Whether the token is good takes one look in an index.
+
+        Raises:
+            TooManyAttempts: by that address, and the token is none, or was tried too often as well.
+        """
         wait = self._wait(address)
+        if wait > 0 and (of_token := self._of_tokens.wait(token, time.monotonic())) > 0:
+            raise _too_many(min(wait, of_token))
         if wait > 0 and not self._ca.is_good_token(token, now=self._clock()):
             raise _too_many(wait)
 

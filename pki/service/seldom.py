@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from trust.audit import AuditSink, Decision
 from trust.seldom import Seldom
 
-# Refusals of strangers who have shown nothing, and take no more than a packet each. Enrolments are bounded by address,
-# and handshakes by the server of `trust.tls`.
-_CHEAP = ("ocsp",)
+# What strangers are refused who have shown nothing, and take no more than a packet each. What an agent is refused is
+# written each time: its peer is a SPIFFE ID. Handshakes are bounded by the server of `trust.tls`.
+_CHEAP = ("ocsp", "enrol", "renew", "renewal-info")
 
 
 class SparingAudit:
-    """An audit sink that writes every decision but those refusals which are to be had without limit.
+    """An audit sink that writes every decision but those refusals which strangers can have without limit.
 
     Of each kind of these there are sixty a minute; the next one that is written says how many were `omitted`.
     """
 
     def __init__(self, sink: AuditSink) -> None:
         self._sink = sink
-        self._seldom = {event: Seldom() for event in _CHEAP}
+        # By what was refused, or a flood of one kind would hide the others: that a token was used before, say.
+        self._seldom: defaultdict[tuple[str, str], Seldom] = defaultdict(Seldom)
 
     def record(
         self,
@@ -31,8 +34,8 @@ class SparingAudit:
         target: str = "",
         **facts: str | int,
     ) -> None:
-        seldom = self._seldom.get(event) if decision == "deny" else None
-        if seldom is not None:
+        if decision == "deny" and event in _CHEAP and not peer.startswith("spiffe://"):
+            seldom = self._seldom[event, check]
             if not seldom.says():
                 return
             if omitted := seldom.missed():

@@ -147,9 +147,13 @@ def partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
 
 
-def remove_left_over(target: Path) -> None:
-    """Files that a killed program was making; keys are in them."""
+def remove_left_over(target: Path, *, at_once: bool = False) -> None:
+    """Files that a killed program was making; keys are in them.
+
+    Args:
+        at_once: nobody else makes any there, so that they need not be old.
+    """
     for name in target.parent.glob(f".{glob.escape(target.name)}.*.partial*"):
         with suppress(OSError):
-            if time.time() - name.stat().st_mtime > _LEFT_OVER:
+            if at_once or time.time() - name.stat().st_mtime > _LEFT_OVER:
                 name.unlink()

@@ -180,7 +180,7 @@ def _revoke_records(
 def _count_roots(connection: Connection, journal: Journal, before: list[IssuerRecord]) -> None:
     """The bundle's sequence grows whenever the roots that it publishes are others than before."""
     if _roots(before) != _roots(read_issuers(connection)):
-        connection.execute(update(settings).values(bundle_sequence=read_sequence(connection) + 1))
+        connection.execute(update(settings).values(bundle_sequence=read_sequence(connection, more=1)))
         journal.counted = True
 
 

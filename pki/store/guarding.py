@@ -14,11 +14,12 @@ there is checked before the next signed head covers it:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, LargeBinary, func, or_, select
 
 from pki import ledger
 from pki.errors import LedgerDamaged
@@ -37,6 +38,9 @@ CLOCKS = timedelta(hours=1)  # how far the clocks of two instances may be apart
 _STATES = 'SELECT "key_id", "state" FROM "issuers"'
 _ROOT = 'SELECT "root" FROM "heads" WHERE "size" = ?'
 
+# How the entries begin that tell the states of CAs, and their end (`Entry.encode`).
+_ABOUT_CAS = (b'{"kind":"issuer"', b'{"kind":"retired')
+
 _Point = tuple[int, bytes]
 
 
@@ -54,6 +58,9 @@ class Guard:
         self._written: _Point | None = None  # the newest head that is known to be committed
         self._pending: _Point | None = None  # the one that was written after it, perhaps in a transaction that failed
         self._checked: set[_Point] = set()  # those of the two that may be signed over
+        self._gone: set[str] = set()  # the CAs that the ledger says were revoked or retired, for ever
+        self._heard = 0  # how many entries that is known of
+        self._hearing = threading.Lock()
 
     def extends(self, connection: Connection, last: SealedHead | None) -> None:
         """The ledger is not shorter, and not another one, than when this process last wrote it.
@@ -140,6 +147,26 @@ class Guard:
         assert after.jws is not None  # noqa: S101  the query's condition
         head = verify_head(after.jws, self._key(connection, head_signer(after.jws)))
         return head.size == after.size and head.root == _rebuilt(connection, row["position"], after.size)
+
+    def is_gone(self, connection: Connection, key_id: str) -> bool:
+        """Whether the ledger has revoked or retired that CA, whatever the CA's row says now.
+
+        The first time, all of the ledger is looked through, and later what was appended. Not checked: its hashes.
+        """
+        with self._hearing:  # readers come in several threads
+            size: int = connection.execute(select(func.coalesce(func.max(heads.c.size), 0))).scalar_one()
+            if size < self._heard:  # another ledger
+                self._gone, self._heard = set(), 0
+            if size > self._heard:
+                at, data = ledger_table.c.position, ledger_table.c.entry
+                begin = func.substr(data, 1, len(_ABOUT_CAS[0]), type_=LargeBinary)
+                query = select(data).where(at >= self._heard, at < size, or_(*(begin == kind for kind in _ABOUT_CAS)))
+                for (found,) in connection.execute(query).all():
+                    entry = Entry.decode(found)
+                    if entry.kind == "retired" or entry.facts["state"] == State.REVOKED:
+                        self._gone.add(str(entry.facts["key_id"]))
+                self._heard = size
+            return key_id in self._gone
 
     def _verify(self, connection: Connection, signed: SealedHead, tail: list[tuple[int, Entry]], now: datetime) -> None:
         assert signed.jws is not None  # noqa: S101  the query's condition

@@ -7,7 +7,7 @@ more than the last, and at least the time in seconds: where a row was deleted or
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -23,7 +23,9 @@ MakeList = Callable[[int, list[RevokedSerial]], x509.CertificateRevocationList]
 MakeDelta = Callable[[int, int, list[RevokedSerial]], x509.CertificateRevocationList]
 Fresh = Callable[[x509.CertificateRevocationList], bool]
 
-MAX_NUMBER = 1 << 53  # far beyond all seconds, and what every reader of JSON can count to
+# How far beyond the time in seconds a CA may have counted, or somebody else has: more lists than seconds are not made,
+# and a clock that is wrong is not wrong by more. A number once signed is for ever, so what is further is not signed.
+MARGIN = timedelta(days=365)
 BASE_LIFETIME = CRL_LIFETIME / 2  # a delta is relative to a list that is at most that old
 
 
@@ -39,9 +41,7 @@ def crl(
         if (current := _complete(row, fresh)) is not None:  # somebody else was faster
             return current
         at, size = rows.seconds(now), read_size(connection)
-        number = at if row is None else max(row["number"] + 1, at)
-        if number >= MAX_NUMBER:
-            raise damaged(f"number {number} of a revocation list, to which nobody has counted")
+        number = next_number(None if row is None else row["number"], at)
         made = make(number, read_revoked(connection, issuer, shard, _listable(now)))
         values = {
             "number": number,
@@ -50,13 +50,31 @@ def crl(
             "der": made.public_bytes(Encoding.DER),
             "delta_der": None,
         }
-        if row is None or not 0 <= at - row["base_at"] < BASE_LIFETIME.total_seconds():
+        base_at = 0 if row is None or type(row["base_at"]) is not int else row["base_at"]
+        if not 0 <= at - base_at < BASE_LIFETIME.total_seconds():
             values |= {"base_number": number, "base_position": size, "base_at": at}
         if row is None:
             connection.execute(insert(crls).values(issuer=issuer, shard=shard, **values))
         else:
             connection.execute(update(crls).where(*_is(issuer, shard)).values(**values))
     return made
+
+
+def next_number(last: object, at: int) -> int:
+    """The number of a list that is made now.
+
+    Args:
+        last: the number of the one before, as its row says it; None: there is none.
+        at: now, in seconds.
+
+    Raises:
+        AuthorityDamaged: nobody has counted to `last`.
+    """
+    if last is None:
+        return at
+    if type(last) is not int or last >= at + MARGIN.total_seconds():
+        raise damaged(f"number {last!r} of a revocation list, to which nobody has counted")
+    return max(last + 1, at)
 
 
 def current_number(database: Database, issuer: str, shard: int) -> int | None:
@@ -77,9 +95,14 @@ def delta(
         row = _row(connection, issuer, shard)
         if row is None or (current := _delta(row, fresh)) is not None:
             return None if row is None else current
+        with intact():
+            complete = x509.load_der_x509_crl(row["der"])
+        number = complete.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        if row["number"] != number or type(row["base_number"]) is not int or not 0 <= row["base_number"] <= number:
+            raise damaged("a revocation list and a row with other numbers")
         position = certificates.c.revoked_position
         since = (position >= row["base_position"], position < row["position"])
-        made = make(row["number"], row["base_number"], read_revoked(connection, issuer, shard, *since))
+        made = make(number, row["base_number"], read_revoked(connection, issuer, shard, *since))
         values = {"delta_der": made.public_bytes(Encoding.DER)}
         connection.execute(update(crls).where(*_is(issuer, shard)).values(**values))
     return made

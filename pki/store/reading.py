@@ -163,7 +163,7 @@ class Reads(ABC):
                 newest = select(func.max(certificates.c.not_after)).where(own, shard == literal(last))
                 if connection.execute(newest).scalar_one() >= ends:
                     found.add(last)
-        return sorted(found)
+            return sorted(found)  # here, because what is no number is damage
 
     def bans(self) -> list[tuple[str, datetime]]:
         with self._read() as connection:
@@ -307,13 +307,14 @@ def read_size(connection: Connection) -> int:
     return size
 
 
-def read_sequence(connection: Connection) -> int:
+def read_sequence(connection: Connection, *, more: int = 0) -> int:
+    """The number of the trust bundle, or so many more; LedgerDamaged where that is none."""
     sequence: object = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
-    if type(sequence) is not int or not 0 <= sequence < MAX_SEQUENCE:
+    if type(sequence) is not int or not 0 <= sequence < MAX_SEQUENCE - more:
         raise LedgerDamaged(
             "number of the trust bundle", got="one that this CA has not counted to", expected=f"below {MAX_SEQUENCE}"
         )
-    return sequence
+    return sequence + more
 
 
 def read_head(connection: Connection) -> SealedHead | None:

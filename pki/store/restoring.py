@@ -18,6 +18,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from pki import keys, ledger_audit
 from pki.errors import AuthorityDamaged, AuthorityExists, BackupRefused, DatabaseLocked, LedgerDamaged, StoreError
+from pki.ledger import Head, claimed_head
 from pki.store import rows
 from pki.store.backup import (
     BackupReport,
@@ -39,11 +40,17 @@ from pki.store.creation import (
     sqlite_files,
 )
 from pki.store.database import Database, Location, intact, locate, own_errors, sqlite_file
-from pki.store.lists import MAX_NUMBER
+from pki.store.lists import MARGIN
 from pki.store.reading import Snapshot
 from pki.store.schema import DATA, crls, pending_keys, settings, tokens, version
 from pki.store.upgrading import upgrade_at
+from trust.clock import shown
 from trust.credentials import sync_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def restore(
@@ -81,6 +88,8 @@ def restore(
         raise BackupRefused(f"no backup at {backed_up}", expected="a file that `a2a-pki backup` has made")
     if not replace and _is_there(location):
         raise _exists(location)
+    if replace:
+        _is_a_file(location)
     former = _former(location) if replace else None
     try:
         with _scratch(location) as (copy, fresh):
@@ -93,6 +102,14 @@ def restore(
     except OSError as error:
         raise BackupRefused(f"cannot restore {location}", got=error.strerror, expected="a place for it") from None
     return report
+
+
+def _is_a_file(location: Location) -> None:
+    """A link would be replaced and what it leads to left as it is, with the keys of before."""
+    file = location.file
+    if file is not None and os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
+        got = "a symbolic link" if file.is_symlink() else "something else"
+        raise BackupRefused(f"cannot replace {file}", got=got, expected="a file", do="move it away")
 
 
 @contextmanager
@@ -109,14 +126,35 @@ def _scratch(location: Location) -> Iterator[tuple[Path, Path]]:
     location.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     copy, fresh = partial(location.file), partial(location.file)
     try:
-        remove_left_over(location.file)
-        yield _private(copy), _private(fresh)
+        with _alone(location.file.parent) as alone:
+            remove_left_over(location.file, at_once=alone)
+            yield _private(copy), _private(fresh)
     finally:
         remove_sqlite(copy)
         remove_sqlite(fresh)
         if folder_is_new:
             with suppress(OSError):  # it holds the restored CA, or is gone already
                 location.file.parent.rmdir()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether no other program restores into that folder: what looks like a restore's was left by a killed one then."""
+    if fcntl is None:
+        yield False
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            raise BackupRefused(f"a restore into {folder} is under way", expected="one at a time") from None
+        except OSError:  # a file system without such locks
+            alone = False
+        yield alone
+    finally:
+        os.close(opened)
 
 
 def _private(path: Path) -> Path:
@@ -130,7 +168,8 @@ class _Former:
 
     trust_domain: str
     roots: frozenset[str]
-    number: int  # the largest that it has used
+    number: int  # the largest that it has used for a list
+    sequence: int  # of its bundle
 
 
 def _former(location: Location) -> _Former | None:
@@ -146,7 +185,8 @@ def _former(location: Location) -> _Former | None:
             return _Former(
                 trust_domain=books.settings().trust_domain,
                 roots=frozenset(root_fingerprints(books)),
-                number=max([books.bundle_sequence(), *numbers]),
+                number=max([0, *numbers]),
+                sequence=books.bundle_sequence(),
             )
     except DatabaseLocked:
         raise
@@ -178,19 +218,40 @@ def _rebuilt(
                 _same(books, former, name)
                 _parse_all(connection)
                 public, opened = _public_keys(books, password)
-                found = ledger_audit.audit(books, keys=public, head=head, upgraded=known == JOURNEY)
+                newer = _newer(head, copied["ledger"])
+                kept = None if newer else head  # what it is about is not in the backup: the rest is audited
+                found = ledger_audit.audit(books, keys=public, head=kept, upgraded=known == JOURNEY)
                 report = reported(books, copied, opened)
             if found.problems:
                 more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
                 raise BackupRefused(
                     f"{name} is damaged", got=found.problems[0] + more, expected="what was once written"
                 )
+            if newer is not None:
+                raise BackupRefused(
+                    f"{name} is older than the head",
+                    got=f"a ledger of {copied['ledger']} entries",
+                    expected=f"the {newer.size} that the head of {shown(newer.time)} is about",
+                    do="take a newer backup, or leave out --head: what was issued and revoked since is lost then",
+                )
             with new.write() as connection:
-                _go_on(connection, 0 if former is None else former.number)
+                _go_on(connection, former)
     except (StoreError, AuthorityDamaged, LedgerDamaged) as error:
-        raise BackupRefused(f"{name} is no good backup", got=error, expected="what was once written") from None
+        # Its own line says what was got and expected.
+        raise BackupRefused(f"{name} is no good backup ({error})", do="take another one") from None
     flush(fresh.file)
     return report
+
+
+def _newer(head: str | None, size: int) -> Head | None:
+    """The head, if it says that it is about more than the backup holds; it is refused in any case then."""
+    if head is None:
+        return None
+    try:
+        claimed = claimed_head(head)
+    except LedgerDamaged:
+        return None  # the audit says so
+    return claimed if claimed.size > size else None
 
 
 def _plain_tables(database: Database) -> None:
@@ -225,22 +286,32 @@ def _parse_all(connection: Connection) -> None:
             rows.pending_of(row)
 
 
-def _go_on(connection: Connection, used: int) -> None:
+def _go_on(connection: Connection, former: _Former | None) -> None:
     """What others have seen of the CA after the backup was made is not in it, and must not come again.
 
     Numbers of lists and of the bundle go on from the time in seconds: they were used neither here, nor there, nor after
     an earlier restore. A token that was used meanwhile would be good once more: there are none.
     """
     connection.execute(delete(tokens))
-    floor = max(used, int(time.time()))
+    now = int(time.time())
     sequence = connection.execute(select(settings.c.bundle_sequence)).scalar_one()
     numbers = connection.execute(select(crls.c.issuer, crls.c.shard, crls.c.number)).all()
-    if max([floor, sequence, *(number for *_, number in numbers)]) >= MAX_NUMBER:
-        raise BackupRefused("numbers in the backup", got="one beyond all counting", expected=f"less than {MAX_NUMBER}")
+    floor, floor_of_bundle = (now, now) if former is None else (max(now, former.number), max(now, former.sequence))
+    most = now + int(MARGIN.total_seconds())
+    # A list with the next number would not be signed.
+    if max([sequence, *(number for *_, number in numbers)]) >= most:
+        raise BackupRefused("numbers in the backup", got="one beyond all counting", expected=f"less than {most}")
+    if max(floor, floor_of_bundle) >= most:
+        raise BackupRefused(
+            "numbers of the CA that is to be replaced",
+            got="one beyond all counting",
+            expected=f"less than {most}",
+            do="move its database away, and restore without --replace",
+        )
     for issuer, shard, number in numbers:
         values = {"number": max(number, floor) + 1, "stale": True, "base_at": 0, "delta_der": None}
         connection.execute(update(crls).where(crls.c.issuer == issuer, crls.c.shard == shard).values(**values))
-    connection.execute(update(settings).values(bundle_sequence=max(sequence, floor) + 1))
+    connection.execute(update(settings).values(bundle_sequence=max(sequence, floor_of_bundle) + 1))
 
 
 def _into_file(building: Path, target: Path, replace: bool) -> None:

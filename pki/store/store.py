@@ -312,13 +312,16 @@ class Store(Reads):
     def is_covered(self, issuer: IssuerRecord) -> bool:
         """Whether the ledger has that CA under a signed head, as that of every CA that was added with a key.
 
-        A row that somebody has put into the database is not; what is under no signed head is not to be published.
+        A row that somebody has put into the database is not, and one of a CA that the ledger has revoked says so;
+        what is under no signed head, or is back from its end, is not to be published.
         """
-        if issuer.der not in self._covered:
-            with self._database.read() as connection:
+        with self._database.read() as connection:
+            if issuer.state is not State.REVOKED and self.guard.is_gone(connection, issuer.key_id):
+                return False
+            if issuer.der not in self._covered:
                 if not self.guard.covers(connection, issuer):
                     return False
-            self._covered.add(issuer.der)
+                self._covered.add(issuer.der)
         return True
 
     def sealed_head(self) -> SealedHead | None:

@@ -500,6 +500,24 @@ CERTIFICATES: list[tuple[str, Callable[[World], bytes], type[PKIError]]] = [
         KeyTypeRefused,
     ),
     ("of the CA service", lambda w: w.ca.service_credentials().chain_der[0], IDRefused),
+    *(
+        (
+            f"whose row was given {what}",
+            lambda w, change=change: _leaf_after(
+                w, lambda w: _written(w, f"UPDATE certificates SET {change} WHERE thumbprint = ?", w.agent.thumbprint)
+            ),
+            AuthorityDamaged,
+        )
+        for what, change in (
+            ("another ID", f"spiffe_id = '{OTHER}'"),
+            ("the ID of the service", f"spiffe_id = 'spiffe://{DOMAIN}/a2a-pki/server'"),
+            ("an earlier start", "not_before = not_before - 500000"),
+            ("a later end", "not_after = not_after + 500000"),
+            ("another serial number", "serial = '00' || substr(serial, 3)"),
+            ("another issuer", "issuer = (SELECT key_id FROM issuers WHERE kind = 'root')"),
+            ("another certificate", "der = (SELECT der FROM certificates WHERE kind = 'root')"),
+        )
+    ),
 ]
 
 
@@ -518,7 +536,15 @@ def test_attacks_with_a_certificate(attack: Callable[[World], bytes], expected: 
 
 @pytest.mark.parametrize(
     "attack",
-    ["by the stolen key of the intermediate", "another CA's", "revoked", "a second after its end", "the root"],
+    [
+        "by the stolen key of the intermediate",
+        "another CA's",
+        "revoked",
+        "a second after its end",
+        "the root",
+        "whose row was given another ID",
+        "whose row was given a later end",
+    ],
 )
 def test_attacks_with_a_certificate_learn_nothing_about_renewal(attack: str, world: World) -> None:
     make, expected = next(row[1:] for row in CERTIFICATES if row[0] == attack)

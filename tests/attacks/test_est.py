@@ -41,6 +41,7 @@ from tests.pki.service.parts import (
 from trust.audit import AuditLog
 from trust.credentials import Credentials
 from trust.errors import HandshakeRefused
+from trust.seldom import LINES
 
 OTHER = f"spiffe://{DOMAIN}/intruder"
 HOUR = timedelta(hours=1)
@@ -480,6 +481,42 @@ def test_an_address_that_fails_too_often(tmp_path: Path, monkeypatch: pytest.Mon
         assert running.enrol(good).status_code == 429
         certificates(running.renew(member(running)))  # who has a certificate is not kept from renewing
         assert running.get("/health").status_code == 200
+
+
+def _broken() -> bytes:
+    """A request whose signature is wrong: it costs a look at the token, and the check of a signature."""
+    csr = bytearray(request())
+    csr[-1] ^= 1
+    return encoded(bytes(csr))
+
+
+@pytest.mark.parametrize("has", ["a token of no CA", "a good token"])
+@pytest.mark.parametrize("body", [b"x", _broken()], ids=["no base64", "a wrong signature"])
+def test_requests_that_are_none_are_failures_as_well(
+    has: str, body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "BURST", BURST)
+    monkeypatch.setattr(attempts, "INTERVAL", 600.0)
+    with new_ca(tmp_path / "ca") as ca, started(ca) as running:
+        token, other = running.token() if has == "a good token" else foreign_token(running), running.token()
+        statuses = [post(running, "simpleenroll", body, token).status_code for _ in range(BURST + 3)]
+        assert statuses[BURST:] == [429] * 3 and 429 not in statuses[:BURST]
+        certificates(running.enrol(other))  # at the same address
+
+
+def test_strangers_do_not_fill_the_trail(tmp_path: Path) -> None:
+    with new_ca(tmp_path / "ca") as ca, started(ca) as running:
+
+        async def knock() -> None:
+            async with agent(running.serving.upkeep.bundles) as client:
+                for _ in range(LINES + 20):
+                    await client.post(f"{running.url}{EST}/simpleenroll", headers=PKCS10)
+                    await client.post(f"{running.url}{EST}/simplereenroll", headers=PKCS10)
+                    await client.get(f"{running.url}/renewal-info")
+
+        asyncio.run(knock())
+        for event in ("enrol", "renew", "renewal-info"):
+            assert LINES <= len(running.trail.of(event)) < LINES + 20, event
 
 
 def test_one_certificate_is_not_renewed_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

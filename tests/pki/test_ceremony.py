@@ -276,8 +276,13 @@ def test_a_compromise_while_the_root_is_offline(ca: CertificateAuthority, file: 
     agent = ca.issue_credentials(AGENT)
     serial = ca.intermediate.serial_number
     assert ca.taint(Issuer.of(ca.intermediate).key_id) == ()
-    with pytest.raises(AuthorityNotValid):
+    with pytest.raises(AuthorityNotValid, match="`a2a-pki ceremony request`, `sign`, `accept`"):
         ca.issue(request(), AGENT)
+    (ill,) = (check.says for check in ca.health() if check.name == "intermediate")
+    assert ill == (
+        "no intermediate is active; have the offline root sign the next one: "
+        "`a2a-pki ceremony request`, `sign`, `accept`"
+    )
     (step,) = [step for step in ca.plan() if step.action is Action.CEREMONY and step.kind == "intermediate"]
     assert step.at <= clock()
 

@@ -26,11 +26,14 @@ from pki.errors import (
     KeyStoreError,
     LedgerDamaged,
     NotErased,
+    PasswordChanged,
     PolicyMalformed,
     StateChanged,
     WrongPassword,
 )
 from pki.keys import KeyPair
+from pki.profiles import Issuer
+from pki.records import State
 from pki.rotation import Action
 from pki.store import DATABASE_FILE, database
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD, Clock
@@ -337,8 +340,38 @@ def test_who_has_the_old_password_makes_no_key_with_it(folder: Path, clock: Cloc
         running.issue(request(), AGENT)
         with pytest.raises(PKIError) as caught:
             running.rotate(kind="intermediate", force=True)
+        assert type(caught.value) is PasswordChanged
+        with CertificateAuthority.open(folder, password=NEW, clock=clock) as ca:
+            ca.rotate(kind="intermediate", force=True)
+            clock.forward(rotation.LISTED)
+            ca.rotate(kind="intermediate", force=True)  # its key signs the heads of the ledger now
+            ca.issue(request(), AGENT)
+        clock.forward(timedelta(days=1))
+        time.sleep(issuers.READ_AGAIN_SECONDS)
+        ill = {check.name: check.says for check in running.health() if not check.ok}
+        assert "revocation lists" in ill
+        with pytest.raises(LedgerDamaged) as damaged:  # as whoever has to sign over its head meets it
+            running._issuers._believed(Issuer.of(running.intermediate).key_id)
+        for says in (*ill.values(), str(damaged.value)):
+            assert "password of the CA was changed: got the one of before, expected the new one; start this" in says
+            assert "restore" not in says
+    assert opens(folder, NEW) == [True, True, True]
+
+
+def test_whoever_has_changed_the_password_twice_is_told_of_neither(folder: Path, clock: Clock) -> None:
+    """Its own changes are not those of somebody else; a wrong password of a new process is called so."""
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        ca.change_password(NEW)
+        ca.change_password(PASSWORD)
+        ca.rotate(kind="intermediate", force=True)
+        with pytest.raises(PKIError) as caught:
+            CertificateAuthority.open(folder, password=NEW)
         assert type(caught.value) is WrongPassword
-    assert opens(folder, NEW) == [True, True]
+        with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as other:
+            other.change_password(NEW)
+        with pytest.raises(PKIError) as caught:
+            ca.rotate(kind="root", force=True)
+        assert type(caught.value) is PasswordChanged
 
 
 CHANGING = """
@@ -386,6 +419,33 @@ def test_a_root_that_was_put_into_the_database_is_not_published(tmp_path: Path, 
         assert len(ca.issuers()) == 3
         assert ca.bundle().roots == (ca.root,)
         assert ca.ca_certificates() == genuine
+        assert ca.audit_ledger().problems
+
+
+def test_cas_that_were_revoked_are_not_published_again_by_their_rows(tmp_path: Path, clock: Clock) -> None:
+    """By somebody without the CA's keys, but with that of a root that leaked."""
+    folder = tmp_path / "ca"
+    with CertificateAuthority.create(folder, trust_domain=DOMAIN, password=PASSWORD, now=clock(), clock=clock) as ca:
+        leaked = {issuer.key_id: issuer.certificate for issuer in ca.issuers()}
+        ca.taint(next(issuer.key_id for issuer in ca.issuers() if issuer.kind == "root"))
+        while any(issuer.state is not State.REVOKED for issuer in ca.issuers() if issuer.key_id in leaked):
+            clock.forward(timedelta(hours=1))
+            ca.rotate()
+            if ca.root not in leaked.values():
+                for issuer in ca.issuers():
+                    if issuer.key_id in leaked and issuer.state is not State.REVOKED:
+                        ca.taint(issuer.key_id)
+        genuine = ca.bundle().roots, ca.ca_certificates()
+        assert not set(leaked.values()) & set(genuine[1])
+        with closing(sqlite3.connect(folder / DATABASE_FILE)) as plain, plain:
+            plain.execute("UPDATE issuers SET state = 'retiring' WHERE state = 'revoked'")
+            plain.execute("UPDATE certificates SET revoked_at = NULL, reason = NULL, revoked_position = NULL")
+            plain.execute("UPDATE settings SET bundle_sequence = bundle_sequence + 1")
+        assert (ca.bundle().roots, ca.ca_certificates()) == genuine
+    with CertificateAuthority.open(folder, password=PASSWORD, clock=clock) as ca:
+        assert (ca.bundle().roots, ca.ca_certificates()) == genuine
+        ca.issue_credentials(AGENT)
+        assert (ca.bundle().roots, ca.ca_certificates()) == genuine
         assert ca.audit_ledger().problems
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from tests.forge import Forge
+from tests.world import World
+from trust.agent import agent_client
 from trust.authorize import Authorizer, all_of, any_of, exactly, members_of, unsafe_allow_any_peer
-from trust.errors import ConfigurationError, IdentityError, PeerNotAllowed
+from trust.errors import ConfigurationError, IdentityError, PeerNotAllowed, TrustError
 from trust.identity import AgentID
+from trust.tls import client_context, server_context
+
+FORGE = Forge()
+WORLD = World()
 
 BILLING = AgentID.parse("spiffe://fleet.example/billing")
 PLANNER = AgentID.parse("spiffe://fleet.example/planner")
@@ -44,6 +54,33 @@ def test_a_rule_allows_whom_it_names_and_nobody_else(rule: Authorizer, allowed: 
 def test_an_empty_list_is_refused(make: object) -> None:
     with pytest.raises(ConfigurationError, match="empty allow-list"):
         make()  # type: ignore[operator]
+
+
+NO_RULES: list[Any] = [None, str(BILLING), BILLING, [BILLING], lambda _: True, exactly, type(exactly(BILLING))]
+MAKERS: dict[str, Callable[[Any], object]] = {
+    "any_of": any_of,
+    "all_of": all_of,
+    "agent_client": lambda rule: agent_client(source=None, bundles=FORGE.bundles, authorize=rule),
+    "destinations": lambda rule: agent_client(
+        source=None, bundles=FORGE.bundles, authorize={"https://a.example": exactly(BILLING), "https://b.example": rule}
+    ),
+    "client_context": lambda rule: client_context(None, FORGE.bundles, rule),
+    "server_context": lambda rule: server_context(FORGE.leaf("/billing"), FORGE.bundles, rule),
+    "proxies": lambda rule: server_context(FORGE.leaf("/billing"), FORGE.bundles, exactly(BILLING), proxies=rule),
+    "reload": lambda rule: client_context(None, FORGE.bundles, exactly(BILLING)).reload(authorize=rule),
+    "gate": lambda rule: WORLD.policy(authorize=rule),
+    "relays": lambda rule: WORLD.policy(relays={BILLING: rule}),
+}
+
+
+@pytest.mark.parametrize("given", NO_RULES, ids=["None", "str", "ID", "list", "function", "maker", "class"])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_what_is_no_rule_is_told_where_it_is_given(make: Callable[[Any], object], given: Any) -> None:
+    if given is None and make in (MAKERS["proxies"], MAKERS["reload"]):  # nobody, and the one of before
+        return
+    with pytest.raises(TrustError, match=r"authorize: got .*expected a rule; use trust\.exactly\(") as caught:
+        make(given)
+    assert type(caught.value) is ConfigurationError
 
 
 @pytest.mark.parametrize("text", ["fleet.example", "spiffe://fleet.example", "spiffe://fleet.example/*"])

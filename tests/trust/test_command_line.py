@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,6 +82,47 @@ def test_a_command_that_is_terminated_puts_away_what_it_made(
     assert capsys.readouterr().err == "program: terminated\n"
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["cancelled", "made something else of it"])
+def test_a_loop_that_is_terminated_ends_by_cancelling(
+    swallowed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is raised where the loop happens to be: tasks see what they see at ctrl-C, and nobody a traceback."""
+    before, put_away = signal.getsignal(signal.SIGTERM), []
+
+    async def main() -> None:
+        try:
+            for _ in range(2):  # whoever is impatient does not interrupt what is put away
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            if swallowed:
+                raise ValueError("a library") from None
+            raise
+        finally:
+            await asyncio.sleep(0)
+            put_away.append(True)
+
+    assert command_line.run(commands(monkeypatch, lambda: command_line.run_loop(main())), "program", []) == 143
+    assert (capsys.readouterr().err, put_away) == ("program: terminated\n", [True])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loop_that_fails_by_itself_is_not_taken_for_a_signal() -> None:
+    async def main() -> None:
+        raise ValueError("by itself")
+
+    with pytest.raises(ValueError, match="by itself"):
+        command_line.run_loop(main())
+
+
+def test_a_loop_elsewhere_than_in_the_main_thread() -> None:
+    async def main() -> str:
+        return "done"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: command_line.run_loop(main())).result() == "done"
 
 
 def test_what_ends_by_itself_is_not_taken_for_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

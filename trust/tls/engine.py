@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 
-from trust.authorize import Authorizer, any_of
+from trust.authorize import Authorizer, a_rule, any_of
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials, CredentialSource
@@ -75,8 +75,8 @@ def server_context(
         clock: returns the aware time now.
 
     Raises:
-        ConfigurationError: the credentials cannot be used, or `client_certificates` or `post_quantum` is none of its
-            two words.
+        ConfigurationError: the credentials cannot be used, `authorize` or `proxies` is no rule, or
+            `client_certificates` or `post_quantum` is none of its two words.
     """
     if client_certificates not in ("required", "optional"):
         raise ConfigurationError("client_certificates", got=client_certificates, expected='"required" or "optional"')
@@ -163,7 +163,8 @@ class TrustContext(ssl.SSLContext):
         proxies: Authorizer | None = None,
     ) -> None:
         self.server_side = server_side
-        self.proxies = proxies
+        self.proxies = None if proxies is None else a_rule(proxies)
+        a_rule(authorize)
         if post_quantum not in ("preferred", "required"):
             raise ConfigurationError("post_quantum", got=post_quantum, expected='"preferred" or "required"')
         self._required = certificate_required
@@ -304,7 +305,7 @@ class TrustContext(ssl.SSLContext):
             old = self._trust
             # `is None` throughout: a source or a list that is empty for now may well be false.
             bundles, crls = old.bundles if bundles is None else bundles, old.crls if crls is None else crls
-            authorize = old.authorize if authorize is None else authorize
+            authorize = old.authorize if authorize is None else a_rule(authorize)
             verifier = PeerVerifier(bundles, crls, previous=old.verifier)
             new = Trust(bundles, crls, authorize, verifier)
             presented = self._source if source is None else source

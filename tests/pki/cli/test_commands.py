@@ -458,6 +458,29 @@ def test_a_password_file_that_holds_none(content: bytes | None, message: str, ru
     assert message in one_line(run("init", "new", "--trust-domain", DOMAIN, "--password-file", "secret"))
 
 
+def test_a_password_of_the_environment_that_is_no_text(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "\udcff\udcfe")
+    monkeypatch.setenv("A2A_PKI_PASSWORD", PASSWORD)
+    assert "A2A_PKI_NEW_PASSWORD: got other bytes" in one_line(run("passwd", folder))
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "\udcff\udcfe")
+    for command in (("issue", folder, AGENT), ("init", "new", "--trust-domain", DOMAIN)):
+        assert "A2A_PKI_PASSWORD: got other bytes" in one_line(run(*command))
+    assert not Path("new").exists()
+
+
+def test_a_password_is_as_long_as_can_be_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "x" * 4097)
+    assert "got 4097 bytes, expected at most 4096" in one_line(run("init", "new", "--trust-domain", DOMAIN))
+    assert not Path("new").exists()
+    monkeypatch.setenv("A2A_PKI_PASSWORD", "x" * 4096)
+    assert run("init", "new", "--trust-domain", DOMAIN).code == 0
+    monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "x" * 4097)
+    assert "got 4097 bytes" in one_line(run("passwd", "new"))
+    monkeypatch.delenv("A2A_PKI_PASSWORD")
+    Path("secret").write_text("x" * 4096 + "\n")
+    assert run("issue", "new", AGENT, "--password-file", "secret").code == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("issue", "nowhere", AGENT), ("revoke", "nowhere", "1"), ("list", "nowhere"), ("show", "nowhere", "1"),

@@ -260,7 +260,10 @@ def test_the_password_is_changed(run: Run, folder: Path, monkeypatch: pytest.Mon
     )
     Path("new").write_text("another password\n")
     changed = run("passwd", folder, "--new-password-file", "new")
-    assert (changed.code, changed.err) == (0, "")
+    assert changed.code == 0
+    assert changed.err == (
+        "a program that has the CA open, as `a2a-pki serve` does, has the former password: start it again\n"
+    )
     assert changed.out == (
         "2 private keys have the new password\nBackups that were made before are opened by the former one\n"
     )
@@ -281,7 +284,7 @@ def test_the_file_beside_the_ca_gets_the_new_password(run: Run, monkeypatch: pyt
     monkeypatch.setenv("A2A_PKI_NEW_PASSWORD", "another password")
     first = Path("fleet.password").read_text()
     assert run("backup", "fleet", "copy.db").code == 0
-    assert run("passwd", "fleet", "--json").json == {
+    assert json.loads(run("passwd", "fleet", "--json").out) == {
         "keys": 2,
         "password_file": str(Path("fleet.password").absolute()),
         "former_password_file": str(Path("fleet.password.old").absolute()),
@@ -293,6 +296,9 @@ def test_the_file_beside_the_ca_gets_the_new_password(run: Run, monkeypatch: pyt
     assert "which" in (changed := run("passwd", "fleet")).out and "fleet.password.old2 keeps" in changed.out
     assert [Path(f"fleet.password.old{n}").read_text() for n in ("", "2")] == [first, "another password\n"]
     assert {mode(f"fleet.password.old{n}") for n in ("", "2")} == {0o600}
+    line = one_line(run("restore", "copy.db", "fleet", "--replace"))
+    assert "does not open: got a wrong password, expected the password that it was written with" in line
+    assert "opened by the former one: --password-file" in line and "fleet.password.old\n" in line
     restored = run("restore", "copy.db", "again", "--password-file", "fleet.password.old", "--json").json
     assert restored["root_fingerprints"] == [json.loads(run("status", "again", "--json").out)["root_fingerprint"]]
 
@@ -307,7 +313,9 @@ def test_the_file_beside_the_ca_follows_also_while_somebody_reads_the_database(
     with closing(sqlite3.connect(Path("fleet", DATABASE_FILE), isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM settings").fetchall()
-        line = one_line(run("passwd", "fleet"))
+        answer = run("passwd", "fleet")
+    warning, line = answer.err.splitlines()
+    assert answer.code == 1 and "start it again" in warning
     assert "it is done, but what was there before is still in the log of the database" in line
     assert Path("fleet.password").read_text() == "another password\n"
     assert run("issue", "fleet", AGENT).code == 0
@@ -445,6 +453,25 @@ def test_what_only_the_offline_root_can_do_says_so(run: Run) -> None:
     assert "key of the root CA is not here" in line and "`a2a-pki ceremony request`" in line
 
 
+def test_a_revoked_intermediate_of_an_offline_root_waits_for_its_ceremony(run: Run) -> None:
+    run("init", "ca", "--trust-domain", DOMAIN, "--offline-root", "root.pem")
+    run("issue", "ca", AGENT)
+    ceremony = "`a2a-pki ceremony request`, `sign`, `accept`"
+    answer = run("revoke", "ca", f"{Credentials.load('billing').chain[1].serial_number:x}")
+    assert answer.code == 0 and ceremony in answer.out and "renews" not in answer.out
+    assert "nothing can be issued or renewed until the offline root has signed" in answer.err
+    for command in (["issue", "ca", AGENT, "--replace"], ["token", "ca", AGENT], ["crl", "ca"]):
+        assert ceremony in one_line(run(*command))
+    answer = run("rotate", "ca")
+    assert answer.out == "nothing was done\n" and ceremony in answer.err
+    assert ceremony in run("status", "ca").out
+    run("ceremony", "request", "ca", "--out", "next.csr")
+    run("ceremony", "sign", "root.pem", "next.csr", "--out", "next.pem")
+    run("ceremony", "accept", "ca", "next.pem")
+    assert run("issue", "ca", AGENT, "--replace").code == 0
+    assert (answer := run("rotate", "ca")).out == "nothing is due\n" and answer.err == ""
+
+
 def test_a_short_password_is_warned_of(run: Run) -> None:
     Path("secret").write_text("seven77")
     answer = run("init", "ca", "--trust-domain", DOMAIN, "--password-file", "secret")
@@ -541,7 +568,9 @@ def test_a_head_of_another_past(run: Run, folder: Path, tmp_path: Path) -> None:
     assert run("backup", folder, "copy.db").code == 0
     run("issue", folder, AGENT)
     Path("kept.jws").write_text(run("ledger", "head", folder).out)
-    one_line(run("restore", "copy.db", folder, "--replace", "--head", "kept.jws"))
+    line = one_line(run("restore", "copy.db", folder, "--replace", "--head", "kept.jws"))
+    assert "copy.db is older than the head: got a ledger of" in line and "damaged" not in line
+    assert "take a newer backup, or leave out --head" in line
     assert run("restore", "copy.db", folder, "--replace").code == 0
     answer = run("ledger", "verify", folder, "--head", "kept.jws")
     assert answer.code == 1
@@ -576,6 +605,14 @@ def test_a_backup_that_was_altered_is_not_restored(run: Run, folder: Path) -> No
     before = run("list", folder, "--json").json
     one_line(run("restore", "copy.db", folder, "--replace"))
     assert run("list", folder, "--json").json == before
+
+
+def test_a_backup_that_was_cut_off_is_one_sentence(run: Run, folder: Path) -> None:
+    run("backup", folder, "copy.db")
+    os.truncate("copy.db", Path("copy.db").stat().st_size // 2)
+    line = one_line(run("restore", "copy.db", "again"))
+    assert line.startswith("a2a-pki: copy.db is no good backup (") and line.endswith("); take another one\n")
+    assert (line.count("got"), line.count("expected")) == (1, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", b"x" * 5000])
@@ -638,6 +675,14 @@ def test_upgrade_of_what_is_new(run: Run, folder: Path) -> None:
 
 
 # issue
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere"])
+def test_nothing_is_issued_for_a_place_that_cannot_be_written(run: Run, folder: Path, out: str) -> None:
+    Path("file").touch()
+    line = one_line(run("issue", folder, AGENT, "--out", out))
+    assert f"cannot write {out}/billing: got " in line and "choose another --out" in line
+    assert AGENT not in run("list", folder).out
 
 
 def test_bulk_issuing(run: Run, folder: Path) -> None:

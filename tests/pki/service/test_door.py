@@ -7,6 +7,7 @@ import logging
 import resource
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -17,6 +18,7 @@ from pki.service import door, listeners
 from pki.service.door import Door, raise_file_limit
 from pki.service.seldom import SparingAudit
 from tests.pki.service.parts import Running, Trail
+from trust.audit import Decision
 from trust.seldom import LINES
 
 HELD = 1500
@@ -130,10 +132,17 @@ def test_who_hangs_up_makes_room() -> None:
 def test_the_trail_of_what_is_to_be_had_without_limit_is_bounded() -> None:
     trail = Trail()
     sparing = SparingAudit(trail)
-    for event, decision in (("ocsp", "deny"), ("handshake", "deny"), ("ocsp", "allow"), ("enrol", "deny")):
-        for _ in range(LINES + 10):
-            sparing.record(event=event, decision=decision, check="x")  # type: ignore[arg-type]
-    counts = [len([r for r in trail.records if (r["event"], r["decision"]) == kind]) for kind in (
-        ("ocsp", "deny"), ("handshake", "deny"), ("ocsp", "allow"), ("enrol", "deny"),
-    )]  # fmt: skip
-    assert counts == [LINES, LINES + 10, LINES + 10, LINES + 10]
+    agent, stranger, every = "spiffe://fleet.example/a", "192.0.2.1:443", LINES + 10
+    expected: dict[tuple[str, Decision, str], int] = {
+        ("handshake", "deny", stranger): every,
+        ("ocsp", "allow", stranger): every,
+        ("enrol", "allow", stranger): every,
+        **{(event, "deny", stranger): LINES for event in ("ocsp", "enrol", "renew", "renewal-info")},
+        **{(event, "deny", agent): every for event in ("enrol", "renew", "renewal-info")},
+    }
+    for event, decision, peer in expected:
+        for _ in range(every):
+            sparing.record(event=event, decision=decision, check="x", peer=peer)
+    assert Counter((r["event"], r["decision"], r["peer"]) for r in trail.records) == expected
+    sparing.record(event="enrol", decision="deny", check="y", peer=stranger)
+    assert trail.records[-1]["check"] == "y", "a flood of one kind hides no other"

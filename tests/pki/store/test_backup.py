@@ -411,6 +411,54 @@ def test_numbers_go_on_after_each_restore(folder: Path, saved_file: Path) -> Non
     assert all(later > earlier for later, earlier in zip(used[2], used[1], strict=True))
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"UPDATE crls SET number = {1 << 41}",
+        f"UPDATE crls SET number = {1 << 53}",
+        f"UPDATE settings SET bundle_sequence = {1 << 39}",
+    ],
+)
+def test_numbers_that_somebody_has_left_behind_are_not_taken_over(
+    statement: str, folder: Path, saved_file: Path, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as plain, plain:
+        plain.execute(statement)
+    with pytest.raises(BackupRefused, match="numbers of the CA that is to be replaced"):
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+    (folder / DATABASE_FILE).rename(tmp_path / "away")
+    restore(saved_file, folder, password=PASSWORD)
+    store = parts.opened(folder)
+    assert store.bundle_sequence() <= time.time() + 2
+    assert number(crl(store)) <= time.time() + 3
+    store.close()
+
+
+def test_numbers_of_lists_and_of_the_bundle_are_two(folder: Path, saved_file: Path) -> None:
+    ahead = int(time.time()) + 10_000
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as plain, plain:
+        plain.execute("UPDATE crls SET number = ?", (ahead,))
+    restore(saved_file, folder, password=PASSWORD, replace=True)
+    store = parts.opened(folder)
+    assert number(crl(store)) > ahead > store.bundle_sequence()
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["a link to a database", "a link to nothing", "a folder"])
+def test_only_a_file_is_replaced(what: str, folder: Path, saved_file: Path, tmp_path: Path) -> None:
+    target, elsewhere = folder / DATABASE_FILE, tmp_path / "elsewhere.db"
+    if what == "a link to a database":
+        target.rename(elsewhere)
+    else:
+        target.unlink()
+    target.mkdir() if what == "a folder" else target.symlink_to(elsewhere)
+    before = elsewhere.read_bytes() if elsewhere.exists() else None
+    with pytest.raises(BackupRefused, match="cannot replace"):
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert (elsewhere.read_bytes() if elsewhere.exists() else None) == before
+    assert target.is_dir() if what == "a folder" else target.is_symlink()
+
+
 def test_another_ca_does_not_replace_this_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = opened(folder)
     root = parts.root()
@@ -436,7 +484,7 @@ def test_a_backup_is_compared_with_a_head_that_was_kept(folder: Path, saved_file
     store.close()
     assert early is not None and late is not None
     restore(saved_file, tmp_path / "new", password=PASSWORD, head=early.jws)
-    with pytest.raises(BackupRefused, match="tree head kept elsewhere is about"):
+    with pytest.raises(BackupRefused, match="saved is older than the head: got a ledger of 9 entries, expected the 10"):
         restore(saved_file, tmp_path / "newer", password=PASSWORD, head=late.jws)
 
 
@@ -466,6 +514,22 @@ def test_what_no_backup_says(statement: str, saved_file: Path, tmp_path: Path) -
 
 
 def test_what_a_killed_program_left_behind_is_removed(folder: Path, saved_file: Path, tmp_path: Path) -> None:
+    """At once: of two restores into one place, only one is under way."""
+    names = [folder / f".ca.db.00.partial{end}" for end in ("", "-wal", "-shm")]
+    for name in names:
+        name.write_bytes(b"keys")
+    with restoring._alone(folder), pytest.raises(PKIError, match="is under way: expected one at a time") as caught:
+        restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert type(caught.value) is BackupRefused
+    assert all(name.exists() for name in names)
+    restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert listing(folder) == [DATABASE_FILE]
+
+
+def test_where_nothing_can_be_locked_only_what_is_old_is_removed(
+    folder: Path, saved_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "fcntl", None)
     old, new = folder / ".ca.db.00.partial", folder / ".ca.db.01.partial"
     for name in (old, new):
         name.write_bytes(b"keys")

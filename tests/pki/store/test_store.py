@@ -446,6 +446,15 @@ def test_a_row_that_nobody_wrote(damage: str, folder: Path) -> None:
     store.close()
 
 
+def test_a_shard_that_is_no_number(folder: Path) -> None:
+    store = Store.open(folder)
+    sql(folder, "UPDATE certificates SET shard = 'zz'")
+    with pytest.raises(PKIError, match="damaged") as caught:
+        store.shards(ROOT.row.key_id, NOW)
+    assert type(caught.value) is AuthorityDamaged
+    store.close()
+
+
 def test_streams_distrust_their_rows_too(folder: Path) -> None:
     store = Store.open(folder)
     sql(folder, "UPDATE certificates SET der = 'text'")
