@@ -25,7 +25,7 @@ Fresh = Callable[[x509.CertificateRevocationList], bool]
 
 # How far beyond the time in seconds a CA may have counted, or somebody else has: more lists than seconds are not made,
 # and a clock that is wrong is not wrong by more. A number once signed is for ever, so what is further is not signed.
-MARGIN = timedelta(days=365)
+MARGIN = timedelta(days=36525)
 BASE_LIFETIME = CRL_LIFETIME / 2  # a delta is relative to a list that is at most that old
 
 

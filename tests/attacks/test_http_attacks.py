@@ -70,6 +70,7 @@ SELF = replace(FAKE, chain=FAKE.chain[:1])
 CRLS = FORGE.crls(REVOKED)
 VERIFIER = PeerVerifier(FORGE.bundles, CRLS)
 IAT = int(NOW.timestamp())
+YEAR_10000 = 253_402_300_800  # where calendars end
 JTI = "0123456789abcdefABCDEF"
 BODY = b'{"method":"SendMessage"}'
 ABSENT: Any = object()
@@ -292,9 +293,11 @@ ATTACKS: list[tuple[str, Request, type[TrustError]]] = [
     ("expired", Request(now=NOW + timedelta(seconds=60)), MessageExpired),
     ("expired long ago", Request(claims={"iat": IAT - 3600, "exp": IAT - 3540}), MessageExpired),
     ("from the future", Request(claims={"iat": IAT + 11, "exp": IAT + 60}), MessageFromTheFuture),
-    ("from the far future", Request(claims={"iat": 2**53 - 200, "exp": 2**53 - 1}), MessageFromTheFuture),
+    ("from the far future", Request(claims={"iat": YEAR_10000 - 200, "exp": YEAR_10000 - 1}), MessageFromTheFuture),
+    ("from beyond the calendar", Request(claims={"iat": 2**53 - 200, "exp": 2**53 - 1}), HeaderMalformed),
     ("valid too long", Request(claims={"exp": IAT + 301}), MessageLifetimeTooLong),
-    ("valid for ever", Request(claims={"iat": 0, "exp": 2**53 - 1}), MessageLifetimeTooLong),
+    ("valid for ever", Request(claims={"iat": 0, "exp": YEAR_10000 - 1}), MessageLifetimeTooLong),
+    ("valid beyond the calendar", Request(claims={"exp": YEAR_10000}), HeaderMalformed),
     # (9) who, and once
     ("signer not on the list", Request(signers=exactly("spiffe://fleet.example/reports")), PeerNotAllowed),
     ("received twice", Request(times=2), Replayed),

@@ -317,8 +317,14 @@ class TlsProtocol(asyncio.Protocol):
         if whole:
             self.tls.close()
         self.flush()
-        self._raw.close()
         self._cancel()
+        if not (self.tls.drained and self._raw.is_reading()) and self._raw.can_write_eof():
+            # What is not read would reset the connection, and that may overtake what was sent: it is read, by nobody.
+            self._raw.write_eof()
+            self._raw.resume_reading()
+            self._after(self._deadlines.close, self._raw.abort)
+            return
+        self._raw.close()
         self._expect_taking(self._deadlines.close)
 
     def _expect_taking(self, seconds: float, before: int | None = None) -> None:

@@ -245,12 +245,12 @@ def test_issue_for_several_agents_at_once(run: Run, password: None, folder: Path
 def test_what_could_not_be_written_is_named(by_request: bool, run: Run, password: None, folder: Path) -> None:
     """Issued it is, and on record; the operator is told which one, and what to do."""
     Path("agent.csr").write_bytes(request(uri(AGENT)))
-    Path("out").write_text("no folder")
+    Path("out/billing/chain.pem/there").mkdir(parents=True)  # which nobody replaces by a file
     arguments = ("--csr", "agent.csr", "--out", "out") if by_request else ("--out", "out")
-    line = one_line(run("issue", folder, AGENT, *arguments))
+    line = one_line(run("issue", folder, AGENT, *arguments, "--replace"))
     (record,) = run("list", folder, "--agent", AGENT, "--json").json
     assert f"certificate {record['serial']} of {AGENT} was issued and not written" in line
-    assert "Not a directory" in line
+    assert "Is a directory" in line
     command = line.partition("`a2a-pki ")[2].partition("`")[0].split()
     assert command == ["revoke", str(folder), record["serial"]]
     assert run(*command).code == 0

@@ -453,10 +453,18 @@ def test_a_worker_that_dies_is_replaced(
 ) -> None:
     monkeypatch.setattr(program, "SETTLED_SECONDS", 0.0)
     killed: list[int] = []
+    opened: list[Any] = []
+    event = multiprocessing.context.BaseContext.Event
+
+    def recorded(context: Any) -> Any:
+        opened.append(event(context))
+        return opened[-1]
+
+    monkeypatch.setattr(multiprocessing.context.SpawnContext, "Event", recorded)
 
     def replaced() -> bool:
         children = [child.pid for child in multiprocessing.active_children()]
-        if not killed and len(children) == 2:
+        if not killed and len(children) == 2 and all(one.is_set() for one in opened):
             killed.append(children[0])
             os.kill(children[0], signal.SIGKILL)
         return bool(killed) and len(children) == 2 and killed[0] not in children
@@ -481,8 +489,10 @@ def test_what_a_worker_runs(own_ca: CertificateAuthority, tmp_path: Path, monkey
     url = f"http://127.0.0.1:{sockets.plain.getsockname()[1]}"  # type: ignore[union-attr]
     teller = stopped_after(lambda: httpx.get(f"{url}/health", trust_env=False, timeout=30).status_code == 200)
     opener = functools.partial(CertificateAuthority.open, tmp_path / "ca", password=PASSWORD)
-    program._worker(opener, {"http_port": 0}, sockets, str(tmp_path))
+    opened = multiprocessing.Event()
+    program._worker(opener, {"http_port": 0}, sockets, str(tmp_path), opened)
     teller.join()
+    assert opened.is_set()
     assert os.environ[program.METRICS_FOLDER] == str(tmp_path)
 
 

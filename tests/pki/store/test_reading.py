@@ -142,11 +142,15 @@ def test_lookups_use_their_index(ask: Callable[[Store], object], plan: str, fold
     store._issue([Issue(record=fake(n), now=NOW) for n in range(1, 300)])
     store.revoke(range(1, 30), reason=x509.ReasonFlags.unspecified, now=NOW)
     asked: list[str] = []
+    assert store._database._kept is not None
+    writer: Any = store._database._kept.connection.dbapi_connection
     with store._database.driver() as plain:  # the one connection of the pool
-        plain.set_trace_callback(asked.append)
+        for connection in (plain, writer):
+            connection.set_trace_callback(asked.append)
     ask(store)
     with store._database.driver() as plain:
-        plain.set_trace_callback(None)
+        for connection in (plain, writer):
+            connection.set_trace_callback(None)
         selects = [statement for statement in asked if statement.startswith("SELECT")]
         assert selects
         plans = [row[3] for statement in selects for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}")]
