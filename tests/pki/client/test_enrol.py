@@ -19,7 +19,7 @@ from pki.errors import AuthorityUnreachable, ClockSkewed, EnrolmentFailed, PinMi
 from tests.pki.client.parts import BILLING, CA, Clock
 from trust.bundles import TrustBundles
 from trust.credentials import Credentials
-from trust.errors import CredentialsError
+from trust.errors import CertificateNotYetValid, CredentialsError
 from trust.identity import AgentID
 from trust.peers import verify_peer
 
@@ -155,7 +155,7 @@ def test_a_certificate_that_is_not_valid_here_yet(ca: CA, home: Path) -> None:
     token = ca.token()
     wrong = Clock()
     ca.clock.advance(minutes=10)
-    with pytest.raises(ClockSkewed, match="not valid yet"):
+    with pytest.raises(CertificateNotYetValid, match="not valid yet"):
         enrol(**ca.enrolling(home, token=token, clock=wrong))
     wrong.advance(minutes=10)
     assert enrol(**ca.enrolling(home, token=token, clock=wrong)).agent_id == BILLING  # the same key, the same token

@@ -107,7 +107,7 @@ def test_clocks_are_shown_where_they_matter() -> None:
     expired = CertificateExpired("certificate has expired")
     assert "the CA's is not known" in clocks(NOON, None)
     assert "look at the clocks" in str(explained(expired, NOON, None))
-    assert "the clocks agree" in str(explained(expired, NOON, NOON.replace(second=20)))
+    assert explained(expired, NOON, NOON.replace(second=20)) is expired
     for change, apart in (({"day": 4}, "3 days"), ({"hour": 15}, "3 hours"), ({"minute": 3}, "3 minutes")):
         assert f"{apart} apart" in str(explained(expired, NOON, NOON.replace(**change)))
     assert "59 seconds apart" in str(explained(expired, NOON, NOON.replace(second=59)))
