@@ -44,6 +44,7 @@ QUIET_PART = 5 / 6  # of a certificate's life: an endpoint that has not replaced
 QUIET_SECONDS = 60.0  # and then every minute: it may hang, and a stream on which nothing is said does not show it
 
 logger = logging.getLogger(__name__)
+_DICE = random.SystemRandom()  # of our own: a thread of ours leaves the program's seeded numbers alone
 
 
 class WorkloadSource:
@@ -157,7 +158,7 @@ class WorkloadSource:
                     self._failed(error)
                 except Exception as error:  # a defect must not end the following
                     self._failed(WorkloadAPIRefused("answer of the Workload API", got=type(error).__name__))
-                self._closed.wait(rest * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+                self._closed.wait(rest * _DICE.uniform(0.5, 1.0))
                 rest = min(rest * 2, LONGEST_REST)
 
     def _follow(self, channel: Any) -> None:

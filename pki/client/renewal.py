@@ -47,6 +47,7 @@ MAX_TOKEN_BYTES = 4096
 TokenSource = Callable[[], str | None]
 
 logger = logging.getLogger("a2a_pki.client")
+_DICE = random.SystemRandom()  # of our own: a thread of ours leaves the program's seeded numbers alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +287,7 @@ class RenewingCredentials:
     def _failed(self, error: TrustError) -> None:
         now, skew = self._renewer.now(), self._renewer.skew
         self._refused = is_refusal(error)
-        self._schedule = self._schedule.failed(now, refused=self._refused, dice=random.random())  # noqa: S311
+        self._schedule = self._schedule.failed(now, refused=self._refused, dice=_DICE.random())
         self._problem = answers.explained(error, now, None if skew is None else now + skew)
         health = self.health
         told = (health.condition, type(self._problem), self._problem.failed)  # each attempt has its own time and number
@@ -316,7 +317,7 @@ class RenewingCredentials:
             self._tell("fresh", f"{self.current().agent_id}: trust is fresh again")
         if problem is not None:
             wait = max(SHORTEST_POLL, wait / 10)
-        spread = 1 - POLL_SPREAD * random.random()  # noqa: S311
+        spread = 1 - POLL_SPREAD * _DICE.random()
         self._last_poll, self._next_poll = now, now + timedelta(seconds=wait * spread)
 
     def _refresh_bundle(self) -> None:
@@ -340,7 +341,7 @@ class RenewingCredentials:
             leaf.not_valid_before_utc,
             leaf.not_valid_after_utc,
             received=received,
-            dice=random.random(),  # noqa: S311 - it only spreads load
+            dice=_DICE.random(),
         )
 
     def _rested(self) -> bool:

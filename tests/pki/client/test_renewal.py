@@ -133,7 +133,7 @@ def test_failures_are_waited_out(service: Service) -> None:
     service.instead = {REENROLL: PlainTextResponse("", 503)}
     clock = Clock()
     with agent(service, brief(600), clock=clock) as source:
-        clock.advance(seconds=590)
+        clock.advance(seconds=540)
         until(lambda: source.health.failures)
         time.sleep(2)
         assert source.health.failures <= 2  # at first a hundredth of its life
