@@ -5,6 +5,6 @@ from typing import TYPE_CHECKING
 from trust.lazy import face_of
 
 if TYPE_CHECKING:
-    from pki.face import *  # noqa: F403
+    from pki.face import *  # noqa: F403 - its __all__, for type checkers
 else:
     __getattr__, __dir__ = face_of(__name__)

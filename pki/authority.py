@@ -142,7 +142,7 @@ class CertificateAuthority(Oversight):
             # At once, so that a wrong password is told now and not at the first request.
             issuers.open_signing_key()
             return ca
-        except BaseException:
+        except BaseException:  # an interrupt, too
             store.close()
             raise
 

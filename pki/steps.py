@@ -82,7 +82,7 @@ def together(many: Sequence[Steps[T]], books: Books) -> list[T | Exception]:
             results[index] = end.value
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as failed:
+        except BaseException as failed:  # a library in Rust that panics, too: its own item fails, and no other
             results[index] = told(failed)
 
     for index in range(len(many)):

@@ -70,7 +70,7 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
     before = signal.getsignal(signal.SIGTERM)
     try:
         return asyncio.run(cancelled_by_signal())
-    except BaseException:
+    except BaseException:  # a cancelled task, too
         if ended:  # whatever the parts that were cancelled made of it
             raise Terminated(TERMINATED) from None
         raise

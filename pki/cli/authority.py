@@ -79,7 +79,7 @@ def init(
             key_store=key_store,
             pin=secret(pin_file),
         )
-    except BaseException as error:
+    except BaseException as error:  # an interrupt, too
         # Not where there is a CA after all, as when the interrupt came late; unless it is somebody else's.
         if kept is not None and (isinstance(error, AuthorityExists) or not os.path.lexists(where)):
             kept.unlink(missing_ok=True)

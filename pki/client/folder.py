@@ -42,7 +42,7 @@ from trust.private_keys import PrivateKey
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
     import msvcrt
 
 logger = logging.getLogger("a2a_pki.client")

@@ -174,7 +174,7 @@ class Database:
         connection, self._kept = self._kept or self._new_writer(), None
         try:
             yield connection
-        except BaseException:
+        except BaseException:  # an interrupt, too: what it was in the middle of is unknown
             connection.close()
             raise
         self._kept = connection

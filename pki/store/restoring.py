@@ -50,7 +50,7 @@ from trust.credentials import sync_folder
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 
 def restore(

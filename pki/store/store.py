@@ -82,7 +82,7 @@ class Store(Reads):
             with database.read() as connection:
                 creation.check_version(connection)
             return cls(database)
-        except BaseException:
+        except BaseException:  # an interrupt, too
             database.close()
             raise
 

@@ -126,7 +126,7 @@ class RedisReplayGuard:
                     do="set its maxmemory-policy to noeviction",
                 )
             self._started[connection] = started
-        except BaseException:
+        except BaseException:  # an interrupt, too
             connection.disconnect()
             raise
 

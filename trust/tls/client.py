@@ -137,7 +137,7 @@ class AgentTransport(httpx.AsyncBaseTransport):
                     await _through(self._proxy, origin, stream)
                 doing = "TLS handshake"
                 await stream.handshake()
-        except BaseException as error:
+        except BaseException as error:  # a cancelled call, too
             stream.close()
             live.discard(stream)
             await asyncio.sleep(0)  # the loop closes a socket in its next turn, and may have no other
@@ -205,6 +205,6 @@ async def _through(proxy: Proxy, origin: Origin, stream: TlsStream) -> None:
     transport, tunnel = await _dial(proxy.address, lambda: Tunnel(proxy, origin, stream))
     try:
         await tunnel.opened()
-    except BaseException:
+    except BaseException:  # a cancelled call, too
         transport.abort()
         raise

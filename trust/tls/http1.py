@@ -68,7 +68,7 @@ class Exchange:
             whole = answer.complete  # as most are: the connection is free before anybody reads the answer
             if whole:
                 self._finish()
-        except BaseException:
+        except BaseException:  # a cancelled call, too
             self.close()
             raise
         return httpx.Response(

@@ -85,7 +85,7 @@ class Pool:
         closings = self._closings
         try:
             stream = await self._connect(origin, connect, self._streams)
-        except BaseException as error:
+        except BaseException as error:  # a cancelled call, too
             self._leave()
             if isinstance(error, Exception) and self._closings != closings:
                 raise _closed() from None
@@ -176,7 +176,7 @@ class Pool:
                     if self._room(origin, fresh):
                         return
                     queue = self._waiting.appendleft  # somebody was faster
-        except BaseException as error:
+        except BaseException as error:  # a cancelled call, too
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
             else:

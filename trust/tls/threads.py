@@ -111,7 +111,7 @@ class BlockingTransport(httpx.BaseTransport):
                 self._calls.add(call)
             call.add_done_callback(self._calls.discard)
             return call
-        except BaseException:
+        except BaseException:  # an interrupt, too
             work.close()
             raise
 
@@ -137,7 +137,7 @@ class _Errand:
             if future.cancelled():
                 raise _closed()
             return future.result()
-        except BaseException:
+        except BaseException:  # an interrupt, too
             future.cancel()
             raise
 

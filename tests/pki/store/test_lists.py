@@ -63,7 +63,7 @@ def test_a_row_that_somebody_has_deleted_or_counted_back_begins_nothing_anew(
 )
 def test_a_number_to_which_nobody_has_counted_is_not_signed(number: object, where: str, store: Store) -> None:
     if number == "'zz'" and where.startswith("postgresql"):
-        pytest.skip("its columns hold one type")
+        pytest.skip("a column of PostgreSQL takes no text for a number")
     crl(store)
     sql(where, f"UPDATE crls SET number = {number}, stale = '1'")
     with pytest.raises(PKIError, match="of a revocation list, to which nobody has counted") as caught:
@@ -76,7 +76,7 @@ def test_a_number_to_which_nobody_has_counted_is_not_signed(number: object, wher
 )
 def test_a_delta_has_the_number_of_its_list(change: str, where: str, store: Store) -> None:
     if "zz" in change and where.startswith("postgresql"):
-        pytest.skip("its columns hold one type")
+        pytest.skip("a column of PostgreSQL takes no text for a number")
     crl(store)
     sql(where, f"UPDATE crls SET {change}")
     with pytest.raises(PKIError, match="other numbers") as caught:
