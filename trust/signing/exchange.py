@@ -30,19 +30,13 @@ from trust.replay import ReplayGuard
 from trust.signing import envelope
 from trust.signing import jws as strict_jws
 from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
+from trust.signing.targets import target_uri
 
 HEADER = "JWS-Signature"
 REQUEST_TYPE = "a2a-req+jws"
 RESPONSE_TYPE = "a2a-res+jws"
 
 _HEADER_NAME = HEADER.lower().encode()
-_DEFAULT_PORTS = {"https": 443, "http": 80}
-# Nothing that two parsers of URLs read differently: no user, no percent-encoding, backslash or space in the host.
-_URI = re.compile(
-    r"(?P<scheme>[A-Za-z]+)://(?P<host>[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{0,5}))?"
-    r"(?P<path>/[!-\"$->@-~]*)?(?:\?(?P<query>[!-\"$-~]*))?(?:#[!-~]*)?",
-    re.ASCII,
-)
 _CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.ASCII)
 
 
@@ -210,12 +204,7 @@ def verify_request(
     )
     # (9)
     signers.check(message.signer.agent_id)
-    replay.remember(
-        message.replay_key,
-        issued_at=message.issued_at.timestamp(),
-        expires_at=message.expires_at.timestamp(),
-        now=now.timestamp(),
-    )
+    message.remember(replay)
     # (10)
     return message
 
@@ -243,8 +232,7 @@ def sign_response(
         ConfigurationError: an argument that no verifier would accept.
     """
     _check_content_type(content_type, ConfigurationError)
-    if isinstance(request, VerifiedMessage):
-        request = RequestReference(requester=request.signer.agent_id, jti=request.message_id, digest=request.digest)
+    request = reference_to(request)
     return envelope.sign(
         body,
         credentials=credentials,
@@ -302,13 +290,17 @@ def verify_response(
         algorithms=algorithms,
     )
     # (9)
-    signer = message.signer.agent_id
+    check_answerer(message.signer.agent_id, request, signers)
+    return message
+
+
+def check_answerer(signer: AgentID, request: SignedRequest, signers: Authorizer) -> None:
+    """Step (9) of `verify_response`, which says what it raises."""
     if request.audience.startswith("spiffe://") and str(signer) != request.audience:
         raise ResponseMismatch(
             "answer of another agent than the one that was asked", got=signer, expected=request.audience
         )
     signers.check(signer)
-    return message
 
 
 def signature_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -343,6 +335,13 @@ def content_type_of(headers: Iterable[tuple[bytes, bytes]], refusal: type[TrustE
     return content_type
 
 
+def reference_to(request: VerifiedMessage | RequestReference) -> RequestReference:
+    """What an answer to a verified request names."""
+    if isinstance(request, RequestReference):
+        return request
+    return RequestReference(requester=request.signer.agent_id, jti=request.message_id, digest=request.digest)
+
+
 def reference_of(headers: Iterable[tuple[bytes, bytes]], requester: AgentID) -> RequestReference | None:
     """What a refusal can be bound to: NOTHING of the request has been verified, and nothing is by this function.
 
@@ -365,36 +364,6 @@ def reference_of(headers: Iterable[tuple[bytes, bytes]], requester: AgentID) -> 
     if not envelope.is_message_id(jti):
         return None
     return RequestReference(requester=requester, jti=str(jti), digest=envelope.digest(jws))
-
-
-def target_uri(url: str) -> str:
-    """The form of a URL that `htu` has: scheme and host in lower case, no default port, no fragment, a path.
-
-    An empty query is left out, because servers do not see it. Everything else is compared as it is: two spellings of
-    one resource are two targets.
-
-    Raises:
-        BindingMismatch: not an absolute http or https URL, or one that parsers read differently.
-    """
-    origin, target = _split(url)
-    return origin + target
-
-
-def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL, in the form that `target_uri` gives them. Raises as `target_uri`."""
-    return _split(url)[0]
-
-
-def _split(url: str) -> tuple[str, str]:
-    match = _URI.fullmatch(url) if isinstance(url, str) else None
-    scheme = match["scheme"].lower() if match else ""
-    if match is None or scheme not in _DEFAULT_PORTS:
-        got = envelope.without_query(url)
-        raise BindingMismatch("target of the request", got=got, expected="an absolute http or https URL in ASCII")
-    port = int(match["port"] or _DEFAULT_PORTS[scheme])
-    authority = match["host"].lower() + ("" if port == _DEFAULT_PORTS[scheme] else f":{port}")
-    query = f"?{match['query']}" if match["query"] else ""
-    return f"{scheme}://{authority}", (match["path"] or "/") + query
 
 
 def _check_content_type(value: str, refusal: type[TrustError]) -> None:

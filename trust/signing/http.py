@@ -6,41 +6,39 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
-from trust.authorize import Authorizer, exactly
-from trust.bundles import BundleSource, RevocationLists, RevocationSource
-from trust.clock import Clock, wall_clock
-from trust.credentials import CredentialSource
 from trust.errors import (
-    BindingMismatch,
     ConfigurationError,
     ResponseMismatch,
     ResponseNotSigned,
     ResponseTooLarge,
     SignatureMissing,
+    StreamTruncated,
 )
-from trust.identity import AgentID, PeerIdentity
-from trust.peers import PeerVerifier
+from trust.extension import HEADER as EXTENSIONS
+from trust.extension import URI, named
+from trust.identity import PeerIdentity
 from trust.signing.envelope import VerifiedMessage
+from trust.signing.events import is_event_stream
 from trust.signing.exchange import (
     HEADER,
     RequestReference,
     SignedRequest,
     authenticate_request,
     content_type_of,
-    origin_of,
     reference_of,
     sign_request,
     sign_response,
     signature_of,
-    target_uri,
     verify_request,
     verify_response,
 )
+from trust.signing.signer import MessageSigner, new_message_id
+from trust.signing.streams import StreamVerifier, named_event
+from trust.signing.targets import target_uri
 
 __all__ = [
     "HEADER",
@@ -65,134 +63,22 @@ __all__ = [
 MAX_RESPONSE_BYTES = 16 << 20  # held in memory until it is verified; a message with a large inline file
 
 
-def new_message_id() -> str:
-    """A fresh `jti`: 128 random bits in base64url."""
-    return secrets.token_urlsafe(16)
-
-
-class MessageSigner:
-    """Signs requests as us, and verifies that their answers are the addressed agent's.
-
-    Args:
-        source: our credentials; renewed ones are used from the next request on.
-        audience: the agent that is called: its SPIFFE ID, or the origin URL of an agent outside any trust domain. For
-            a client of several agents: the audience of each origin. A request to any other origin is refused, for it
-            would be sent unsigned, or signed for somebody else.
-        bundles, crls: whom we trust to answer, and what is revoked.
-        signers: which agents may answer. By default exactly the addressed one; required where an audience is a URL.
-        chain: put our certificates into each request, for agents that are reached through a TLS proxy.
-    """
-
-    def __init__(
-        self,
-        source: CredentialSource,
-        *,
-        audience: AgentID | str | Mapping[str, AgentID | str],
-        bundles: BundleSource,
-        crls: RevocationSource | None = None,
-        signers: Authorizer | None = None,
-        chain: bool = False,
-        clock: Clock = wall_clock,
-    ) -> None:
-        self._source = source
-        self._everywhere: AgentID | str | None = None
-        self._by_origin: dict[str, AgentID | str] = {}
-        if isinstance(audience, Mapping):
-            self._by_origin = {_origin(url): _audience(agent) for url, agent in audience.items()}
-        else:
-            self._everywhere = _audience(audience)
-        agents = self._by_origin.values() if self._everywhere is None else [self._everywhere]
-        if not agents:
-            raise ConfigurationError("signer has no audience", expected="at least one origin and its agent")
-        if signers is None and not all(isinstance(agent, AgentID) for agent in agents):
-            raise ConfigurationError("signers", expected="who may answer for a URL", do="pass signers=exactly(...)")
-        self._signers = signers or exactly(*map(str, agents))
-        self._verifier = PeerVerifier(bundles, RevocationLists() if crls is None else crls)
-        self._chain = chain
-        self._clock = clock
-
-    def sign(
-        self,
-        *,
-        method: str,
-        url: str,
-        body: bytes,
-        content_type: str = "",
-        version: str = "",
-        extensions: tuple[str, ...] = (),
-    ) -> SignedRequest:
-        """Sign one request; as `sign_request`.
-
-        Raises:
-            ConfigurationError: the URL's origin has no audience, or its request cannot be signed.
-        """
-        return sign_request(
-            self._source.current(),
-            method=method,
-            url=url,
-            body=body,
-            audience=self._audience_of(url),
-            now=self._clock(),
-            jti=new_message_id(),
-            content_type=content_type,
-            version=version,
-            extensions=extensions,
-            chain=self._chain,
-        )
-
-    def verify(
-        self,
-        jws: str,
-        *,
-        request: SignedRequest,
-        status: int,
-        body: bytes,
-        peer: PeerIdentity | None,
-        content_type: str = "",
-    ) -> VerifiedMessage:
-        """Verify the answer to a request that this signer signed; as `verify_response`."""
-        return verify_response(
-            jws,
-            request=request,
-            status=status,
-            body=body,
-            audience=self._source.current().agent_id,
-            signers=self._signers,
-            verifier=self._verifier,
-            peer=peer,
-            now=self._clock(),
-            content_type=content_type,
-        )
-
-    def names(self, origin: str) -> bool:
-        """Whether the audiences name this origin, so that a request there is to be signed whoever answers."""
-        return _origin(origin) in self._by_origin
-
-    def _audience_of(self, url: str) -> AgentID | str:
-        if self._everywhere is not None:
-            return self._everywhere
-        origin = _origin(url, whole=False)
-        if origin not in self._by_origin:
-            raise ConfigurationError(
-                "request to an origin without an audience",
-                got=origin,
-                expected=" or ".join(self._by_origin),
-                do="add the agent's SPIFFE ID to the audiences of the signer",
-            )
-        return self._by_origin[origin]
-
-
 class SigningTransport(httpx.AsyncBaseTransport):
     """Signs every request of an `httpx.AsyncClient`, and lets no answer through that is not signed for it.
 
+    Each request names the extension for signed messages in A2A-Extensions.
+
     The answer's bytes are verified as they came over the wire, before anything decodes or parses them, and handed on
-    unchanged. Signed requests ask for `identity`, so that no proxy compresses the answer on its way.
+    unchanged. Signed requests ask for `identity`, so that no proxy compresses the answer on its way. An answer larger
+    than `MAX_RESPONSE_BYTES` is refused.
 
-    Not done: event streams. Their answer to a signed request is an error, as is every unsigned answer; so is one
-    larger than `MAX_RESPONSE_BYTES`.
+    Of an event stream, each event is verified before it is handed on, in one form (`signing.events`): without its
+    signature, comments and `retry`. The answer is there with its first event, which binds its head. When the stream
+    ends otherwise than by its signed end, the reader gets an error there.
 
-    Raises (from the client's calls):
+    Raises (from the client's calls, and from reading a stream):
         ResponseNotSigned: the answer has no signature; its status is in the message.
+        StreamError: the stream, by what is wrong with it (`signing.streams`).
         SignatureError, PeerError: the answer's signature or signer, by the check that failed.
         ConfigurationError: the request cannot be signed; it was not sent.
     """
@@ -213,6 +99,8 @@ class SigningTransport(httpx.AsyncBaseTransport):
         return response
 
     async def _exchange(self, request: httpx.Request, body: bytes) -> tuple[SignedRequest, httpx.Response]:
+        if URI not in named(request.headers.raw):
+            request.headers[EXTENSIONS] = ",".join([*request.headers.get_list(EXTENSIONS), URI])
         # From the raw parts: exactly what goes over the wire.
         url = request.url.scheme.encode() + b"://" + request.url.netloc + request.url.raw_path
         signed = self._signer.sign(
@@ -221,42 +109,49 @@ class SigningTransport(httpx.AsyncBaseTransport):
             body=body,
             content_type=content_type_of(request.headers.raw, ConfigurationError),
             version=request.headers.get("a2a-version", ""),
-            # By its name of A2A 0.3 too: whoever still reads that one must not be told what nobody signed.
-            extensions=tuple(
-                uri
-                for name in ("a2a-extensions", "x-a2a-extensions")
-                for uri in request.headers.get_list(name, split_commas=True)
-                if uri
-            ),
+            extensions=named(request.headers.raw),
         )
         request.headers[HEADER] = signed.jws  # replaces what a redirect or a retry brought along
         request.headers["accept-encoding"] = "identity"
         response = await self._inner.handle_async_request(request)
+        headers, stream = response.headers, None
         try:
-            content = await self._verified(response, signed)
+            if (encoding := headers.get("content-encoding", "identity")) != "identity":
+                # Decoding would give the caller other bytes than the signed ones, and more than the limits allow.
+                raise ResponseMismatch("answer is encoded", got=encoding, expected="identity, as was asked for")
+            content_type = content_type_of(headers.raw, ResponseMismatch)
+            if is_event_stream(content_type) and request.method != "HEAD":  # whose answer has no events, only a head
+                stream = await self._events(response, signed, content_type, named_event(request.headers.raw))
+            else:
+                content = await self._verified(response, signed, content_type)
         finally:
-            await response.aclose()
+            if stream is None:
+                await response.aclose()
         return signed, httpx.Response(
             response.status_code,
-            headers=response.headers,
-            stream=httpx.ByteStream(content),
+            headers=headers,
+            stream=stream or httpx.ByteStream(content),
             extensions=response.extensions,
         )
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
-    async def _verified(self, response: httpx.Response, signed: SignedRequest) -> bytes:
-        if response.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
-            raise ResponseNotSigned(
-                "answer is an event stream",
-                got=f"status {response.status_code}",
-                expected="one signed answer: events of a stream are not signed yet",
-                do="call the non-streaming method, or without a signer",
-            )
-        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-            # Decoding would give the caller other bytes than the signed ones, and more than the limit allows.
-            raise ResponseMismatch("answer is encoded", got=encoding, expected="identity, as was asked for")
+    async def _events(
+        self, response: httpx.Response, signed: SignedRequest, content_type: str, resumes: str | None
+    ) -> httpx.AsyncByteStream:
+        events = self._signer.stream(
+            request=signed,
+            status=response.status_code,
+            content_type=content_type,
+            resumes=resumes,
+            peer=_peer(response),
+        )
+        stream = _Events(response, self._signer, events)
+        await stream.begin()
+        return stream
+
+    async def _verified(self, response: httpx.Response, signed: SignedRequest, content_type: str) -> bytes:
         try:
             jws = signature_of(response.headers.raw)
         except SignatureMissing:
@@ -277,9 +172,50 @@ class SigningTransport(httpx.AsyncBaseTransport):
             status=response.status_code,
             body=bytes(content),
             peer=_peer(response),
-            content_type=content_type_of(response.headers.raw, ResponseMismatch),
+            content_type=content_type,
         )
         return message.payload
+
+
+class _Events(httpx.AsyncByteStream):
+    """The verified events of an answer, each when it is read."""
+
+    def __init__(self, response: httpx.Response, signer: MessageSigner, events: StreamVerifier) -> None:
+        self._response = response
+        self._signer = signer
+        self._events = events
+        self._chunks = aiter(response.stream)  # type: ignore[arg-type]
+        self._texts: Iterator[bytes] = iter(())
+        self._first: bytes | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first event, or for the end: the head is not believed before."""
+        self._first = await self._next()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        text, self._first = self._first, None
+        while text is not None:
+            if text:
+                yield text
+            text = await self._next()
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+    async def _next(self) -> bytes | None:
+        while True:
+            for text in self._texts:
+                return text
+            try:
+                chunk = await anext(self._chunks)
+            except (StopAsyncIteration, httpx.NetworkError, httpx.ProtocolError) as end:
+                # How the connection ends says nothing, for anybody on the way can end it; the signed end does.
+                try:
+                    self._events.finish()
+                except StreamTruncated as cut:
+                    raise cut from end if isinstance(end, httpx.TransportError) else None
+                return None
+            self._texts = self._signer.read(self._events, chunk)
 
 
 def _peer(response: httpx.Response) -> PeerIdentity | None:
@@ -300,19 +236,3 @@ def _signed_by_another(signed: SignedRequest, response: httpx.Response) -> bool:
 def _connection(response: httpx.Response) -> object:
     stream = response.extensions.get("network_stream")
     return stream.get_extra_info("ssl_object") if stream is not None else None
-
-
-def _origin(url: str, *, whole: bool = True) -> str:
-    try:
-        origin = origin_of(url)
-    except BindingMismatch as error:
-        raise ConfigurationError(str(error)) from None
-    if whole and target_uri(url) != f"{origin}/":
-        raise ConfigurationError("origin", got=url, expected="scheme, host and port, without a path")
-    return origin
-
-
-def _audience(agent: AgentID | str) -> AgentID | str:
-    if isinstance(agent, AgentID):
-        return agent
-    return AgentID.parse(agent) if agent.startswith("spiffe:") else _origin(agent)

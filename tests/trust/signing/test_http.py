@@ -24,6 +24,7 @@ from trust.errors import (
     SignatureMalformed,
     SignatureWrong,
     SignerUnknown,
+    StreamTruncated,
     TrustError,
 )
 from trust.identity import PeerIdentity
@@ -35,6 +36,7 @@ from trust.signing.http import (
     MessageSigner,
     RequestReference,
     SigningTransport,
+    VerifiedMessage,
     content_type_of,
     new_message_id,
     reference_of,
@@ -221,6 +223,12 @@ def test_answers_of_every_kind_come_through_when_they_are_signed(server: Billing
         assert response.json() == {"ok": True}  # decoded, where need be, only after the bytes were verified
 
 
+def test_a_verified_answer_can_be_kept_as_evidence() -> None:
+    seen: list[VerifiedMessage] = []
+    response = call(Billing(), by=signer(received=seen.append))
+    assert [(message.payload, message.signer.agent_id) for message in seen] == [(response.content, BILLING.agent_id)]
+
+
 def without_signature(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
     return [h for h in headers if h[0] != b"JWS-Signature"], body
 
@@ -243,8 +251,8 @@ def without_signature(headers: Headers, body: bytes) -> tuple[Headers, bytes]:
         (Billing(tls=False), SignerUnknown),
         (Billing(tls=False, connection=Ended), SignerUnknown),
         (Billing(content=gzip.compress(b'{"ok":true}'), headers=[(b"content-encoding", b"gzip")]), ResponseMismatch),
-        (Billing(headers=[(b"content-type", b"text/event-stream")]), ResponseNotSigned),
-        (Billing(headers=[(b"content-type", b"Text/Event-Stream; charset=utf-8")]), ResponseNotSigned),
+        (Billing(headers=[(b"content-type", b"text/event-stream")], content=b"data: {}\n\n"), ResponseNotSigned),
+        (Billing(headers=[(b"content-type", b"Text/Event-Stream; charset=utf-8")]), StreamTruncated),
         (Billing(content=b"x" * 101), ResponseTooLarge),
     ],
 )

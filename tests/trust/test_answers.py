@@ -1,0 +1,374 @@
+"""Event streams through the gate, over real sockets: signed as they are made, and cut wherever they are not whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.forge import NOW
+from tests.world import World
+from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
+from trust.authorize import exactly
+from trust.errors import StreamTruncated
+from trust.identity import PEER_EXTENSION
+from trust.middleware import Gate
+from trust.peers import PeerVerifier
+from trust.signing.envelope import VerifiedMessage
+from trust.signing.http import HEADER, MessageSigner
+from trust.sources import Live
+
+W = World()
+PATIENCE = 20.0
+STREAM = [(b"content-type", b"text/event-stream")]
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Stream:
+    """An application that answers with a stream: bytes are sent, events of asyncio are waited for, errors raised."""
+
+    def __init__(self, *steps: Any, headers: Any = STREAM, end: bool = True) -> None:
+        self.steps, self.headers, self.end = steps, headers, end
+        self.gone = asyncio.Event()  # the client
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        for step in self.steps:
+            if isinstance(step, bytes):
+                await send({"type": "http.response.body", "body": step, "more_body": True})
+            elif isinstance(step, Exception):
+                raise step
+            elif isinstance(step, asyncio.Event):
+                waiting = [asyncio.ensure_future(receive()), asyncio.ensure_future(step.wait())]
+                done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in rest:
+                    task.cancel()
+                if waiting[0] in done:
+                    self.gone.set()
+                    return
+            else:
+                step()
+        if self.end:
+            await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": b"data: {}\n\n"})  # what an application must not do
+
+
+class Trail:
+    def __init__(self) -> None:
+        self.denied: list[str] = []
+
+    def record(self, *, decision: str, check: str, **facts: Any) -> None:
+        if decision == "deny":
+            self.denied.append(check)
+
+
+def gate(app: Any, **changes: Any) -> Gate:
+    settings: dict[str, Any] = {
+        "source": W.billing,
+        "bundles": W.forge.bundles,
+        "authorize": exactly(W.planner.agent_id),
+        "tokens": W.validator(),
+        "scope": "agent:execute",
+        "signatures": "required",
+        "public_paths": (),
+        "audit": Trail(),
+        **changes,
+    }
+    return Gate(app, **settings)
+
+
+def bearer() -> dict[str, str]:
+    issued = int(time.time())
+    return {"authorization": f"Bearer {W.token(iat=issued, exp=issued + 600)}"}
+
+
+def agent(make: Any = agent_client, **signing: Any) -> Any:
+    signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles, **signing)
+    return make(source=W.planner, bundles=W.forge.bundles, authorize=exactly(W.billing.agent_id), signer=signer)
+
+
+@contextlib.asynccontextmanager
+async def over_tls(app: Any, **options: Any) -> AsyncIterator[str]:
+    settings = {"source": W.billing, "bundles": W.forge.bundles, "authorize": exactly(W.planner.agent_id), **options}
+    async with serving(app, **settings) as server:
+        yield server.url
+
+
+async def collect(app: Any, method: str = "POST", **signing: Any) -> tuple[httpx.Response, list[bytes], list[str]]:
+    """The answer, what was read of it, and the name of the error that ended it."""
+    async with over_tls(app) as url, agent(**signing) as client:
+        got: list[bytes] = []
+        error: list[str] = []
+        async with client.stream(method, url, headers=bearer()) as response:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    async for part in response.aiter_raw():
+                        got.append(part)
+            except StreamTruncated as cut:
+                error.append(cut.last_event_id)
+        return response, got, error
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def event(number: int) -> bytes:
+    return b'data: {"n":%d}\n\n' % number
+
+
+def test_events_are_read_as_they_were_made() -> None:
+    sent = [b": ping\r\n\r\n", b'event: error\r\ndata: {"n"', b":0}\r\n\r\n" + event(1), b"retry: 7\n\n", b"data: {"]
+    headers = [*STREAM, (b"content-length", b"99"), (b"jws-signature", b"x"), (b"x-other", b"y")]
+    trail = Trail()
+    response, got, error = run(collect(gate(Stream(*sent, headers=headers), audit=trail)))
+    assert (response.status_code, got, error) == (200, [b'event: error\ndata: {"n":0}\n\n', event(1)], [])
+    assert HEADER not in response.headers and "content-length" not in response.headers
+    assert response.headers["x-other"] == "y"
+    assert trail.denied == []  # what came behind the end is no part of the answer, and no matter
+
+
+def test_a_stream_without_an_event() -> None:
+    response, got, error = run(collect(gate(Stream())))
+    assert (response.status_code, got, error) == (200, [], [])
+
+
+def test_each_event_comes_when_it_is_made() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+        app = Stream(event(0), go_on, event(1))
+        async with (
+            over_tls(gate(app)) as url,
+            agent() as client,
+            asyncio.timeout(PATIENCE),
+            client.stream("POST", url, headers=bearer()) as response,
+        ):
+            parts = response.aiter_raw()
+            assert await anext(parts) == event(0)
+            go_on.set()
+            assert [part async for part in parts] == [event(1)]
+
+    run(main())
+
+
+def test_a_head_answer_has_no_events_and_is_signed_whole() -> None:
+    response, got, error = run(collect(gate(Stream()), "HEAD"))
+    assert (response.status_code, got, error) == (200, [], [])
+    assert HEADER in response.headers
+
+
+def test_an_application_that_fails_leaves_a_cut_stream() -> None:
+    app = Stream(event(0), RuntimeError("secret detail"))
+    _, got, error = run(collect(gate(app)))
+    assert got == [event(0)]
+    assert error and error[0].endswith("-0")
+
+
+def test_an_application_that_stops_without_an_end_leaves_a_cut_stream() -> None:
+    _, got, error = run(collect(gate(Stream(event(0), end=False))))
+    assert (got, len(error)) == ([event(0)], 1)
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_an_event_that_cannot_be_signed_cuts_the_stream(swallows: bool) -> None:
+    """Also where the application makes nothing of the error, and goes on."""
+    inner = Stream(event(0), b"data: [DONE]\n\n", event(1))
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        async def swallowing(message: Any) -> None:
+            with contextlib.suppress(Exception if swallows else ()):
+                await send(message)
+
+        await inner(scope, receive, swallowing)
+
+    trail = Trail()
+    _, got, error = run(collect(gate(app, audit=trail)))
+    assert (got, len(error)) == ([event(0)], 1)
+    assert trail.denied == ([] if swallows else ["stream.unsigned"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [*STREAM, (b"content-encoding", b"gzip")],
+        [(b"content-type", b"text/event-stream; charset=latin-1")],
+    ],
+    ids=["encoded", "charset"],
+)
+def test_a_stream_that_cannot_be_signed_is_a_signed_501(headers: Any) -> None:
+    trail = Trail()
+    response, got, _ = run(collect(gate(Stream(event(0), headers=headers), audit=trail)))
+    assert (response.status_code, got) == (501, [b'{"error": "invalid_request"}'])
+    assert HEADER in response.headers
+    assert trail.denied == ["stream.unsigned"]
+
+
+def test_a_stream_of_an_encoding_that_encodes_nothing() -> None:
+    headers = [*STREAM, (b"content-encoding", b"identity")]
+    assert run(collect(gate(Stream(event(0), headers=headers))))[1:] == ([event(0)], [])
+
+
+def test_a_client_that_goes_away_ends_the_application() -> None:
+    async def main() -> None:
+        app = Stream(event(0), asyncio.Event())
+        async with over_tls(gate(app)) as url, asyncio.timeout(PATIENCE):
+            async with agent() as client, client.stream("POST", url, headers=bearer()) as response:
+                assert await anext(response.aiter_raw()) == event(0)
+            await app.gone.wait()
+
+    run(main())
+
+
+async def sends_on(scope: Any, receive: Any, send: Send) -> None:
+    """An application that never looks whether anybody listens."""
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+    while True:
+        await send({"type": "http.response.body", "body": event(0), "more_body": True})
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "sends on"])
+@pytest.mark.parametrize("http", ["h11", "httptools", "h2"])
+def test_a_server_that_stops_leaves_a_cut_stream(http: str, waits: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
+        options: dict[str, Any] = {"http2": True} if http == "h2" else {"http": http}
+        async with contextlib.AsyncExitStack() as stack:
+            app = Stream(event(0), asyncio.Event()) if waits else sends_on
+            server = contextlib.AsyncExitStack()
+            url = await server.enter_async_context(over_tls(gate(app), **options))
+            client = await stack.enter_async_context(client_of(http, signer))
+            async with asyncio.timeout(PATIENCE), client.stream("POST", url, headers=bearer()) as response:
+                assert response.http_version == ("HTTP/2" if http == "h2" else "HTTP/1.1")
+                parts = response.aiter_raw()
+                assert await anext(parts) == event(0)
+                stopping = asyncio.ensure_future(server.aclose())
+                with pytest.raises(StreamTruncated) as cut:
+                    while True:
+                        assert await anext(parts) == event(0)
+                assert cut.value.last_event_id
+                await stopping
+
+    run(main())
+    assert [record for record in caplog.records if record.name == "a2a_trust"] == []  # it is no failure of anybody
+
+
+def client_of(http: str, signer: MessageSigner) -> httpx.AsyncClient:
+    if http != "h2":
+        return agent()  # type: ignore[no-any-return]
+    from trust.signing.http import SigningTransport
+    from trust.tls import client_context
+
+    context = client_context(W.planner, W.forge.bundles, exactly(W.billing.agent_id))
+    inner = httpx.AsyncHTTPTransport(verify=context, http2=True, trust_env=False)
+    return httpx.AsyncClient(transport=SigningTransport(inner, signer))
+
+
+def test_events_are_evidence() -> None:
+    seen: list[VerifiedMessage] = []
+    run(collect(gate(Stream(event(0), event(1))), received=seen.append))
+    assert [message.payload for message in seen] == [b'{"n":0}', b'{"n":1}', b""]
+    assert {message.signer.agent_id for message in seen} == {W.billing.agent_id}
+
+
+def test_whoever_looks_at_the_evidence_may_refuse_it() -> None:
+    def refuse(message: VerifiedMessage) -> None:
+        raise ValueError("not for me")
+
+    with pytest.raises(ValueError, match="not for me"):
+        run(collect(gate(Stream(event(0))), received=refuse))
+
+
+def test_a_certificate_that_is_renewed_while_events_are_sent() -> None:
+    source = Live(W.billing)
+    renewed = W.forge.leaf("/billing")
+    seen: list[VerifiedMessage] = []
+    app = Stream(event(0), lambda: source.replace(renewed), event(1))
+    _, got, error = run(collect(gate(app, source=source), received=seen.append))
+    assert (got, error) == ([event(0), event(1)], [])
+    assert ["x5c" in message.header for message in seen] == [False, True, True]
+
+
+def test_a_resubscription_names_what_it_goes_on_from() -> None:
+    async def main() -> None:
+        seen: list[VerifiedMessage] = []
+        async with over_tls(gate(Stream(event(0)))) as url, agent(received=seen.append) as client:
+            await client.post(url, headers=bearer())
+            last = seen[0].message_id
+            for value in (last, "of the application"):
+                await client.post(url, headers={**bearer(), "Last-Event-ID": value})
+        named = [message.header["a2a"].get("last") for message in seen]
+        assert named == [None, None, last, last, None, None]
+
+    run(main())
+
+
+def test_the_answer_to_a_request_on_a_public_path_is_a_signed_stream_too() -> None:
+    async def main() -> None:
+        async with over_tls(gate(Stream(event(0)), public_paths=("/",))) as url, agent() as client:
+            assert (await client.get(url)).content == event(0)
+
+    run(main())
+
+
+def test_the_other_clients_read_signed_streams_too() -> None:
+    async def main() -> None:
+        async with over_tls(gate(Stream(event(0), event(1)))) as url:
+            async with agent(httpx2_agent_client) as client:
+                assert (await client.post(url, headers=bearer())).content == event(0) + event(1)
+
+            def in_a_thread() -> list[bytes]:
+                with agent(sync_agent_client) as client, client.stream("POST", url, headers=bearer()) as response:
+                    return list(response.iter_raw())
+
+            assert await asyncio.to_thread(in_a_thread) == [event(0), event(1)]
+
+    run(main())
+
+
+def test_two_tasks_that_send_at_once_do_not_come_between_one_another() -> None:
+    """A server that waits for its client between two writes: the events go out in the order of their numbers."""
+    wire: list[bytes] = []
+    waiting: list[asyncio.Future[None]] = []
+
+    async def send(message: Any) -> None:
+        if body := message.get("body", b""):
+            if len(waiting) < 1:
+                waiting.append(asyncio.get_running_loop().create_future())
+                await waiting[0]
+            wire.append(body)
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        parts = [send({"type": "http.response.body", "body": event(n), "more_body": True}) for n in range(3)]
+        sending = asyncio.gather(*parts)
+        while not waiting:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting[0].set_result(None)
+        await sending
+
+    async def main() -> None:
+        identity = PeerVerifier(W.forge.bundles).verify(W.planner.chain_der, now=NOW, usage="client")
+        signature = W.signature(method="GET", url="https://billing.fleet.example/", body=b"", content_type="")
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "raw_path": b"/",
+            "query_string": b"",
+            "scheme": "https",
+            "headers": [(b"host", b"billing.fleet.example"), (HEADER.lower().encode(), signature.encode())],
+            "extensions": {PEER_EXTENSION: identity},
+        }
+        await gate(app, public_paths=("/",))(scope, lambda: None, send)  # type: ignore[arg-type]
+
+    run(main())
+    assert [b'"n":%d' % n in body for n, body in enumerate(wire)] == [True] * 3

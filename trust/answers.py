@@ -1,0 +1,140 @@
+"""The answer to a signed request on its way out: whole, so that its head can carry the signature, or event by event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from starlette.types import Message, Send
+
+from trust.clock import Clock
+from trust.credentials import CredentialSource
+from trust.errors import ConfigurationError, ResponseTooLarge, StreamNotSigned
+from trust.signing.envelope import VerifiedMessage
+from trust.signing.events import is_event_stream
+from trust.signing.http import HEADER, MAX_RESPONSE_BYTES, RequestReference, content_type_of, new_message_id
+from trust.signing.streams import StreamSigner
+
+Signed = VerifiedMessage | RequestReference
+Headers = list[tuple[bytes, bytes]]
+
+_NOT_OF_A_STREAM = (b"content-length", HEADER.lower().encode())
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Collected:
+    """Takes the application's answer, so that it can be signed before its head is sent; event streams apart.
+
+    Args:
+        deliver: sends the whole answer.
+        stream: makes what sends an event stream.
+        streams: False where the answer has no body.
+    """
+
+    def __init__(
+        self, deliver: Callable[[Answer], Awaitable[None]], stream: Callable[[], SignedStream], *, streams: bool
+    ) -> None:
+        self.sent = False
+        self._deliver = deliver
+        self._make_stream = stream
+        self._streams = streams
+        self._stream: SignedStream | None = None
+        self._status = 500
+        self._headers: Headers = []
+        self._body = bytearray()
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the head of a stream has gone out, so that there is no other answer any more."""
+        return self._stream is not None
+
+    async def send(self, message: Message) -> None:
+        if self.sent:
+            return  # what comes after the end of an answer is no part of it
+        more = message.get("more_body", False)
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
+            content_type = content_type_of(self._headers, ConfigurationError)  # several, or none at all: not signed
+            if self._streams and is_event_stream(content_type):
+                stream = self._make_stream()
+                head = stream.head(self._status, self._headers, content_type)
+                self._stream = stream
+                await stream.send(head)
+        elif message["type"] != "http.response.body":
+            raise ConfigurationError("answer cannot be signed", got=message["type"], expected="a head and a body")
+        elif self._stream is not None:
+            await self._stream.go_on(message.get("body", b""), more)
+            self.sent = not more
+        else:
+            self._body += message.get("body", b"")
+            if len(self._body) > MAX_RESPONSE_BYTES:
+                raise ResponseTooLarge("answer is too large to sign", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
+            if not more:
+                self.sent = True
+                await self._deliver(Answer(self._status, self._headers, bytes(self._body)))
+
+
+class SignedStream:
+    """Sends an event stream as the application makes it, each event signed (`trust.signing.streams`).
+
+    Args:
+        request: what the stream answers.
+        resumes: `named_event` of the request.
+        presented: the thumbprint of the certificate of the connection; empty or another one where whoever asked does
+            not know ours, and it has to come along.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        request: Signed,
+        resumes: str | None,
+        source: CredentialSource,
+        presented: str | None,
+        clock: Clock,
+    ) -> None:
+        self.send = send
+        self._request = request
+        self._resumes = resumes
+        self._source = source
+        self._presented = presented
+        self._clock = clock
+        self._order = asyncio.Lock()  # a keepalive of another task must not come between two signed events
+        self._signer: StreamSigner
+
+    def head(self, status: int, headers: Headers, content_type: str) -> Message:
+        """What to send first.
+
+        Raises:
+            StreamNotSigned: events of such a stream cannot be signed.
+        """
+        encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
+        if encodings not in ([], [b"identity"]):
+            raise StreamNotSigned("event stream is encoded", got=encodings, expected="identity", do="compress none")
+        self._signer = StreamSigner(
+            request=self._request,
+            status=status,
+            content_type=content_type,
+            stream_id=new_message_id(),
+            resumes=self._resumes,
+        )
+        headers = [(name, value) for name, value in headers if name.lower() not in _NOT_OF_A_STREAM]
+        return {"type": "http.response.start", "status": status, "headers": headers}
+
+    async def go_on(self, body: bytes, more: bool) -> None:
+        async with self._order:
+            credentials, now = self._source.current(), self._clock()
+            chain = self._presented not in (None, credentials.thumbprint)
+            text = self._signer.sign(body, credentials=credentials, chain=chain, now=now)
+            if not more:
+                text += self._signer.end(credentials=credentials, chain=chain, now=now)
+            if text or not more:
+                await self.send({"type": "http.response.body", "body": text, "more_body": more})
