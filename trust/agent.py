@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -9,14 +10,16 @@ import httpx
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, WebhookRefused
 from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
+from trust.signing.push import WEBHOOK_EXTENSION, PushSigningTransport
 from trust.tls.client import AgentTransport
-from trust.tls.destinations import Destinations, url_of, web_origins
+from trust.tls.destinations import Destinations, WebPKI, url_of, web_origins
 from trust.tls.engine import PostQuantum
 from trust.tls.server import serve, serving, uvicorn_config
 from trust.tls.threads import BlockingTransport
+from trust.tls.webhooks import WebhookTransport
 from trust.tls.workers import serve_workers
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "agent_client",
     "httpx2_agent_client",
+    "push_client",
     "serve",
     "serve_workers",
     "serving",
@@ -148,6 +152,54 @@ def httpx2_agent_client(
     )
 
 
+def push_client(
+    *,
+    source: CredentialSource,
+    bundles: BundleSource,
+    webhooks: Destinations,
+    others: Authorizer | WebPKI | None,
+    networks: Collection[str] = (),
+    ports: Collection[int] = (443,),
+    crls: RevocationSource | None = None,
+) -> httpx.AsyncClient:
+    """An `httpx.AsyncClient` that signs push notifications, and sends none to where a stranger should not point us.
+
+    a2a-sdk takes it as it is: `BasePushNotificationSender(push_client(...), config_store)`. Each POST is signed for the
+    URL of its webhook. A name is resolved once, every address that it has must be allowed, and the connection goes to
+    one of these; no redirect is followed, and of an answer only the status is handed on.
+
+    A signature says who we are, to web servers too. And whoever may name a webhook can have us POST to any path of an
+    agent that we know, with our certificate: what acts on requests there has to ask for more than that (`Gate` does).
+
+    Args:
+        source: our certificate and key; renewed ones are picked up.
+        bundles, crls: whom we trust to have a webhook, by trust domain, and what is revoked.
+        webhooks: the rule of each origin that we know, as in
+            `{"https://planner.fleet.example:8443": exactly("spiffe://fleet.example/planner")}`; `trust.WebPKI()` for
+            web servers, which get no certificate of ours. These may be at any address and port.
+        others: the rule of every other origin; None refuses them. These must be at public addresses.
+        networks: addresses that are not public where `others` may be nevertheless, such as "10.8.0.0/16".
+        ports: at which `others` must be.
+
+    Raises:
+        ConfigurationError: an argument; nothing could be reached; or the key of `source` signs nothing here (ML-DSA).
+
+    Raises (from the client's calls; a2a-sdk logs it and goes on):
+        WebhookRefused, AddressRefused, DestinationRefused: the URL, where it leads, and that it has no rule.
+        PeerError, HandshakeRefused: as `agent_client`.
+    """
+    transport = WebhookTransport(
+        source,
+        bundles,
+        known=webhooks,
+        others=others,
+        networks=networks,
+        ports=ports,
+        crls=RevocationLists() if crls is None else crls,
+    )
+    return _PushClient(transport=PushSigningTransport(transport, source), timeout=TIMEOUT, trust_env=False)
+
+
 def _transport(
     source: CredentialSource | None,
     bundles: BundleSource,
@@ -201,3 +253,13 @@ class _Client(httpx.AsyncClient):
     @cookies.setter
     def cookies(self, cookies: Any) -> None:
         self._jar = _Cookies(cookies)
+
+
+class _PushClient(_Client):
+    def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
+        try:
+            request = super().build_request(method, url, **parts)
+        except httpx.InvalidURL as error:
+            raise WebhookRefused("webhook", got=error, expected="an https URL") from None
+        request.extensions = {**request.extensions, WEBHOOK_EXTENSION: str(url)}
+        return request

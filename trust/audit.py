@@ -36,7 +36,7 @@ class AuditSink(Protocol):
         """Write one decision.
 
         Args:
-            event: what was asked, or what broke: "request", "handshake", "connection", "token".
+            event: what was asked, or what broke: "request", "push", "handshake", "connection", "token".
             decision: what was decided.
             check: the check that refused (`TrustError.check`); "all" where everything passed.
             peer: the SPIFFE ID proved by the channel, or the address where none was.

@@ -33,7 +33,11 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
     |  |- MessageNotPortable, AuthorUnclear, EvidenceMalformed, ReceiptMismatch
     |  |- CardMalformed, CardNotCovered, CardOfAnother, CardAsksForLess       an Agent Card's
-    |  `- ResponseNotSigned, ResponseTooLarge, StreamNotSigned
+    |  |- SignaturesNotOffered
+    |  |- ResponseNotSigned, ResponseTooLarge
+    |  `- StreamError           an event stream's
+    |     |- StreamNotSigned, StreamMalformed, StreamEventTooLarge
+    |     `- StreamEventLost, StreamEventsReordered, StreamEventRepeated, StreamEventInserted, StreamTruncated
     |- SignerMismatch           check 5: the signer is not the peer
     |- Replayed, ReplayGuardFull, ReplayStoreUnavailable     check 6: seen before, no room to remember, nobody to ask
     |- ScopeError               check 7
@@ -41,6 +45,8 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  `- InsufficientScope
     |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
     |- RequestMalformed, RequestTooLarge, RequestTooSlow, WebSocketRefused     the edge: 400, 413, 408, 403
+    |- WebhookUnknown           a push notification to a path that is no webhook of ours
+    |- WebhookRefused           a webhook's URL that no notification is signed for
     |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
     |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
     |  `- SubjectTokenRefused, DelegationRefused
@@ -50,7 +56,8 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     `- TransportError           TLS, beside who the peer is
        |- HandshakeFailed
        |  `- NotPostQuantum
-       |- HandshakeRefused, DestinationRefused
+       |- HandshakeRefused, DestinationRefused, AddressRefused
+       |- TooManyCalls
        `- TooManyConnections
           `- HandshakeGaveWay
 """
@@ -478,6 +485,12 @@ class CardAsksForLess(SignatureError):
     check = "card.security"
 
 
+class SignaturesNotOffered(SignatureError):
+    """The agent's card does not say that it takes messages that are signed as ours are."""
+
+    check = "card.extension"
+
+
 class ResponseNotSigned(SignatureError):
     check = "signature.response_missing"
 
@@ -488,12 +501,64 @@ class ResponseTooLarge(SignatureError):
     code = "server_error"
 
 
-class StreamNotSigned(SignatureError):
-    """A stream was asked for with a signed request; an unsigned stream is never the answer."""
+class StreamError(SignatureError):
+    """An event stream, or one of its events."""
 
-    check = "signature.stream"
+    check = "stream"
+
+
+class StreamNotSigned(StreamError):
+    """The application answers a signed request with a stream that cannot be signed; an unsigned one never goes out."""
+
+    check = "stream.unsigned"
     fault = Fault.CALLER
     status = 501
+
+
+class StreamMalformed(StreamError):
+    """Not a text/event-stream in UTF-8 that every reader reads alike."""
+
+    check = "stream.form"
+
+
+class StreamEventTooLarge(StreamError):
+    check = "stream.size"
+
+
+class StreamEventLost(StreamError):
+    """An event is there that comes after one that is not."""
+
+    check = "stream.lost"
+
+
+class StreamEventsReordered(StreamError):
+    """As `StreamEventLost`, and the missing event came behind it."""
+
+    check = "stream.reordered"
+
+
+class StreamEventRepeated(StreamError):
+    """An event has the number of an earlier one."""
+
+    check = "stream.repeated"
+
+
+class StreamEventInserted(StreamError):
+    """An event in the stream is not of the stream."""
+
+    check = "stream.inserted"
+
+
+class StreamTruncated(StreamError):
+    """The stream ended without its signed end: the connection failed, the server stopped, or somebody cut it."""
+
+    check = "stream.truncated"
+
+    def __init__(
+        self, failed: str, *, last_event_id: str = "", got: object = None, expected: str = "", do: str = ""
+    ) -> None:
+        super().__init__(failed, got=got, expected=expected, do=do)
+        self.last_event_id = last_event_id  # of the last verified event: the Last-Event-ID of a resubscription
 
 
 # Checks 5, 6 and 7, and the edge.
@@ -569,6 +634,18 @@ class RequestTooSlow(TrustError):
 class RequestTooLarge(TrustError):
     check = "request.size"
     status = 413
+
+
+class WebhookUnknown(TrustError):
+    check = "push.path"
+    status = 404
+    code = "not_found"
+
+
+class WebhookRefused(TrustError):
+    """Two readers of the URL could take it for different places, so no signature can name it."""
+
+    check = "push.webhook"
 
 
 # The token endpoint. Status and code by RFC 6749 section 5.2, RFC 8693 section 2.2.2 and RFC 8707 section 2.
@@ -684,9 +761,21 @@ class DestinationRefused(TransportError):
     fault = Fault.CONFIGURATION
 
 
+class AddressRefused(TransportError):
+    """A URL that others gave leads where this client does not connect to."""
+
+    check = "transport.address"
+
+
 class HandshakeRefused(TransportError):
     check = "transport.refused"
     by_verified_peer = False  # who refused had proved who it is; else anybody on the path may have
+
+
+class TooManyCalls(TransportError):
+    check = "transport.calls"
+    status = 503
+    code = "temporarily_unavailable"
 
 
 class TooManyConnections(TransportError):

@@ -3,6 +3,7 @@
 from trust.agent import (
     agent_client,
     httpx2_agent_client,
+    push_client,
     serve,
     serve_workers,
     serving,
@@ -24,6 +25,7 @@ from trust.oauth.tokens import TokenValidator
 from trust.partners import Partner
 from trust.peers import verify_peer
 from trust.signing.http import MessageSigner
+from trust.signing.push_receiver import PushReceiver
 from trust.sources import Live
 from trust.tls.destinations import WebPKI
 from trust.tls.engine import client_context, server_context
@@ -41,6 +43,7 @@ __all__ = [
     "Partner",
     "PartnerHealth",
     "PeerIdentity",
+    "PushReceiver",
     "RemoteKeys",
     "RevocationLists",
     "TokenSource",
@@ -61,6 +64,7 @@ __all__ = [
     "httpx2_agent_client",
     "members_of",
     "peer_of",
+    "push_client",
     "serve",
     "serve_workers",
     "server_context",

@@ -8,10 +8,10 @@ import trust
 
 TRUST = (
     "AgentID AuditLog Caller Credentials FederatedBundles Gate Live MessageSigner Partner PartnerHealth PeerIdentity "
-    "RemoteKeys RevocationLists TokenSource TokenValidator TrustBundle TrustBundles TrustError WatchedBundles "
-    "WatchedCredentials WatchedRevocationLists WebPKI WorkloadSource agent_client all_of any_of client_context "
-    "exactly httpx2_agent_client members_of peer_of serve serve_workers server_context serving sync_agent_client "
-    "unsafe_allow_any_peer uvicorn_config verify_peer"
+    "PushReceiver RemoteKeys RevocationLists TokenSource TokenValidator TrustBundle TrustBundles TrustError "
+    "WatchedBundles WatchedCredentials WatchedRevocationLists WebPKI WorkloadSource agent_client all_of any_of "
+    "client_context exactly httpx2_agent_client members_of peer_of push_client serve serve_workers server_context "
+    "serving sync_agent_client unsafe_allow_any_peer uvicorn_config verify_peer"
 )
 
 

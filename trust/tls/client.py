@@ -30,6 +30,7 @@ from trust.tls.engine import PostQuantum, client_context
 from trust.tls.http1 import request_head
 from trust.tls.pool import Pool
 from trust.tls.proxy import Proxy, Tunnel
+from trust.tls.reach import Reach, connected, first
 from trust.tls.sslobject import SslObject
 from trust.tls.stream import TlsStream
 
@@ -61,6 +62,8 @@ class AgentTransport(httpx.AsyncBaseTransport):
             any other origin is refused, and an agent that is allowed at one of them is not at another. `WebPKI()` is
             the rule for a server outside any trust domain.
         proxy: `http://[user:password@]host:port` of a proxy that opens a way with CONNECT; TLS is with the agent.
+        reach: which addresses may be connected to, where the URLs are others' (`trust.tls.webhooks`); None for any. Not
+            with a proxy, which does the resolving.
 
     Attributes:
         context: for `reload()`. A rule that an origin has of its own stays as it is.
@@ -70,7 +73,7 @@ class AgentTransport(httpx.AsyncBaseTransport):
         HandshakeRefused: the server refused our certificate, or that we have none; the alert is named when there was
             one.
         HandshakeFailed: no TLS 1.3 on the other end.
-        DestinationRefused: no rule for this origin.
+        DestinationRefused: no rule for this origin. AddressRefused: it is out of `reach`.
         ConfigurationError: a URL that is not https; another event loop than asyncio's, or than before.
         httpx.TransportError: the network, as ever; `httpx.ProxyError` for what the proxy refuses;
             `httpx.LocalProtocolError` for a request that cannot be sent as it is.
@@ -85,9 +88,15 @@ class AgentTransport(httpx.AsyncBaseTransport):
         crls: RevocationSource = RevocationLists(),  # noqa: B008 - immutable
         post_quantum: PostQuantum = "preferred",
         proxy: str | None = None,
+        reach: Reach | None = None,
         clock: Clock = wall_clock,
     ) -> None:
         self._rules = Rules(authorize)
+        if reach is not None and (proxy is not None or self._rules.web):
+            raise ConfigurationError(
+                "reach", got="a proxy or web servers beside it", expected="agents, without a proxy"
+            )
+        self._reach = reach
         if post_quantum == "required" and self._rules.web:  # their TLS is Python's, which cannot be told
             raise ConfigurationError(
                 "post_quantum", got="web servers among the destinations", expected='"preferred", or agents only'
@@ -130,7 +139,9 @@ class AgentTransport(httpx.AsyncBaseTransport):
         doing, seconds = "TCP connection", MAX_CONNECT_SECONDS if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
-                if self._proxy is None:
+                if self._reach is not None:
+                    await _within(self._reach, origin, stream)
+                elif self._proxy is None:
                     await _dial(origin, lambda: stream)
                 else:
                     doing = "way through the proxy"
@@ -198,6 +209,13 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def _within(reach: Reach, origin: Origin, stream: TlsStream) -> None:
+    """TCP to one of the addresses that were judged."""
+    host, port = origin
+    plain = await first(await reach.addresses(host, port), lambda address: connected(address, port))
+    await asyncio.get_running_loop().create_connection(lambda: stream, sock=plain)
 
 
 async def _through(proxy: Proxy, origin: Origin, stream: TlsStream) -> None:

@@ -35,12 +35,16 @@ class WebPKI:
 
     def transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
         """A transport that knows these roots, checks names, and takes nothing from the environment."""
+        return httpx.AsyncHTTPTransport(verify=self.context(), trust_env=False, proxy=proxy)
+
+    def context(self) -> ssl.SSLContext:
+        """For clients: it knows these roots, and checks names."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name; `create_default_context` logs keys
         if self.roots is None:
             context.load_verify_locations(cafile=certifi.where())
         else:
             context.load_verify_locations(cadata=self.roots)
-        return httpx.AsyncHTTPTransport(verify=context, trust_env=False, proxy=proxy)
+        return context
 
 
 Destinations = Mapping[str, Authorizer | WebPKI]
@@ -71,7 +75,7 @@ class Rules:
             self.everybody = a_rule(authorize)
             return
         for text, rule in authorize.items():
-            origin = _parse(text)
+            origin = destination(text)
             if origin in self.own or origin in self.web:
                 raise ConfigurationError("destination is there twice", got=text)
             if isinstance(rule, WebPKI):
@@ -134,7 +138,12 @@ def origin_of(url: httpx.URL, port: int = 443) -> Origin:
     return url.raw_host.decode("ascii"), port if url.port is None else url.port
 
 
-def _parse(text: str) -> Origin:
+def destination(text: str) -> Origin:
+    """An origin that the configuration names, `https://host` or `https://host:port`.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         url = httpx.URL(text)
         host = url.host
