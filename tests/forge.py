@@ -187,7 +187,9 @@ class Forge:
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
-        return builder.sign(issuer_key, _hash(issuer_key))
+        # RFC 6979, so that the certificates of `tests.vectors` are always the same bytes.
+        deterministic = isinstance(issuer_key, ec.EllipticCurvePrivateKey) or None
+        return builder.sign(issuer_key, _hash(issuer_key), ecdsa_deterministic=deterministic)
 
 
 def _hash(key: Any) -> hashes.SHA256 | None:

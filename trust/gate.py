@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from trust.authorize import Authorizer, a_rule
 from trust.errors import (
@@ -32,6 +31,7 @@ from trust.errors import (
     SignatureMissing,
     SignerMismatch,
 )
+from trust.extension import ALGORITHMS, URI, Signatures, named
 from trust.identity import AgentID, Caller, PeerIdentity
 from trust.oauth.scopes import Calendar, Catalogue, satisfies
 from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
@@ -70,7 +70,8 @@ class GatePolicy:
         authorize: which agents may call at all.
         tokens: issuer, audience and keys of access tokens.
         audience: our own SPIFFE ID, or our origin URL outside any trust domain: the `aud` of messages to us.
-        signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures.
+        signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures, and
+            requests that name the extension for signed messages but lost theirs on the way.
         replay: remembers messages.
         scope: what a request needs: one scope for all, or a function of the request. It must decide by `facts.path`,
             which is what the application routes by; `facts.url` can spell one path in many ways.
@@ -86,7 +87,7 @@ class GatePolicy:
     authorize: Authorizer
     tokens: TokenValidator
     audience: AgentID | str
-    signatures: Literal["required", "optional"]
+    signatures: Signatures
     replay: ReplayGuard
     scope: str | Callable[[RequestFacts], str]
     relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
@@ -146,12 +147,7 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
         # (5) signer
         _check_signer(message.signer.agent_id, peer.agent_id, policy.relays)
         # (6) replay: only what is authentic and allowed is remembered, so nobody else can burn an identifier.
-        policy.replay.remember(
-            message.replay_key,
-            issued_at=message.issued_at.timestamp(),
-            expires_at=message.expires_at.timestamp(),
-            now=facts.now.timestamp(),
-        )
+        message.remember(policy.replay)
 
     # (7) scope
     required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
@@ -178,9 +174,13 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
 
 
 def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:
-    """Check 4. An unsigned request passes only where the policy says that signatures are optional."""
+    """Check 4. An unsigned request passes only where the policy says that signatures are optional.
+
+    One that names the extension was sent with a signature, or its sender takes itself for signing.
+    """
+    extensions = named(facts.headers)
     if not facts.values(HEADER.lower().encode()):
-        if policy.signatures == "optional":
+        if policy.signatures == "optional" and URI not in extensions:
             return None
         raise SignatureMissing("request is not signed", expected=f"a {HEADER} header")
     return authenticate_request(
@@ -194,14 +194,9 @@ def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> Ver
         now=facts.now,
         content_type=content_type_of(facts.headers, BindingMismatch),
         version=facts.line(b"a2a-version"),
-        extensions=extensions_of(facts),
+        extensions=extensions,
+        algorithms=ALGORITHMS,
     )
-
-
-def extensions_of(facts: RequestFacts) -> tuple[str, ...]:
-    """The activated A2A extensions; by the header's name of A2A 0.3 too, which compatible servers still read."""
-    lines = ",".join(facts.line(name) for name in (b"a2a-extensions", b"x-a2a-extensions"))
-    return tuple(uri.strip(" \t") for uri in lines.split(",") if uri.strip(" \t"))
 
 
 def _check_signer(signer: AgentID, peer: AgentID, relays: Mapping[AgentID, Authorizer]) -> None:

@@ -7,19 +7,19 @@ application sees a request only together with its `Caller`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Literal, NamedTuple
-from urllib.parse import quote
+from typing import Any
 
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trust.answers import Answer, Collected, Signed, SignedStream
+from trust.asgi import MAX_BODY_BYTES, Headers, body_of, check_declared_size, headers_of, target_of, with_body
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
@@ -29,14 +29,14 @@ from trust.errors import (
     ConfigurationError,
     InsufficientScope,
     RequestMalformed,
-    RequestTooLarge,
-    RequestTooSlow,
     ResponseTooLarge,
     ScopeMalformed,
-    StreamNotSigned,
+    SignatureMissing,
+    StreamError,
     TrustError,
     WebSocketRefused,
 )
+from trust.extension import Signatures, declaration, echoed, required_error
 from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
 from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, Caller, PeerIdentity, peer_of
 from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
@@ -44,27 +44,20 @@ from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, OffTheLoop, ReplayGuard
 from trust.signing.algorithms import signer
-from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import (
     HEADER,
-    MAX_RESPONSE_BYTES,
     RequestReference,
     content_type_of,
     new_message_id,
     reference_of,
     sign_response,
 )
+from trust.signing.streams import named_event
 
-# RFC 9110 section 7.2 and RFC 3986 section 3, without what parsers read differently: each part stays within itself.
+# RFC 9110 section 7.2, without what parsers read differently: it stays within itself.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_PATH = re.compile(rb"/[!-\"$->@-~]*")  # printable ASCII but "#" and "?"
-_QUERY = re.compile(rb"[!-\"$-~]*")  # printable ASCII but "#"
 
-MAX_BODY_BYTES = 4 << 20  # an A2A message with a small file in it; raise it where agents exchange larger ones
-BODY_SECONDS = 30  # to receive a whole body; a slower sender holds memory and a connection
 AGENT_CARD_PATH = "/.well-known/agent-card.json"
-
-Signed = VerifiedMessage | RequestReference
 
 logger = logging.getLogger("a2a_trust")
 
@@ -82,7 +75,7 @@ class Gate:
         bundles, authorize, crls: whom we trust, which agents may call, what is revoked.
         tokens: validates access tokens.
         scope: what a request needs: one scope for all, or a function of the request facts.
-        signatures: "required", or "optional" to also accept unsigned requests.
+        signatures: "required", or "optional" to also accept unsigned requests. `extension` says it in the Agent Card.
         public_paths: exact paths that GET and HEAD reach without any check, e.g. `(AGENT_CARD_PATH,)`. Required, so
             that what is public is written where the gate is built.
         audience: the `aud` of messages to us; our own SPIFFE ID by default.
@@ -92,7 +85,10 @@ class Gate:
         audit: where decisions are recorded.
         max_body_bytes: larger requests are refused with 413.
 
-    Not checked: WebSockets are refused as a whole, and so are event streams in answer to signed requests.
+    An event stream in answer to a signed request is signed event by event (`trust.signing.streams`); it is cut at an
+    event that is not a JSON object.
+
+    Not checked: WebSockets are refused as a whole.
 
     Raises:
         ConfigurationError: an argument that cannot be meant; or the key of `source` signs nothing here (ML-DSA).
@@ -107,7 +103,7 @@ class Gate:
         authorize: Authorizer,
         tokens: TokenValidator,
         scope: str | Callable[[RequestFacts], str],
-        signatures: Literal["required", "optional"],
+        signatures: Signatures,
         public_paths: Collection[str],
         crls: RevocationSource | None = None,
         audience: AgentID | str | None = None,
@@ -147,6 +143,14 @@ class Gate:
         )
         self._off_the_loop = OffTheLoop(self._policy.replay)
 
+    @property
+    def extension(self) -> dict[str, Any]:
+        """The entry for `capabilities.extensions` of the Agent Card, as this gate does it (`trust.extension`).
+
+        `oauth.cards.security_members` writes the same for the same word in `CardPolicy.signatures`.
+        """
+        return declaration(self._policy.signatures)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -161,16 +165,17 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in self._public_paths and scope["method"] in ("GET", "HEAD"):
-            headers = _without_token(_headers(scope))
+            headers = _without_token(headers_of(scope))
             public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials(), "headers": headers}
             await self._run(public, receive, send, _reference(scope))
             return
+        facts: RequestFacts | None = None
         try:
             facts = await self._facts(scope, receive)
             admission = await self._off_the_loop.run(partial(admit, facts, self._policy))
         except TrustError as error:
             self._denied(scope, error)
-            await self._answer(scope, send, _refusal(error), _reference(scope))
+            await self._answer(scope, send, _refusal(error, facts), _reference(scope))
             return
         self._allowed(scope, admission)
         caller = admission.caller
@@ -182,16 +187,18 @@ class Gate:
             # Those that were judged: a server may still add to the list in the scope (trailers, by httptools).
             "headers": _without_token(facts.headers),
         }
-        await self._run(admitted, _replay_body(facts.body, receive), send, admission.message)
+        if admission.message is not None:
+            send = _echoing(facts, send)
+        await self._run(admitted, with_body(facts.body, receive), send, admission.message)
 
     async def _facts(self, scope: Scope, receive: Receive) -> RequestFacts:
         """Collect what arrived. In this order: what is cheap to refuse costs nobody memory, time or a fetch of keys."""
-        headers = _headers(scope)
+        headers = headers_of(scope)
         url = _url(scope, headers)
-        _check_declared_size(headers, self._max_body_bytes)
+        check_declared_size(headers, self._max_body_bytes)
         peer = peer_of(scope)
         bearer = may_speak(peer, [value for name, value in headers if name == b"authorization"], self._policy)
-        body = await _body(receive, self._max_body_bytes)
+        body = await body_of(receive, self._max_body_bytes)
         await self._policy.tokens.prepare(bearer, now=self._clock())
         return RequestFacts(
             peer_chain=peer.chain if peer else (),
@@ -204,24 +211,37 @@ class Gate:
         )
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, request: Signed | None) -> None:
-        """Let the application answer; hold its answer until it is signed, where the request was."""
+        """Let the application answer; hold its answer, or each event, until it is signed where the request was."""
         if request is None:
             await self._app(scope, receive, send)
             return
         # The answer goes out when it is complete, not when the application returns: it may have work to do afterwards.
-        collected = _Collected(lambda answer: self._answer(scope, send, answer, request))
-        # Ways of answering that go past `send`'s body messages, such as "http.response.pathsend", cannot be signed.
         offered = scope.get("extensions") or {}
+        collected = Collected(
+            lambda answer: self._answer(scope, send, answer, request),
+            lambda: SignedStream(
+                send,
+                request=request,
+                resumes=named_event(scope["headers"]),
+                source=self._source,
+                presented=offered.get(PRESENTED_EXTENSION),
+                clock=self._clock,
+            ),
+            streams=scope["method"] != "HEAD",
+        )
+        # Ways of answering that go past `send`'s body messages, such as "http.response.pathsend", cannot be signed.
         plain = {name: value for name, value in offered.items() if not name.startswith("http.response.")}
         refused: TrustError = ConfigurationError("application did not answer")
         try:
             await self._app({**scope, "extensions": plain}, receive, collected.send)
-        except (StreamNotSigned, ResponseTooLarge) as error:
+        except (StreamError, ResponseTooLarge) as error:
             self._denied(scope, error)
             refused = error
         except Exception:  # whatever it is, its details are for the log and not for the wire
+            if collected.streaming:
+                raise  # the server logs it, and cuts the stream
             logger.exception("application failed")
-        if not collected.sent:
+        if not collected.sent and not collected.streaming:  # a stream without its end the server cuts
             await self._answer(scope, send, _refusal(refused), request)
 
     async def _answer(self, scope: Scope, send: Send, answer: Answer, request: Signed | None) -> None:
@@ -316,47 +336,11 @@ class _CoveredScopes(list[str]):
             return False
 
 
-class Answer(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class _Collected:
-    """Takes the application's answer, so that it can be signed before its head is sent."""
-
-    def __init__(self, deliver: Callable[[Answer], Awaitable[None]]) -> None:
-        self.sent = False
-        self._deliver = deliver
-        self._status = 500
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body = bytearray()
-
-    async def send(self, message: Message) -> None:
-        if self.sent:
-            return  # what comes after the end of an answer is no part of it
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            self._headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
-            content_type_of(self._headers, ConfigurationError)  # several, or one that is none, cannot be signed
-            if any(n.lower() == b"content-type" and b"event-stream" in v.lower() for n, v in self._headers):
-                raise StreamNotSigned(
-                    "event stream in answer to a signed request",
-                    do="call the non-streaming method, or without signature",
-                )
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if len(self._body) > MAX_RESPONSE_BYTES:
-                raise ResponseTooLarge("answer is too large to sign", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
-            if not message.get("more_body", False):
-                self.sent = True
-                await self._deliver(Answer(self._status, self._headers, bytes(self._body)))
-        else:
-            raise ConfigurationError("answer cannot be signed", got=message["type"], expected="a head and a body")
-
-
-def _refusal(error: TrustError) -> Answer:
+def _refusal(error: TrustError, facts: RequestFacts | None = None) -> Answer:
     """What the wire learns: a status, an RFC error code, and a challenge (RFC 6750 section 3). Never the message."""
+    content: dict[str, Any] = {"error": error.code or "unauthorized"}
+    if isinstance(error, SignatureMissing) and facts is not None:  # A2A has an error of its own for this
+        content = required_error(facts.body)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if error.status in (401, 403):
         challenge = "Bearer"
@@ -367,7 +351,18 @@ def _refusal(error: TrustError) -> Answer:
         headers.append((b"www-authenticate", challenge.encode()))
     if error.status == 503:
         headers.append((b"retry-after", b"5"))
-    return Answer(error.status, headers, json.dumps({"error": error.code or "unauthorized"}).encode())
+    return Answer(error.status, headers, json.dumps(content).encode())
+
+
+def _echoing(facts: RequestFacts, send: Send) -> Send:
+    """An ASGI `send` that names the extension as activated, in an answer to a signed request that named it."""
+
+    async def send_echoing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": echoed(message.get("headers", ()), facts.headers)}
+        await send(message)
+
+    return send_echoing
 
 
 def _proxy(scope: Scope) -> dict[str, str]:
@@ -379,63 +374,16 @@ def _proxy(scope: Scope) -> dict[str, str]:
 def _reference(scope: Scope) -> RequestReference | None:
     """What an answer can be bound to where the request itself was not verified: its header, and its channel."""
     peer = peer_of(scope)
-    return reference_of(_headers(scope), peer.agent_id) if peer else None
+    return reference_of(headers_of(scope), peer.agent_id) if peer else None
 
 
-def _without_token(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+def _without_token(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name != b"authorization"]
 
 
-def _headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
-
-
-def _url(scope: Scope, headers: tuple[tuple[bytes, bytes], ...]) -> str:
+def _url(scope: Scope, headers: Headers) -> str:
     """The absolute URL that the caller addressed, from parts that cannot run into one another."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         raise RequestMalformed("Host header", got=b", ".join(hosts), expected="one host, and a port or none")
-    path = scope.get("raw_path") or quote(scope["path"]).encode()
-    if not _PATH.fullmatch(path) or not _QUERY.fullmatch(scope["query_string"]):
-        raise RequestMalformed("request target", expected="a path and a query in ASCII, percent-encoded")
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    return f"{scope['scheme']}://{(hosts[0] + path + query).decode('ascii')}"
-
-
-def _check_declared_size(headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
-    for value in (value for name, value in headers if name == b"content-length"):
-        if not value.isdigit():
-            raise RequestMalformed("Content-Length", got=value[:20], expected="a whole number")
-        if len(value) > 19 or int(value) > limit:
-            raise RequestTooLarge("request body", got=f"{value[:20]!r} bytes", expected=f"at most {limit}")
-
-
-async def _body(receive: Receive, limit: int) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestMalformed("peer went away in the middle of its request")
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise RequestTooLarge("request body", expected=f"at most {limit} bytes")
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        raise RequestTooSlow("request body", expected=f"all of it within {BODY_SECONDS} seconds") from None
-
-
-def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """An ASGI `receive` that gives the application exactly the verified bytes, then what the server says next."""
-    sent = False
-
-    async def receive_verified() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive_verified
+    return f"{scope['scheme']}://{hosts[0].decode('ascii')}{target_of(scope)}"

@@ -19,6 +19,8 @@ async def main():
     card = await card_of_billing()
     needs = read_card(card)
     check_card(needs, issuers=[ISSUER])  # no weaker than our own policy, and our own authorization server
+    signer = trust.MessageSigner(us, audience=BILLING, bundles=bundles)
+    signer.check_card(card)  # it takes signatures like ours
     print("billing asks for", *needs.scopes)
     authority = trust.exactly("spiffe://fleet.example/authority")
     tokens = trust.TokenSource(
@@ -29,7 +31,6 @@ async def main():
         source=us,
         http=trust.agent_client(source=us, bundles=bundles, authorize=authority),
     )
-    signer = trust.MessageSigner(us, audience=trust.AgentID.parse(BILLING), bundles=bundles)
     async with trust.agent_client(
         source=us, bundles=bundles, authorize=trust.exactly(BILLING), tokens=tokens, signer=signer
     ) as http:

@@ -13,6 +13,7 @@ from tests.forge import NOW, Forge
 from tests.world import BODY, URL, World
 from trust import errors
 from trust.authorize import exactly
+from trust.extension import URI
 from trust.gate import RequestFacts
 from trust.oauth.scopes import Catalogue
 from trust.peers import PeerVerifier
@@ -147,6 +148,21 @@ ROWS: dict[str, Row] = {
         lambda: W.request(extra=((b"x-a2a-extensions", b"urn:example:x"),)),
         {},
         errors.BindingMismatch,
+    ),
+    "name of the extension for signed messages stripped": (
+        lambda: W.request(signature=W.signature(extensions=[URI])),
+        {},
+        errors.BindingMismatch,
+    ),
+    "signature stripped where signatures are optional": (
+        lambda: W.request(signature=None, extra=((b"a2a-extensions", URI.encode()),)),
+        {"signatures": "optional"},
+        errors.SignatureMissing,
+    ),
+    "signature stripped, and the extension named by the header's former name": (
+        lambda: W.request(signature=None, extra=((b"x-a2a-extensions", f"urn:x,{URI}".encode()),)),
+        {"signatures": "optional"},
+        errors.SignatureMissing,
     ),
     "version that only looks like the signed one": (
         lambda: replace(

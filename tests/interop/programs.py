@@ -45,18 +45,29 @@ def save_bundle(folder: Path, bundle: TrustBundle) -> Path:
 
 
 def node_modules(project: Path) -> Path:
-    """The packages that a package-lock.json names, installed once for each content of it, outside of the repository."""
-    lock = (project / "package-lock.json").read_bytes()
-    kept = Path(tempfile.gettempdir()) / f"a2a-trust-npm-{os.getuid()}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    """The packages that a package-lock.json names."""
+    command = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    return _installed("npm", project, ("package-lock.json", "package.json"), command) / "node_modules"
+
+
+def java_libraries(project: Path) -> Path:
+    """The jars that a pom.xml names."""
+    command = ("mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib")
+    return _installed("maven", project, ("pom.xml",), command) / "lib"
+
+
+def _installed(kind: str, project: Path, names: tuple[str, ...], command: tuple[str, ...]) -> Path:
+    """What a command makes of a project's files: once for each content of them, outside of the repository."""
+    content = b"".join((project / name).read_bytes() for name in names)
+    kept = Path(tempfile.gettempdir()) / f"a2a-trust-{kind}-{os.getuid()}-{hashlib.sha256(content).hexdigest()[:16]}"
     if not kept.is_dir():
-        made = Path(tempfile.mkdtemp(prefix="a2a-trust-npm-"))
-        for name in ("package.json", "package-lock.json"):
+        made = Path(tempfile.mkdtemp(prefix=f"a2a-trust-{kind}-"))
+        for name in names:
             shutil.copy(project / name, made)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         installed = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=300)
-        assert installed.returncode == 0, installed.stderr
+        assert installed.returncode == 0, installed.stdout + installed.stderr
         try:
             made.rename(kept)  # whole or not at all, whoever else does the same
         except OSError:
             shutil.rmtree(made)
-    return kept / "node_modules"
+    return kept

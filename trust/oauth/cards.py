@@ -10,12 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trust import extension
 from trust.errors import CardRefused, ConfigurationError, ScopeMalformed
 from trust.oauth.metadata import check_issuer, metadata_url, origin_of
 from trust.oauth.scopes import parse, parse_scope_list
-
-SIGNATURE_EXTENSION = "urn:a2a-trust:message-signature:v1"
-SIGNATURE_ALGORITHMS = ("ES256", "ES384", "Ed25519")
 
 OAUTH2 = "oauth2"
 MTLS = "mtls"
@@ -34,18 +32,20 @@ class CardPolicy:
         issuer: its authorization server.
         scopes: those that a caller needs, each with a description for people.
         token_url: the server's token endpoint; by default the embedded server's.
-        signatures: whether requests must be signed.
+        signatures: the word that its `Gate` was given: whether requests must be signed, or may be.
 
     Raises:
-        ConfigurationError: a malformed issuer, token URL or scope, or no scope.
+        ConfigurationError: a malformed issuer, token URL or scope, no scope, or another word.
     """
 
     issuer: str
     scopes: Mapping[str, str]
     token_url: str = ""
-    signatures: bool = True
+    signatures: extension.Signatures = "required"
 
     def __post_init__(self) -> None:
+        if self.signatures not in ("required", "optional"):
+            raise ConfigurationError("signatures", got=self.signatures, expected='"required" or "optional"')
         check_issuer(self.issuer)
         if not self.token_url:
             object.__setattr__(self, "token_url", self.issuer.rstrip("/") + "/token")
@@ -62,10 +62,10 @@ class CardPolicy:
 def security_members(policy: CardPolicy) -> dict[str, Any]:
     """The members of an AgentCard that say how to call the agent: plain JSON, to be merged into the card.
 
-    `securitySchemes`, `securityRequirements` and, where requests must be signed, `capabilities.extensions`. No string,
-    list or object in it is empty, so that the card's direct RFC 8785 form and the SDKs' form are the same bytes.
+    `securitySchemes`, `securityRequirements` and `capabilities.extensions`, with the entry that the gate's `extension`
+    has. Nothing in it is empty or false, so that the card's direct RFC 8785 form and the SDKs' form are the same bytes.
     """
-    members: dict[str, Any] = {
+    return {
         "securitySchemes": {
             OAUTH2: {
                 "oauth2SecurityScheme": {
@@ -86,19 +86,8 @@ def security_members(policy: CardPolicy) -> dict[str, Any]:
         "securityRequirements": [
             {"schemes": {OAUTH2: {"list": list(policy.scopes)}, MTLS: {"list": [MTLS_ROLE]}}},
         ],
+        "capabilities": {"extensions": [extension.declaration(policy.signatures)]},
     }
-    if policy.signatures:
-        members["capabilities"] = {
-            "extensions": [
-                {
-                    "uri": SIGNATURE_EXTENSION,
-                    "description": "Requests and answers are signed by the sender's certificate.",
-                    "required": True,
-                    "params": {"algs": list(SIGNATURE_ALGORITHMS), "carriage": ["http"]},
-                }
-            ]
-        }
-    return members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +125,8 @@ def read_card(card: Mapping[str, Any]) -> CardRequirements:
         scopes=scopes,
         mtls=all(_named(a, schemes, "mtlsSecurityScheme") for a in alternatives),
         signatures_required=any(
-            extension.get("uri") == SIGNATURE_EXTENSION and extension.get("required") is True
-            for extension in _objects(_object(card, "capabilities", {}), "extensions")
+            entry.get("uri") == extension.URI and entry.get("required") is True
+            for entry in _objects(_object(card, "capabilities", {}), "extensions")
         ),
         interface_urls=tuple(_text(interface, "url") for interface in _objects(card, "supportedInterfaces")),
     )
@@ -158,7 +147,7 @@ def check_card(
     if mtls and not requirements.mtls:
         raise CardRefused("card can be satisfied without mutual TLS", expected="mtlsSecurityScheme in each requirement")
     if signatures and not requirements.signatures_required:
-        raise CardRefused("card does not require signed messages", expected=f"the extension {SIGNATURE_EXTENSION}")
+        raise CardRefused("card does not require signed messages", expected=f"the extension {extension.URI}")
     try:
         for url in requirements.interface_urls:
             origin_of(url)

@@ -12,17 +12,15 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trust import extension
 from trust.errors import CardRefused, ConfigurationError
 from trust.oauth.cards import (
-    SIGNATURE_ALGORITHMS,
-    SIGNATURE_EXTENSION,
     CardPolicy,
     CardRequirements,
     check_card,
     read_card,
     security_members,
 )
-from trust.signing.envelope import DEFAULT_ALGORITHMS
 
 ISSUER = "https://auth.fleet.example"
 POLICY = CardPolicy(issuer=ISSUER, scopes={"agent:execute": "Give the agent work.", "agent:read": ""})
@@ -67,14 +65,12 @@ def test_what_is_written_is_what_is_read() -> None:
     assert check_card(read_card(CARD), issuers=["https://other.example", ISSUER]) == ISSUER
 
 
-def test_the_algorithms_are_those_that_verifiers_accept() -> None:
-    assert SIGNATURE_ALGORITHMS == DEFAULT_ALGORITHMS
-
-
-def test_without_signatures_there_is_no_extension() -> None:
-    members = security_members(CardPolicy(issuer=ISSUER, scopes={"agent:read": "Read."}, signatures=False))
-    assert "capabilities" not in members
-    card = {**CARD, "capabilities": {}, **members}
+def test_optional_signatures_are_offered_and_not_required() -> None:
+    members = security_members(CardPolicy(issuer=ISSUER, scopes={"agent:read": "Read."}, signatures="optional"))
+    (entry,) = members["capabilities"]["extensions"]
+    assert entry["uri"] == extension.URI and "required" not in entry
+    card = {**CARD, **members}
+    assert json_format.MessageToDict(json_format.ParseDict(card, AgentCard())) == card
     assert check_card(read_card(card), issuers=[ISSUER], signatures=False) == ISSUER
     with pytest.raises(CardRefused, match="signed"):
         check_card(read_card(card), issuers=[ISSUER])
@@ -106,6 +102,8 @@ def test_a_card_without_a_metadata_url_is_judged_by_its_token_url() -> None:
         {"token_url": "http://auth.fleet.example/token"},
         {"scopes": {}},
         {"scopes": {"agent": "not a scope"}},
+        {"signatures": "sometimes"},
+        {"signatures": False},
     ],
     ids=str,
 )
@@ -163,7 +161,7 @@ ATTACKS: dict[str, Mutation] = {
     "signatures no longer required": lambda c: c["capabilities"]["extensions"][0].update(required=False),
     "signatures required by text": lambda c: c["capabilities"]["extensions"][0].update(required="true"),
     "signature extension removed": lambda c: c["capabilities"].update(extensions=[]),
-    "another extension": lambda c: c["capabilities"]["extensions"][0].update(uri=SIGNATURE_EXTENSION + "2"),
+    "another extension": lambda c: c["capabilities"]["extensions"][0].update(uri=extension.URI + "2"),
     "capabilities removed": lambda c: c.pop("capabilities"),
     "interface in the clear": lambda c: c["supportedInterfaces"][0].update(url="http://billing.fleet.example/a2a"),
     "interface at a host that is no IDN": lambda c: c["supportedInterfaces"][0].update(url="https://xn--a/"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwcrypto.jwk import JWK
 
@@ -33,6 +33,7 @@ from trust.oauth.keys import (
     StaticKeys,
     public_jwks,
 )
+from trust.oauth.tokens import ALGORITHMS
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -120,6 +121,7 @@ def test_pem_errors() -> None:
 P256 = ec.generate_private_key(ec.SECP256R1())
 P384 = ec.generate_private_key(ec.SECP384R1())
 ED = ed25519.Ed25519PrivateKey.generate()
+ML_DSA = mldsa.MLDSA44PrivateKey.generate()
 
 
 @pytest.mark.parametrize(
@@ -134,11 +136,13 @@ ED = ed25519.Ed25519PrivateKey.generate()
         (jwk(ED, alg="Ed25519"), ["Ed25519"]),
         (jwk(RSA), ["PS256"]),
         (jwk(RSA, alg="PS256"), ["PS256"]),
+        (jwk(ML_DSA), ["ML-DSA-44"]),
+        (jwk(mldsa.MLDSA65PrivateKey.from_seed_bytes(bytes(32))), ["ML-DSA-65"]),
     ],
 )
 def test_a_key_is_for_its_algorithm_only(entry: dict[str, Any], algorithms: list[str]) -> None:
     keys = StaticKeys({"keys": [entry]})
-    for alg in ("ES256", "ES384", "PS256", "RS256", "Ed25519", "EdDSA", "HS256", "none", ""):
+    for alg in (*ALGORITHMS, "RS256", "HS256", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87", "none", ""):
         if alg in algorithms:
             assert keys.find("k", alg, now=NOW) is keys.find("k", alg, now=NOW)
         else:
@@ -186,6 +190,13 @@ UNUSABLE: dict[str, Any] = {
     "RSA of 16384 bits": jwk(RSA, n="_" * 2731),
     "RSA with an even exponent": jwk(RSA, e="Ag"),
     "RSA without e": {k: v for k, v in jwk(RSA).items() if k != "e"},
+    "private ML-DSA": private_jwk(ML_DSA),
+    "ML-DSA-87": jwk(mldsa.MLDSA87PrivateKey.from_seed_bytes(bytes(32))),
+    "ML-DSA without alg": {k: v for k, v in jwk(ML_DSA).items() if k != "alg"},
+    "ML-DSA named ES256": jwk(ML_DSA, alg="ES256"),
+    "ML-DSA named by the other size": jwk(ML_DSA, alg="ML-DSA-65"),
+    "ML-DSA, short": jwk(ML_DSA, pub="AAAA"),
+    "ML-DSA without pub": {k: v for k, v in jwk(ML_DSA).items() if k != "pub"},
     "not an object": "k",
     "null": None,
 }  # fmt: skip
@@ -196,7 +207,7 @@ def test_unusable_entries_are_passed_over(entry: Any) -> None:
     good = jwk(P256, kid="good")
     keys = StaticKeys({"keys": [entry, good]})
     assert keys.find("good", "ES256", now=NOW) == P256.public_key()
-    for alg in ("ES256", "ES384", "PS256", "RS256", "HS256", "Ed25519"):
+    for alg in (*ALGORITHMS, "RS256", "HS256", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"):
         with pytest.raises(TokenKeyUnknown):
             keys.find("k", alg, now=NOW)
     with pytest.raises(ConfigurationError):

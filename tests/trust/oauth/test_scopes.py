@@ -236,6 +236,17 @@ def test_satisfies(granted: str, required: Any, expected: bool) -> None:
     assert may(granted, required) is expected
 
 
+def test_one_question_of_several_catalogues_has_several_answers() -> None:
+    """Answers are remembered: with a catalogue, without one, with another."""
+    for catalogue, expected in (
+        (AGENT, True),
+        (None, False),
+        (Catalogue({"agent:x": "agent:y"}), False),
+        (AGENT, True),
+    ):
+        assert satisfies(["agent:admin"], "agent:list", catalogue, issued_at=ISSUED, now=ISSUED) is expected
+
+
 def test_satisfies_needs_no_catalogue_and_no_calendars() -> None:
     assert satisfies(iter(["agent:read"]), "agent:read", issued_at=ISSUED, now=ISSUED)
 
