@@ -1,6 +1,7 @@
 """The CA's private keys: made here or on a token, kept as PKCS#8 that a password opens, or never seen at all.
 
-What signs is a `Signer`. A private key of `cryptography` is one; a key on a token (`pki.pkcs11`) is another.
+What signs is a `Signer`. A private key of `cryptography` is one; a key on a token (`pki.pkcs11`) is another. An agent's
+key can be on a token, too: `private_key` of it is one that `trust` signs messages, cards, HTTP and tokens with.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def _opened(
     return pkcs11.open_on_token(pkcs11.named(kept.key_uri or "", modules), pin)
 
 
-def sign(builder: x509.CertificateBuilder | Unsigned, signer: Signer) -> x509.Certificate:
+def sign(builder: x509.CertificateBuilder, signer: Signer) -> x509.Certificate:
     """Sign a certificate; where the key is ours, deterministically (RFC 6979): no weak random number gives it away.
 
     Raises:
@@ -188,6 +189,12 @@ def sign(builder: x509.CertificateBuilder | Unsigned, signer: Signer) -> x509.Ce
     """
     key = private_key(signer)
     return builder.sign(key, _hash(key), ecdsa_deterministic=True)
+
+
+def sign_agent(unsigned: Unsigned, signer: Signer) -> tuple[x509.Certificate, bytes]:
+    """Sign the certificate of an agent, likewise; with its DER, which then need not be made once more."""
+    key = private_key(signer)
+    return unsigned.sign(key, _hash(key))
 
 
 def sign_crl(builder: x509.CertificateRevocationListBuilder, signer: Signer) -> x509.CertificateRevocationList:
@@ -203,7 +210,14 @@ def sign_csr(builder: x509.CertificateSigningRequestBuilder, signer: Signer) -> 
 
 
 def private_key(signer: Signer) -> ec.EllipticCurvePrivateKey:
-    """The signer as the builders and JWS take it: a private key of `cryptography`, if only by its class."""
+    """The signer as the builders and JWS take it: a private key of `cryptography`, if only by its class.
+
+        key = private_key(pkcs11.open_on_token(uri, pin))
+        credentials = trust.Credentials.of(chain, key)  # the chain was issued for `requests.make(key, agent_id)`
+
+    With a key on a token such credentials sign, and nothing else: TLS and files need the key itself, and get a
+    `KeyStoreError`. So an agent has others for its connections, and sends this chain along (`MessageSigner`, `chain`).
+    """
     return signer if isinstance(signer, ec.EllipticCurvePrivateKey) else _Adapted(signer)
 
 
@@ -224,7 +238,7 @@ class _Adapted(ec.EllipticCurvePrivateKey):
             self._public_key.verify(signature, data, signature_algorithm)
         except InvalidSignature:
             raise KeyStoreError(
-                "token returned a wrong signature", expected="one by the key in the CA's certificate", do="check it"
+                "token returned a wrong signature", expected="one by the key that it was asked for", do="check it"
             ) from None
         return signature
 

@@ -1,4 +1,4 @@
-"""CA keys on a PKCS#11 token (an HSM, a smart card, SoftHSM): made there, used there, never seen here.
+"""Keys on a PKCS#11 token (an HSM, a smart card, SoftHSM), mostly CAs': made there, used there, never seen here.
 
 A key is named by a URI (RFC 7512), `pkcs11:token=ca;object=intermediate?module-path=/usr/lib/softhsm/libsofthsm2.so`,
 which is kept in the database; the PIN is not part of it and not kept anywhere. A module is code that runs in this

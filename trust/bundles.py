@@ -238,7 +238,7 @@ def _jwk(root: x509.Certificate) -> dict[str, Any]:
     elif isinstance(key, ed25519.Ed25519PublicKey):
         raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
         members = {"kty": "OKP", "crv": "Ed25519", "x": _b64u(int.from_bytes(raw), 32)}
-    elif algorithm := ml_dsa(key):  # the JWK of draft-ietf-cose-dilithium
+    elif algorithm := ml_dsa(key):  # the JWK of RFC 9964
         raw = base64.urlsafe_b64encode(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).rstrip(b"=")
         members = {"kty": "AKP", "alg": algorithm, "pub": raw.decode()}
     else:

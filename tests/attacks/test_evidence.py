@@ -214,7 +214,8 @@ ATTACKS: list[tuple[str, Change, type[TrustError]]] = [
     ("receipt malformed", put("receipt", value="a.b.c"), SignatureMalformed),
     ("message malformed", put("message", "jws", value="a..b"), SignatureMalformed),
     ("message without a2a", message_header(a2a=[]), HeaderMalformed),
-    ("of a kind that nobody makes", message_header(typ="a2a-evt+jws"), TypeWrong),
+    ("of a kind that nobody makes", message_header(typ="a2a-xyz+jws"), TypeWrong),
+    ("an event that says nothing of its stream", message_header(typ="a2a-evt+jws"), HeaderMalformed),
     # what no verifier that met the message would have accepted
     ("no kind", resigned(kind=ABSENT), HeaderMalformed),
     ("a claim of another kind", resigned(htm="POST"), HeaderMalformed),

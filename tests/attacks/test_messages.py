@@ -258,7 +258,7 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     ("dots in protected", Received(change=entry(protected="e30.e30")), SignatureMalformed),
     ("signature padded", Received(change=entry(signature=AUTHOR_ENTRY["signature"] + "==")), SignatureMalformed),
     ("signature empty", Received(change=entry(signature="")), SignatureMalformed),
-    ("header of 9 KiB", Received(change=entry(protected="A" * 9000)), SignatureTooLarge),
+    ("header of 64 KiB", Received(change=entry(protected="A" * 65536)), SignatureTooLarge),
     # (2) the kind
     ("a request's signature", Received(signatures=heading(typ="a2a-req+jws")), TypeWrong),
     ("a receipt", Received(signatures=heading(typ="a2a-rcpt+jws")), TypeWrong),

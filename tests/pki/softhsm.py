@@ -49,6 +49,11 @@ def uri(token: str, **path: str) -> str:
     return f"pkcs11:{';'.join(f'{name}={quote(value)}' for name, value in parts.items())}?module-path={MODULE}"
 
 
+_of_this_process: list[Tokens] = []
+
+
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    return Tokens(tmp_path_factory.mktemp("softhsm"))
+    if not _of_this_process:  # each module that imports the fixture has one of its own
+        _of_this_process.append(Tokens(tmp_path_factory.mktemp("softhsm")))
+    return _of_this_process[0]

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.cards import BILLING, CARD, FORGE, URL, agent_of, changed, sdk_signed, text, x5c
 from trust.cli import main
 from trust.oauth.keys import SigningKey, public_jwks
+from trust.private_keys import generate
 from trust.signing.cards import sign_card
 
 ID = str(BILLING.agent_id)
@@ -86,6 +87,14 @@ def test_pinned_keys(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "--jwks" in refused(capfd, "verify", "theirs.json", "--agent", URL, *both, code=2)
     (folder / "jwks.json").write_text("[]")
     assert "JWKS" in refused(capfd, "verify", "theirs.json", "--agent", URL, "--jwks", "jwks.json")
+
+
+def test_post_quantum_signatures_are_asked_for(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    agent = agent_of("/billing", "billing.fleet.example", key=generate("ML-DSA-44"))
+    (folder / "theirs.json").write_bytes(sign_card(CARD, credentials=agent).text)
+    assert "got ML-DSA-44" in refused(capfd, "verify", "theirs.json", "--agent", ID)
+    code, out, _ = run(capfd, "verify", "theirs.json", "--agent", ID, "--post-quantum")
+    assert (code, json.loads(out)) == (0, CARD)
 
 
 def test_what_no_signature_covers(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

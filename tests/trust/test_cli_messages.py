@@ -14,12 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.a2a_objects import ARTIFACT, MESSAGE
+from tests.a2a_objects import ARTIFACT, EXAMPLES, MESSAGE
 from tests.forge import HOUR, Forge
+from tests.trust.signing.test_pinned import KEYS, PARTNER, jwks, signed_elsewhere
 from trust import cli
 from trust.authorize import exactly
 from trust.clock import shown, wall_clock
 from trust.peers import PeerVerifier
+from trust.private_keys import generate
 from trust.signing.http import new_message_id
 from trust.signing.messages import authenticate_message, sign_message
 from trust.signing.proto_json import canonical_form
@@ -77,6 +79,33 @@ def test_without_credentials_it_is_told_whom_it_is_for(folder: Path, capfd: pyte
     assert run(capfd, "verify", "signed.json", *TO_BILLING, *trust)[0]
 
 
+def test_by_keys_that_are_pinned(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    key = KEYS["ML-DSA-65"]
+    (folder / "jwks.json").write_text(json.dumps(jwks(k=key)))
+    (folder / "signed.json").write_text(json.dumps(signed_elsewhere(key, "ML-DSA-65", now=wall_clock())))
+    partner = ["--signer", str(PARTNER), *TO_BILLING, "--jwks", "jwks.json"]
+    out, err = run(capfd, "verify", "signed.json", *partner, "--post-quantum")
+    assert out.encode() == canonical_form("Message", EXAMPLES["Message"]) + b"\n"
+    assert f"signer: {PARTNER}\n" in err
+    assert "got ML-DSA-65" in run(capfd, "verify", "signed.json", *partner, code=1)[1]
+    for more in (["--bundles", "x"], ["--crl", "x"], ["--evidence", "x"], BY_PLANNER):
+        assert "--jwks: " in run(capfd, "verify", "signed.json", *partner, *more, code=2)[1]
+    domain = ["--signer", "partner.example", *TO_BILLING, "--jwks", "jwks.json"]
+    assert "SPIFFE ID" in run(capfd, "verify", "signed.json", *domain, code=1)[1]
+
+
+def test_evidence_of_post_quantum_signatures(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("planner", "billing"):
+        FORGE.leaf(f"/{name}", key=generate("ML-DSA-65")).save(folder / name)
+    signed(folder, capfd)
+    keep = ["--evidence", "kept.json", "--credentials", "billing", *BY_PLANNER]
+    assert "got ML-DSA-65" in run(capfd, "verify", "signed.json", *keep, code=1)[1]
+    run(capfd, "verify", "signed.json", *keep, "--post-quantum")
+    show = ["evidence", "show", "kept.json", "--bundles", "planner/bundle.json"]
+    assert "got ML-DSA-65" in run(capfd, *show, code=1)[1]
+    assert "receiver: spiffe://fleet.example/billing\n" in run(capfd, *show, "--post-quantum")[1]
+
+
 def test_a_pipe_of_two_processes(folder: Path) -> None:
     """The programs as they are installed, each with nothing but its standard input."""
     program = [sys.executable, "-m", "trust.cli"]
@@ -108,10 +137,13 @@ def test_evidence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_signer_forges_no_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    audience = ["--audience", "https://b.example\nsigner: spiffe://fleet.example/ceo\x1b]0;x\x07"]
-    out, _ = run(capfd, "sign", "message.json", *audience, "--credentials", "planner")
-    (folder / "signed.json").write_text(out)
-    _, err = run(capfd, "verify", "signed.json", *audience, *BY_PLANNER, "--credentials", "billing")
+    audience = "https://b.example\nsigner: spiffe://fleet.example/ceo\x1b]0;x\x07"
+    forged = sign_message(
+        MESSAGE, "Message", credentials=PLANNER, audience=audience, now=wall_clock(), jti=new_message_id()
+    )
+    (folder / "signed.json").write_text(json.dumps(forged))
+    arguments = ["--audience", audience, *BY_PLANNER, "--credentials", "billing"]
+    _, err = run(capfd, "verify", "signed.json", *arguments)
     assert "audience: https://b.example\\x0asigner: spiffe://fleet.example/ceo\\x1b]0;x\\x07\n" in err
     assert err.count("\nsigner: ") == 1
 
@@ -150,8 +182,24 @@ def test_evidence_shows_what_was_signed_for_what_and_who_cannot_be_believed(
     assert lines["revocation lists that say nothing about them"] == "1"
 
 
+def test_an_origin_is_an_audience(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outside = ["--audience", "https://b.example:8443"]
+    out, _ = run(capfd, "sign", "message.json", *outside, "--credentials", "planner")
+    (folder / "signed.json").write_text(out)
+    _, err = run(capfd, "verify", "signed.json", *outside, *BY_PLANNER, "--credentials", "billing")
+    assert "audience: https://b.example:8443\n" in err
+
+
 REFUSED: list[tuple[list[str], int, str]] = [
     (["sign", "message.json", "--credentials", "planner"], 2, "--audience"),
+    (
+        ["sign", "message.json", "--audience", "billing"],
+        2,
+        "--audience: got billing, expected a SPIFFE ID, or an origin",
+    ),
+    (["sign", "message.json", "--audience", "spiffe://fleet.example"], 2, "--audience: got spiffe://fleet.example"),
+    (["sign", "message.json", "--audience", "https://B.example/a"], 2, "expected https://b.example"),
+    (["sign", "message.json", "--audience", "https://b.example\nx"], 2, "--audience: got https://b.example\\x0ax"),
     (["sign", "message.json", *TO_BILLING, "--kind", "Card"], 2, "--kind: got Card"),
     (["sign", "none.json", *TO_BILLING, "--credentials", "planner"], 1, "none.json"),
     (["sign", "planner/chain.pem", *TO_BILLING, "--credentials", "planner"], 1, "expected strict JSON"),

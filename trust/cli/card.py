@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,19 +16,22 @@ from trust.cli.options import (
     BundleFiles,
     CredentialsFolder,
     Input,
+    KeyFile,
+    PostQuantum,
     RevocationFiles,
+    algorithms_of,
     bundles_of,
+    keys_of,
     read_input,
     time_of,
 )
 from trust.credentials import BUNDLE_FILE, Credentials
 from trust.files import WatchedCredentials
 from trust.identity import AgentID
-from trust.oauth.keys import MAX_JWKS_BYTES, StaticKeys
 from trust.peers import PeerVerifier
 from trust.signing.card_form import MAX_CARD_BYTES, Finding
-from trust.signing.cards import PinnedKeys, lint_card, sign_card, verify_card
-from trust.signing.jws import strict_json
+from trust.signing.cards import lint_card, sign_card, verify_card
+from trust.signing.pinned import PinnedKeys
 
 WithoutMtls = Annotated[
     bool, typer.Option("--without-mtls", help="Accept an agent that can be called without a client certificate.")
@@ -67,9 +70,7 @@ def verify(
         str,
         typer.Option(metavar="ID", help="For whom it must speak: a SPIFFE ID, or the URL that it was fetched from."),
     ],
-    jwks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The agent's keys (JWKS), in place of trust bundles.")
-    ] = None,
+    jwks: KeyFile = None,
     without_mtls: WithoutMtls = False,
     sdk_form: Annotated[
         bool,
@@ -81,14 +82,13 @@ def verify(
     credentials: CredentialsFolder = Path(),
     bundles: BundleFiles = None,
     crl: RevocationFiles = None,
+    post_quantum: PostQuantum = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify a signed Agent Card, and print what was signed of it: nothing else in the document is to be used."""
     keys: PeerVerifier | PinnedKeys
     if jwks is not None:
-        if bundles or crl:
-            raise typer.BadParameter("--jwks: keys that are pinned have no trust bundles and no revocation lists")
-        keys = StaticKeys(_jwks(jwks))
+        keys = keys_of(jwks, bundles, crl)
     else:
         trusted = bundles_of(bundles or [str(credentials / BUNDLE_FILE)])
         keys = PeerVerifier(trusted, RevocationLists.load(*(crl or ())))
@@ -97,6 +97,7 @@ def verify(
         keys=keys,
         agent=AgentID.parse(agent) if agent.startswith("spiffe:") else agent,
         now=time_of(at),
+        algorithms=algorithms_of(post_quantum),
         mtls=not without_mtls,
         sdk_form=sdk_form,
     )
@@ -126,7 +127,3 @@ def _line(finding: Finding) -> str:
 
 def _credentials(folder: Path) -> Credentials:
     return WatchedCredentials(folder, password=os.environ.get(PASSWORD_VARIABLE)).current()
-
-
-def _jwks(file: Path) -> Any:
-    return strict_json(read_input(file, MAX_JWKS_BYTES))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trust.authorize import exactly
 from trust.bundles import RevocationLists
 from trust.cli.app import AsJson, app
 from trust.cli.options import (
@@ -16,22 +17,30 @@ from trust.cli.options import (
     BundleFiles,
     CredentialsFolder,
     Input,
+    KeyFile,
+    PostQuantum,
     RevocationFiles,
+    algorithms_of,
     bundles_of,
     credentials_of,
+    keys_of,
     read_input,
     rule_of,
     time_of,
 )
 from trust.clock import shown, wall_clock
 from trust.credentials import BUNDLE_FILE, write_atomically
+from trust.errors import BindingMismatch, IdentityError
+from trust.identity import AgentID
 from trust.peers import PeerVerifier
 from trust.signing.canonical import MAX_BYTES
 from trust.signing.envelope import COMMON, VerifiedMessage
 from trust.signing.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from trust.signing.http import new_message_id
 from trust.signing.messages import authenticate_message, sign_message
+from trust.signing.pinned import PinnedAgents
 from trust.signing.proto_json import KINDS, Kind
+from trust.signing.targets import origin_of
 
 KindName = Annotated[str, typer.Option("--kind", metavar="KIND", help="Which object it is: " + ", ".join(KINDS) + ".")]
 At = Annotated[
@@ -48,11 +57,12 @@ def sign(
     credentials: CredentialsFolder = Path(),
 ) -> None:
     """Sign an A2A object in JSON, and print it with the signature inside. It is fresh for one minute."""
+    receiver = _one_receiver(audience)
     signed = sign_message(
         read_input(file, MAX_BYTES),
         _kind(kind),
         credentials=credentials_of(credentials).current(),
-        audience=audience,
+        audience=receiver,
         now=wall_clock(),
         jti=new_message_id(),
     )
@@ -77,6 +87,8 @@ def verify(
     credentials: CredentialsFolder = Path(),
     bundles: BundleFiles = None,
     crl: RevocationFiles = None,
+    jwks: KeyFile = None,
+    post_quantum: PostQuantum = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify an A2A object that is signed inside, and print what was signed.
@@ -88,17 +100,25 @@ def verify(
     if evidence is not None and at is not None:
         raise typer.BadParameter("--evidence and --at: a receipt tells the time of receiving, which is now")
     moment = time_of(at)
-    trusted = bundles_of(bundles or [str(credentials / BUNDLE_FILE)])
-    verifier = PeerVerifier(trusted, RevocationLists.load(*(crl or ())))
+    verifier: PeerVerifier | PinnedAgents
+    if jwks is not None:
+        if evidence is not None or len(signer) > 1:
+            raise typer.BadParameter("--jwks: the keys are those of one --signer, and make no evidence")
+        verifier, signers = PinnedAgents({signer[0]: keys_of(jwks, bundles, crl)}), exactly(signer[0])
+    else:
+        trusted = bundles_of(bundles or [str(credentials / BUNDLE_FILE)])
+        verifier = PeerVerifier(trusted, RevocationLists.load(*(crl or ())))
+        signers = rule_of(signer, trusted, "--signer")
     message = authenticate_message(
         read_input(file, MAX_BYTES),
         _kind(kind),
         audience=audience or credentials_of(credentials).current().agent_id,
         verifier=verifier,
         now=moment,
-        signers=rule_of(signer, trusted, "--signer"),
+        signers=signers,
+        algorithms=algorithms_of(post_quantum),
     )
-    if evidence is not None:
+    if evidence is not None and isinstance(verifier, PeerVerifier):
         ours = credentials_of(credentials).current()
         bundle = message.evidence(credentials=ours, verifier=verifier, jti=new_message_id())
         write_atomically(evidence, bundle, mode=0o600)
@@ -120,6 +140,7 @@ def show(
     credentials: CredentialsFolder = Path(),
     bundles: BundleFiles = None,
     crl: RevocationFiles = None,
+    post_quantum: PostQuantum = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify evidence for the time of its receipt, and print what was signed.
@@ -133,6 +154,7 @@ def show(
         at=time_of(at),
         crls=RevocationLists.load(*(crl or ())),
         receivers=rule_of(receiver, trusted, "--receiver") if receiver else None,
+        algorithms=algorithms_of(post_quantum),
     )
     facts = _facts(verified.message)
     facts["receiver"] = str(verified.receiver.agent_id)
@@ -144,6 +166,19 @@ def show(
     if verified.unheard:
         facts["revocation lists that say nothing about them"] = len(verified.unheard)
     _show(facts, verified.message.payload, as_json=as_json)
+
+
+def _one_receiver(text: str) -> str:
+    """An audience as its receiver names itself."""
+    try:
+        if text.startswith("spiffe:"):
+            return str(AgentID.parse(text))
+        if (origin := origin_of(text)) == text:
+            return text
+        expected = origin
+    except (IdentityError, BindingMismatch):
+        expected = "a SPIFFE ID, or an origin such as https://agent.example"
+    raise typer.BadParameter(f"--audience: got {_printable(text)}, expected {expected}")
 
 
 def _kind(name: str) -> Kind:

@@ -17,6 +17,10 @@ from trust.credentials import CHAIN_FILE, read_bounded
 from trust.errors import ConfigurationError
 from trust.files import WatchedBundles, WatchedCredentials
 from trust.identity import AgentID, trust_domain
+from trust.oauth.keys import MAX_JWKS_BYTES, StaticKeys
+from trust.signing.algorithms import POST_QUANTUM
+from trust.signing.envelope import DEFAULT_ALGORITHMS
+from trust.signing.jws import strict_json
 
 CredentialsFolder = Annotated[
     Path,
@@ -39,6 +43,11 @@ BundleFiles = Annotated[
 RevocationFiles = Annotated[
     list[Path] | None, typer.Option("--crl", metavar="FILE", help="Revocation list; repeatable.")
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--jwks", metavar="FILE", help="The agent's keys (JWKS), in place of trust bundles."),
+]
+PostQuantum = Annotated[bool, typer.Option("--post-quantum", help="Accept ML-DSA-44 and ML-DSA-65 signatures, too.")]
 Input = Annotated[Path, typer.Argument(metavar="[FILE]", help="What to read; default: standard input.")]
 STDIN = Path("-")
 CHAINS = (CHAIN_FILE, "svid.pem", "tls.crt")  # by one of these names `WatchedCredentials` finds a chain
@@ -76,6 +85,17 @@ def rule_of(allowed: list[str], trusted: BundleSource, option: str) -> Authorize
         if trust_domain(domain) not in known:
             raise ConfigurationError(option, got=f"trust domain {domain}", expected="one of " + ", ".join(known))
     return any_of(*(exactly(a) if a.startswith("spiffe://") else members_of(a) for a in allowed))
+
+
+def keys_of(file: Path, bundles: list[str] | None, crl: list[Path] | None) -> StaticKeys:
+    """The keys that are pinned for an agent, where `--jwks` is given."""
+    if bundles or crl:
+        raise typer.BadParameter("--jwks: keys that are pinned have no trust bundles and no revocation lists")
+    return StaticKeys(strict_json(read_input(file, MAX_JWKS_BYTES)))
+
+
+def algorithms_of(post_quantum: bool) -> tuple[str, ...]:
+    return (*DEFAULT_ALGORITHMS, *POST_QUANTUM) if post_quantum else DEFAULT_ALGORITHMS
 
 
 def read_input(file: Path, limit: int) -> bytes:

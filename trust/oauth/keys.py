@@ -1,5 +1,7 @@
 """The keys that access tokens are signed with: our own private ones, and an issuer's public ones (JWKS, RFC 7517).
 
+The keys that are pinned for an agent (`trust.signing.pinned`) are such a set, too; only they can be ML-DSA (RFC 9964).
+
 Of a JWKS only public asymmetric signature keys count, each for its own algorithm. Everything else in it (symmetric,
 encryption, weak or unreadable keys, private keys that somebody published, a key ID that occurs twice) is passed over,
 so that a token which names it is signed by an unknown key.
@@ -15,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwcrypto.common import JWException
 from jwcrypto.jwk import JWK
 
@@ -23,6 +25,7 @@ from trust import private_keys
 from trust.errors import ConfigurationError, KeysUnavailable, TokenKeyUnknown
 from trust.oauth.metadata import origin_of
 from trust.private_keys import ClassicalKey, PrivateKey
+from trust.signing.algorithms import PublicKey
 from trust.signing.jws import strict_json
 
 FRESH = timedelta(minutes=5)  # how long a fetched key set is used without asking again
@@ -30,23 +33,23 @@ USABLE = timedelta(hours=1)  # how long it is used while the issuer cannot be re
 UNKNOWN_KID_REST = timedelta(seconds=30)  # anyone can make up key IDs: they cause one fetch in this time
 FAILURE_REST = timedelta(seconds=10)  # after a failed fetch, so that an issuer in trouble is left in peace
 FETCH_SECONDS = 3.0  # of the whole fetch: requests wait for it
-MAX_JWKS_BYTES = 64 << 10  # 64 keys of the largest kind
+MAX_JWKS_BYTES = 64 << 10  # 64 keys of a common kind, or 24 of ML-DSA-65
 MAX_KEYS = 64  # of one issuer; a rotation needs two or three of each algorithm
 MAX_KID_CHARACTERS = 256
 RSA_BITS = range(2048, 8192 + 1)  # smaller is weak, larger costs the verifier more than it adds
 
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
-
 # The algorithms that a key of each kind and curve is good for, the one that we sign with first. RSASSA-PKCS1-v1_5
-# is not among them; `EdDSA` is the older name of `Ed25519` (RFC 9864), the same algorithm.
+# is not among them; `EdDSA` is the older name of `Ed25519` (RFC 9864), the same algorithm. ML-DSA keys have no curve
+# and must say their `alg` (RFC 9964 section 3).
 _ALGORITHMS: dict[tuple[object, object], tuple[str, ...]] = {
     ("EC", "P-256"): ("ES256",),
     ("EC", "P-384"): ("ES384",),
     ("OKP", "Ed25519"): ("Ed25519", "EdDSA"),
     ("RSA", None): ("PS256",),
+    ("AKP", None): ("ML-DSA-44", "ML-DSA-65"),
 }
-_PUBLIC_MEMBERS = {"EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "RSA": ("n", "e")}
-_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_PUBLIC_MEMBERS = {"EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "RSA": ("n", "e"), "AKP": ("alg", "pub")}
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 
 
 class KeySource(Protocol):

@@ -170,15 +170,20 @@ def satisfies(
     Raises:
         ScopeMalformed: `required` is empty or holds something that is not a scope; a mistake of the configuration.
     """
-    catalogue = catalogue or _EMPTY
     granted = tuple(granted)
+    if not _held(granted, required if isinstance(required, str) else _scopes(required), catalogue or _EMPTY):
+        return False
+    return time_allows(granted, issued_at=issued_at, now=now, calendars=calendars)
+
+
+@lru_cache(maxsize=1024)  # the same few questions are asked with every request
+def _held(granted: tuple[str, ...], required: str | tuple[str, ...], catalogue: Catalogue) -> bool:
+    """`satisfies`, at any time."""
     wanted = [parse(s) for s in _scopes(required)]
     if not wanted or any(w.is_time for w in wanted):
         raise ScopeMalformed("required scope", got=required, expected="at least one scope, no time scopes")
     held = [scope for text in granted if (scope := _parse(text)) is not None]
-    if not all(any(catalogue.covers(h, w) for h in held) for w in wanted):
-        return False
-    return time_allows(granted, issued_at=issued_at, now=now, calendars=calendars)
+    return all(any(catalogue.covers(h, w) for h in held) for w in wanted)
 
 
 class Catalogue:

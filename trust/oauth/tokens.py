@@ -43,9 +43,10 @@ from trust.errors import (
     TypeWrong,
 )
 from trust.identity import AgentID, PeerIdentity
-from trust.oauth.keys import KeySource, PublicKey, SigningKey
+from trust.oauth.keys import KeySource, SigningKey
 from trust.oauth.scopes import parse_scope_list
 from trust.signing import jws
+from trust.signing.algorithms import PublicKey
 
 MAX_LIFETIME = timedelta(minutes=30)  # a stolen or outdated token is good for no longer
 MAX_SKEW_SECONDS = 10  # how far `iat` and `nbf` may be ahead, for clocks that differ (FAPI 2.0); `exp` gets nothing

@@ -1,6 +1,10 @@
-"""The signature algorithms: one key, one algorithm, one signature length. RFC 7518, RFC 8037, RFC 9864.
+"""The signature algorithms: one key, one algorithm, one signature length. RFC 7518, RFC 8037, RFC 9864, RFC 9964.
 
 ECDSA signing is deterministic (RFC 6979), so that no bad random number can give the key away.
+
+ML-DSA-44 and ML-DSA-65 are post-quantum (FIPS 204). Their signatures are 2420 and 3309 bytes long and come with
+certificates of 2 KiB and more, which no header line holds: they are made and read only in the body, that is inside
+JSON, and only by verifiers whose list of algorithms names them.
 """
 
 from __future__ import annotations
@@ -12,19 +16,28 @@ from typing import Any, TypeGuard
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from trust.errors import ConfigurationError, KeyMismatch, SignatureMalformed, SignatureWrong
+from trust.private_keys import ml_dsa
 
 MIN_RSA_BITS = 2048  # NIST SP 800-131A
+
+PublicKey = (
+    ec.EllipticCurvePublicKey
+    | ed25519.Ed25519PublicKey
+    | rsa.RSAPublicKey
+    | mldsa.MLDSA44PublicKey
+    | mldsa.MLDSA65PublicKey
+)
 
 
 def verify(alg: str, key: object, signature: bytes, data: bytes) -> None:
     """Steps (4) and (5) of a verifier: return where `signature` is the key's over `data`.
 
     Args:
-        alg: one of `READABLE`.
+        alg: one of `READABLE_IN_BODY`.
         key: a public key of `cryptography`.
 
     Raises:
@@ -33,13 +46,18 @@ def verify(alg: str, key: object, signature: bytes, data: bytes) -> None:
         SignatureWrong: it does not verify.
     """
     try:
-        READABLE[alg](key, signature, data)
+        READABLE_IN_BODY[alg](key, signature, data)
     except InvalidSignature:
         raise SignatureWrong("signature does not verify", expected=f"a valid {alg} signature by this key") from None
 
 
-def signer(key: object) -> tuple[str, Callable[[bytes], bytes]]:
+def signer(key: object, *, in_body: bool = False) -> tuple[str, Callable[[bytes], bytes]]:
     """The algorithm of a private key, and the function that signs with it.
+
+    Args:
+        key: a private key of `cryptography`, or what has the interface of one: an EC key on a token, for instance
+            (`pki.keys.private_key`).
+        in_body: the signature travels inside JSON, where there is room for ML-DSA.
 
     Raises:
         ConfigurationError: a key that nothing here signs with.
@@ -51,7 +69,10 @@ def signer(key: object) -> tuple[str, Callable[[bytes], bytes]]:
             return "ES384", lambda data: _ES384.sign(key, data)
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "Ed25519", key.sign
-    raise ConfigurationError("signing key", got=_kind(key), expected="a private key: EC P-256, P-384 or Ed25519")
+    if in_body and isinstance(key, mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey):
+        return ml_dsa(key.public_key()), key.sign
+    more = ", ML-DSA-44 or -65" if in_body else " (ML-DSA signs only inside JSON: it fits no header line)"
+    raise ConfigurationError("signing key", got=_kind(key), expected="a private key: EC P-256, P-384 or Ed25519" + more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +170,24 @@ def _verify_ps256(key: object, signature: bytes, data: bytes) -> None:
     key.verify(signature, data, _PSS, hashes.SHA256())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MlDsa:
+    """Pure ML-DSA with the empty context (RFC 9964 section 4)."""
+
+    name: str
+    public_key: type[mldsa.MLDSA44PublicKey] | type[mldsa.MLDSA65PublicKey]
+    size: int  # of a signature: FIPS 204, table 2
+
+    def verify(self, key: object, signature: bytes, data: bytes) -> None:
+        if not isinstance(key, self.public_key):
+            raise KeyMismatch("key", got=_kind(key), expected=self.name)
+        _exactly(signature, self.size)
+        key.verify(signature, data)
+
+
 _PSS = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)  # RFC 7518 section 3.5
 
-# What can be verified. HMAC and RSA PKCS#1 v1.5 are not here, so no allow-list can bring them in.
+# What can be verified in a header line. HMAC and RSA PKCS#1 v1.5 are not here, so no allow-list can bring them in.
 READABLE: Mapping[str, Callable[[object, bytes, bytes], None]] = {
     "ES256": _ES256.verify,
     "ES384": _ES384.verify,
@@ -159,6 +195,12 @@ READABLE: Mapping[str, Callable[[object, bytes, bytes], None]] = {
     "EdDSA": _verify_ed25519,  # its older name, which would also cover Ed448
     "PS256": _verify_ps256,  # tokens of foreign issuers; nothing here signs with RSA
 }
+READABLE_IN_BODY: Mapping[str, Callable[[object, bytes, bytes], None]] = {
+    **READABLE,
+    "ML-DSA-44": _MlDsa(name="ML-DSA-44", public_key=mldsa.MLDSA44PublicKey, size=2420).verify,
+    "ML-DSA-65": _MlDsa(name="ML-DSA-65", public_key=mldsa.MLDSA65PublicKey, size=3309).verify,
+}
+POST_QUANTUM = ("ML-DSA-44", "ML-DSA-65")  # to be added to a list of algorithms by who wants them
 
 
 def _exactly(signature: bytes, size: int) -> None:

@@ -21,6 +21,7 @@ from trust import json_text
 from trust.errors import CanonicalizationError, CardMalformed
 from trust.json_text import NotStrictJson
 from trust.signing.canonical import canonicalize_value
+from trust.signing.schema import ONE_OF, SCHEMA
 
 MAX_CARD_BYTES = 256 << 10  # of JSON text: a hundred skills with long descriptions
 MAX_CARD_DEPTH = 32  # of objects and lists; a card without `params` has 8
@@ -29,88 +30,6 @@ MAX_SHOWN_NAME = 64  # characters of a member's name in a path: whoever made the
 
 MTLS_DESCRIPTION = "TLS client certificate with one SPIFFE ID (X.509-SVID)."
 MTLS_ROLE = "spiffe"  # OpenAPI lets a requirement name roles where its scheme has no scopes
-
-# a2a.proto of A2A 1.0; the tests compare it with the SDK's descriptors. `!` is REQUIRED, `?` the keyword `optional`
-# (the default is kept where it is written), `[]` repeated, `{}` a map from string.
-SCHEMA: Mapping[str, Mapping[str, str]] = {
-    "AgentCard": {
-        "name": "string!",
-        "description": "string!",
-        "supportedInterfaces": "AgentInterface[]!",
-        "provider": "AgentProvider",
-        "version": "string!",
-        "documentationUrl": "string?",
-        "capabilities": "AgentCapabilities!",
-        "securitySchemes": "SecurityScheme{}",
-        "securityRequirements": "SecurityRequirement[]",
-        "defaultInputModes": "string[]!",
-        "defaultOutputModes": "string[]!",
-        "skills": "AgentSkill[]!",
-        "iconUrl": "string?",
-    },
-    "AgentInterface": {
-        "url": "string!",
-        "protocolBinding": "string!",
-        "tenant": "string",
-        "protocolVersion": "string!",
-    },
-    "AgentProvider": {"url": "string!", "organization": "string!"},
-    "AgentCapabilities": {
-        "streaming": "bool?",
-        "pushNotifications": "bool?",
-        "extensions": "AgentExtension[]",
-        "extendedAgentCard": "bool?",
-    },
-    "AgentExtension": {"uri": "string", "description": "string", "required": "bool", "params": "Struct"},
-    "AgentSkill": {
-        "id": "string!",
-        "name": "string!",
-        "description": "string!",
-        "tags": "string[]!",
-        "examples": "string[]",
-        "inputModes": "string[]",
-        "outputModes": "string[]",
-        "securityRequirements": "SecurityRequirement[]",
-    },
-    "SecurityRequirement": {"schemes": "StringList{}"},
-    "StringList": {"list": "string[]"},
-    "SecurityScheme": {
-        "apiKeySecurityScheme": "APIKeySecurityScheme",
-        "httpAuthSecurityScheme": "HTTPAuthSecurityScheme",
-        "oauth2SecurityScheme": "OAuth2SecurityScheme",
-        "openIdConnectSecurityScheme": "OpenIdConnectSecurityScheme",
-        "mtlsSecurityScheme": "MutualTlsSecurityScheme",
-    },
-    "APIKeySecurityScheme": {"description": "string", "location": "string!", "name": "string!"},
-    "HTTPAuthSecurityScheme": {"description": "string", "scheme": "string!", "bearerFormat": "string"},
-    "OAuth2SecurityScheme": {"description": "string", "flows": "OAuthFlows!", "oauth2MetadataUrl": "string"},
-    "OpenIdConnectSecurityScheme": {"description": "string", "openIdConnectUrl": "string!"},
-    "MutualTlsSecurityScheme": {"description": "string"},
-    "OAuthFlows": {
-        "authorizationCode": "AuthorizationCodeOAuthFlow",
-        "clientCredentials": "ClientCredentialsOAuthFlow",
-        "implicit": "ImplicitOAuthFlow",
-        "password": "PasswordOAuthFlow",
-        "deviceCode": "DeviceCodeOAuthFlow",
-    },
-    "AuthorizationCodeOAuthFlow": {
-        "authorizationUrl": "string!",
-        "tokenUrl": "string!",
-        "refreshUrl": "string",
-        "scopes": "string{}!",
-        "pkceRequired": "bool",
-    },
-    "ClientCredentialsOAuthFlow": {"tokenUrl": "string!", "refreshUrl": "string", "scopes": "string{}!"},
-    "ImplicitOAuthFlow": {"authorizationUrl": "string", "refreshUrl": "string", "scopes": "string{}"},
-    "PasswordOAuthFlow": {"tokenUrl": "string", "refreshUrl": "string", "scopes": "string{}"},
-    "DeviceCodeOAuthFlow": {
-        "deviceAuthorizationUrl": "string!",
-        "tokenUrl": "string!",
-        "refreshUrl": "string",
-        "scopes": "string{}!",
-    },
-}
-ONE_OF = frozenset({"SecurityScheme", "OAuthFlows"})
 
 
 class Finding(NamedTuple):
@@ -206,7 +125,7 @@ def _kept(kind: str, value: Any, path: str, left_out: list[str]) -> Any:
         members = [_Member(n, _join(path, n), kind[:-2], item) for n, item in value.items()]
     else:
         fields = SCHEMA[kind]
-        if kind in ONE_OF and sum(value.get(name) is not None for name in fields) > 1:
+        if sum(value.get(name) is not None for name in ONE_OF.get(kind, ())) > 1:
             raise CardMalformed(path, got=" and ".join(value), expected="one alternative of A2A 1.0")
         members = [_Member(n, _join(path, n), _written(fields.get(n, ""), item), item) for n, item in value.items()]
     return dict(_kept_members(members, left_out)) or _NOTHING

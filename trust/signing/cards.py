@@ -18,9 +18,7 @@ import base64
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
-
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from typing import Any
 
 from trust.clock import Clock, utc, wall_clock
 from trust.credentials import Credentials
@@ -34,32 +32,20 @@ from trust.errors import (
     SignatureError,
     SignatureMissing,
     SignatureWrong,
-    SignerUnknown,
-    TokenKeyUnknown,
 )
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import PeerVerifier
 from trust.signing import jws as strict_jws
+from trust.signing.algorithms import PublicKey
 from trust.signing.canonical import canonicalize_value
 from trust.signing.card_claims import agent_url, check_interfaces, check_requirements, check_speaker
 from trust.signing.card_form import Finding, covered, prepare, read
 from trust.signing.envelope import DEFAULT_ALGORITHMS, chain_of
+from trust.signing.http import MessageSigner
+from trust.signing.pinned import PinnedKeys, find, kid_of
 
 TYP = "JOSE"
 MAX_SIGNATURES = 8  # of one card; a rotation needs two, and each costs a verification or two
-MAX_KID_CHARACTERS = 256
-
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
-
-
-class PinnedKeys(Protocol):
-    """Public keys that belong to an agent by configuration: `oauth.keys.StaticKeys` has JWKs, `RemoteKeys` a URL.
-
-    The keys of a URL must have been fetched before (`await keys.prepare(None, now=now)`).
-    """
-
-    def find(self, kid: str, alg: str, *, now: datetime) -> PublicKey:
-        """The key with this ID for this algorithm, or `TokenKeyUnknown`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +110,8 @@ def sign_card(card: bytes | Mapping[str, Any], *, credentials: Credentials | Seq
     for signer in signers:
         x5c = [base64.b64encode(der).decode() for der in signer.chain_der]
         header = {"typ": TYP, "kid": signer.thumbprint, "x5t#S256": signer.thumbprint, "x5c": x5c}
-        protected, _, signature = strict_jws.sign_detached(payload, key=signer.private_key, header=header).split(".")
+        jws = strict_jws.sign_detached(payload, key=signer.private_key, header=header, in_body=True)
+        protected, _, signature = jws.split(".")
         signatures.append({"protected": protected, "signature": signature})
     signed = SignedCard(card={**content, "signatures": signatures}, changes=tuple(findings))
     try:
@@ -164,7 +151,8 @@ def verify_card(
 
     Args:
         card: the document as it was received. Of a value that others have parsed, duplicate members are gone unseen.
-        keys: a `PeerVerifier`, for signers with certificates of trusted domains; or the keys pinned for this agent.
+        keys: a `PeerVerifier`, for signers with certificates of trusted domains; or the keys pinned for this agent
+            (`trust.signing.pinned`), those of a URL after `await keys.prepare(None, now=now)`.
         agent: for whom the card must speak. The SPIFFE ID of the connected peer, or of the agent that is looked for;
             or, where only that is known, the https URL that the card was fetched from. For keys pinned for a URL,
             every interface must have that URL's origin.
@@ -217,6 +205,7 @@ def verifier_for_a2a(
     agent: AgentID | str,
     algorithms: Collection[str] = DEFAULT_ALGORITHMS,
     mtls: bool = True,
+    signer: MessageSigner | None = None,
     clock: Clock = wall_clock,
 ) -> Callable[[Any], None]:
     """What a2a-sdk takes as `signature_verifier=`: `verify_card` of the card as the SDK has read it.
@@ -225,15 +214,20 @@ def verifier_for_a2a(
 
     Args:
         keys, agent, algorithms, mtls: as of `verify_card`.
+        signer: what will sign our requests to the agent: the card must say that it takes its signatures.
 
     Raises (from the SDK's call):
-        TrustError: as `verify_card`; the card is not used then.
+        TrustError: as `verify_card` and `MessageSigner.check_card`; the card is not used then.
     """
 
     def verify(card: Any) -> None:
         from google.protobuf.json_format import MessageToDict  # comes with a2a-sdk, which alone calls this
 
-        verify_card(MessageToDict(card), keys=keys, agent=agent, now=clock(), algorithms=algorithms, mtls=mtls)
+        verified = verify_card(
+            MessageToDict(card), keys=keys, agent=agent, now=clock(), algorithms=algorithms, mtls=mtls
+        )
+        if signer is not None:
+            signer.check_card(verified.card)
 
     return verify
 
@@ -302,13 +296,11 @@ def _parse(entry: object, algorithms: Collection[str]) -> strict_jws.Parsed:
     if not isinstance(protected, str) or not isinstance(signature, str) or not isinstance(unprotected, Mapping):
         raise HeaderMalformed("signature of the card", expected="protected and signature as text")
     parsed = strict_jws.parse_detached(
-        f"{protected}..{signature}", algorithms=algorithms, typ=TYP, understood=(), passed_over=("jku",)
+        f"{protected}..{signature}", algorithms=algorithms, typ=TYP, understood=(), passed_over=("jku",), in_body=True
     )
     if not unprotected.keys().isdisjoint(parsed.header):  # RFC 7515 section 7.2.1
         raise HeaderMalformed("unprotected header of the card", expected="nothing that the protected one has")
-    kid = parsed.header.get("kid")
-    if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
-        raise HeaderMalformed("kid of the card's signature", got=kid, expected=f"1 to {MAX_KID_CHARACTERS} characters")
+    kid_of(parsed.header)
     return parsed
 
 
@@ -319,9 +311,4 @@ def _key(
     if isinstance(keys, PeerVerifier):
         signer = keys.verify(chain_of(parsed.header, None), now=now, usage="server")
         return signer, signer.public_key  # type: ignore[return-value]  # the signature's step refuses other kinds
-    try:
-        return None, keys.find(parsed.header["kid"], parsed.alg, now=now)
-    except TokenKeyUnknown:
-        raise SignerUnknown(
-            "card is signed by an unknown key", got=parsed.header["kid"], expected="one of the pinned keys"
-        ) from None
+    return None, find(keys, kid_of(parsed.header), parsed.alg, now=now)

@@ -12,7 +12,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from trust import replay
 from trust.clock import utc
@@ -29,16 +33,22 @@ from trust.errors import (
     SignatureError,
     SignerUnknown,
 )
+from trust.extension import ALGORITHMS
 from trust.identity import AgentID, PeerIdentity, thumbprint
 from trust.peers import MAX_CERTIFICATES, PeerVerifier, Usage
+from trust.replay import ReplayGuard
 from trust.signing import jws as strict_jws
+from trust.signing.pinned import PinnedAgents, PinnedSigner
 
 VERSION = 1
 DEFAULT_LIFETIME = timedelta(seconds=60)
 MAX_LIFETIME_SECONDS = 300  # replay guards remember a message for as long
 LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z: no datetime is later
 MAX_SKEW_SECONDS = 10  # how far the signer's clock may be ahead of ours
-DEFAULT_ALGORITHMS = ("ES256", "ES384", "Ed25519")
+DEFAULT_ALGORITHMS = ALGORITHMS
+MESSAGE_TYPE = "a2a-msg+jws"
+RECEIPT_TYPE = "a2a-rcpt+jws"
+IN_BODY = frozenset({MESSAGE_TYPE, RECEIPT_TYPE})  # inside JSON with all their certificates, not in a header line
 
 _JTI = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 128 random bits have 22 characters of base64url
 COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
@@ -54,12 +64,14 @@ class Binding:
             absent.
         content_type: the header `cty`, which must be absent where this is empty.
         mismatch: the error for a member that is not as expected.
+        left: members of `a2a` that may be there and that the caller compares, for they depend on one another.
     """
 
     typ: str
     members: Mapping[str, object]
     content_type: str
     mismatch: type[SignatureError]
+    left: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +82,7 @@ class VerifiedMessage:
     """
 
     payload: bytes = field(repr=False)
-    signer: PeerIdentity
+    signer: PeerIdentity | PinnedSigner
     header: dict[str, Any] = field(repr=False)
     message_id: str  # `jti`
     audience: str
@@ -80,6 +92,19 @@ class VerifiedMessage:
     digest: str  # base64url(SHA-256(compact JWS)): what an answer names
     jws: str = field(repr=False)
     replay_key: bytes = field(repr=False)
+
+    def remember(self, guard: ReplayGuard) -> None:
+        """Take it for received, once and for the time that it was verified for.
+
+        Raises:
+            Replayed, ReplayGuardFull, ReplayStoreUnavailable: as `ReplayGuard.remember`.
+        """
+        guard.remember(
+            self.replay_key,
+            issued_at=self.issued_at.timestamp(),
+            expires_at=self.expires_at.timestamp(),
+            now=self.received_at.timestamp(),
+        )
 
     def evidence(self, *, credentials: Credentials, verifier: PeerVerifier, jti: str) -> bytes:
         """A bundle with our receipt, by which anybody can verify this later; as `trust.signing.evidence`."""
@@ -131,8 +156,13 @@ def sign(
     if binding.content_type:
         header["cty"] = binding.content_type
     if chain:
-        header["x5c"] = [base64.b64encode(der).decode() for der in credentials.chain_der]
-    return strict_jws.sign_detached(payload, key=credentials.private_key, header=header)
+        header["x5c"] = _encoded(credentials.chain)
+    return strict_jws.sign_detached(payload, key=credentials.private_key, header=header, in_body=binding.typ in IN_BODY)
+
+
+@lru_cache(maxsize=16)  # one or two sign all that a process sends
+def _encoded(chain: tuple[x509.Certificate, ...]) -> tuple[str, ...]:
+    return tuple(base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in chain)
 
 
 def verify(
@@ -141,7 +171,7 @@ def verify(
     *,
     binding: Binding,
     audience: AgentID | str,
-    verifier: PeerVerifier,
+    verifier: PeerVerifier | PinnedAgents,
     peer: PeerIdentity | None,
     usage: Usage,
     now: datetime,
@@ -150,9 +180,11 @@ def verify(
     """Verify a detached JWS over `payload` and everything that it claims. The numbers are those of the wire format.
 
     (0) to (2) `jws.parse_detached`; `crit` is exactly `["a2a"]`
-    (3) the certificate of `x5t#S256` is the peer's, or the first of `x5c`; its chain verifies at `now`
+    (3) the certificate of `x5t#S256` is the peer's, or the first of `x5c`; its chain verifies at `now`. With
+        `PinnedAgents`: `kid` is one of the pinned keys of the agent
     (4) and (5) the signature is by its key
-    (6) `a2a` is version 1 with exactly the members of this kind, each of its type; `iss` is the certificate's ID
+    (6) `a2a` is version 1 with exactly the members of this kind, each of its type; `iss` is the ID of the certificate,
+        or the one that the key is pinned for
     (7) `aud` is `audience`; `cty` and every bound member are what was really received
     (8) issued at most 10 s ahead of `now`, for at most 300 s, and not expired
 
@@ -169,17 +201,21 @@ def verify(
 
     Raises:
         SignatureError: its leaf classes name the check that failed.
-        PeerError: step (3), the certificate of the signer.
+        PeerError: step (3), the certificate of the signer. KeysUnavailable: its pinned keys have not been fetched.
     """
     now = utc(now)
     # (0) to (2)
-    parsed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=binding.typ)
+    parsed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=binding.typ, in_body=binding.typ in IN_BODY)
     header = parsed.header
     if header.get("crit") != ["a2a"]:
         # Without it, a verifier that does not know the binding would accept the message anywhere.
         raise CriticalHeaderRefused("crit of a message", got=header.get("crit"), expected='["a2a"]')
     # (3) Verified now, even where the handshake did it: a connection outlives certificates and CRLs.
-    signer = verifier.verify(chain_of(header, peer), now=now, usage=usage)
+    signer = (
+        verifier.signer(header, parsed.alg, now=now)
+        if isinstance(verifier, PinnedAgents)
+        else verifier.verify(chain_of(header, peer), now=now, usage=usage)
+    )
     # (4) and (5)
     if not isinstance(payload, bytes):
         payload = payload()
@@ -261,9 +297,8 @@ def _claims(claims: object, binding: Binding) -> dict[str, Any]:
         raise HeaderMalformed("a2a", got=type(claims).__name__, expected="a JSON object")
     if claims.get("v") != VERSION or claims["v"].__class__ is not int:
         raise HeaderMalformed("version of the a2a header", got=claims.get("v"), expected=str(VERSION))
-    for name in claims:
-        if name not in COMMON and name not in binding.members:
-            raise HeaderMalformed("a2a", got=name, expected=f"only what {binding.typ} has")
+    if unknown := claims.keys() - COMMON - binding.members.keys() - binding.left:
+        raise HeaderMalformed("a2a", got=", ".join(sorted(unknown)), expected=f"only what {binding.typ} has")
     for name in ("iss", "aud"):
         text = claims.get(name)
         if not isinstance(text, str):

@@ -62,10 +62,9 @@ from trust.peers import MAX_CERTIFICATES, PeerVerifier, RevocationFacts, Usage
 from trust.signing import envelope
 from trust.signing import jws as strict_jws
 from trust.signing.canonical import canonicalize_value
-from trust.signing.envelope import DEFAULT_ALGORITHMS, MAX_SKEW_SECONDS, Binding, VerifiedMessage
-from trust.signing.exchange import origin_of
+from trust.signing.envelope import DEFAULT_ALGORITHMS, MAX_SKEW_SECONDS, RECEIPT_TYPE, Binding, VerifiedMessage
+from trust.signing.targets import origin_of
 
-RECEIPT_TYPE = "a2a-rcpt+jws"
 MAX_EVIDENCE_BYTES = 64 << 20  # a message of 16 MiB, and CRLs of some 100,000 entries
 MAX_CRLS = 64  # one for each certificate of a path, and more where an issuer has several
 
@@ -83,6 +82,12 @@ class _Kind:
 _KINDS: dict[str, _Kind] = {
     "a2a-req+jws": _Kind(usage="client", required=frozenset({"htm", "htu"}), optional=frozenset({"ver", "ext"})),
     "a2a-res+jws": _Kind(usage="server", required=frozenset({"st", "req"})),
+    "a2a-evt+jws": _Kind(
+        usage="server",
+        required=frozenset({"st", "req", "sid", "seq"}),
+        optional=frozenset({"prev", "fin", "evt", "eid", "last"}),
+    ),
+    "a2a-push+jws": _Kind(usage="client", required=frozenset()),
     "a2a-msg+jws": _Kind(usage="client", required=frozenset({"kind"}), optional=frozenset({"rel"}), content_type=False),
 }
 _DEPTH = 32  # of JSON; the bundle has four levels
@@ -112,8 +117,8 @@ def make_evidence(message: VerifiedMessage, *, credentials: Credentials, verifie
         jti: of the receipt: 128 random bits in base64url.
 
     Raises:
-        ConfigurationError: the message is another agent's; nobody would believe our certificate; or the bundle would
-            be larger than 64 MiB.
+        ConfigurationError: the message is another agent's, or was verified with a pinned key; nobody would believe our
+            certificate; or the bundle would be larger than 64 MiB.
         PeerError: the verifier refuses the signer by now.
     """
     if message.audience.startswith("spiffe://") and message.audience != str(credentials.agent_id):
@@ -122,16 +127,16 @@ def make_evidence(message: VerifiedMessage, *, credentials: Credentials, verifie
     if kind is None:
         raise ConfigurationError("receipt", got=f"for {message.header['typ']}", expected="for " + " or ".join(_KINDS))
     _check_audience(message.audience, ConfigurationError)
-    now, usage = message.received_at, kind.usage
+    now, usage, signer = message.received_at, kind.usage, _certified(message)
     _check_ours(credentials, verifier, now)
-    verifier.verify(message.signer.chain, now=now, usage=usage)
-    facts = verifier.revocation(message.signer, now=now, usage=usage)
+    verifier.verify(signer.chain, now=now, usage=usage)
+    facts = verifier.revocation(signer, now=now, usage=usage)
     rest = {
         "v": 1,
         "message": {
             "payload": strict_jws.encode(message.payload),
             "jws": message.jws,
-            "x5c": [base64.b64encode(der).decode() for der in message.signer.chain],
+            "x5c": [base64.b64encode(der).decode() for der in signer.chain],
         },
         "crls": [base64.b64encode(crl.public_bytes(Encoding.DER)).decode() for crl in facts.crls],
     }
@@ -139,7 +144,7 @@ def make_evidence(message: VerifiedMessage, *, credentials: Credentials, verifie
         canonicalize_value(rest),
         credentials=credentials,
         binding=_receipt_binding(message.message_id, message.digest),
-        audience=message.signer.agent_id,
+        audience=signer.agent_id,
         now=now,
         jti=jti,
         lifetime=timedelta(seconds=envelope.MAX_LIFETIME_SECONDS),
@@ -193,7 +198,7 @@ def verify_evidence(
     """
     # (1)
     rest, jws, payload, chain, seen, receipt = _read(bundle)
-    claimed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=tuple(_KINDS)).header
+    claimed = strict_jws.parse_detached(jws, algorithms=algorithms, typ=tuple(_KINDS), in_body=True).header
     binding = _binding_of(claimed)
     claims = claimed["a2a"]
     # (2) The time that the receipt names is not true yet; it is when its signature has verified for that time.
@@ -227,24 +232,36 @@ def verify_evidence(
         now=received_at,
         algorithms=algorithms,
     )
-    found, expected = claimed_signer.thumbprint, message.signer.thumbprint
+    author, witness = _certified(message), _certified(acknowledged)
+    found, expected = claimed_signer.thumbprint, author.thumbprint
     if found != expected:
         raise EvidenceMalformed("x5c is not the signer's", got=found, expected=expected)
     # (5)
-    _check_receiver(acknowledged.signer, message.audience, receivers)
+    _check_receiver(witness, message.audience, receivers)
     # (6) Nothing is required of the CRLs, as the receiver may not have required it; one that has ended still tells.
-    seen = _of_issuers(seen, (*message.signer.chain, *acknowledged.signer.chain))
-    everything = PeerVerifier(bundles, RevocationLists((*seen, *crls.crls), required_in=frozenset()))
-    signer = _not_revoked(everything, message.signer, received_at, usage)
-    receiver = _not_revoked(everything, acknowledged.signer, received_at, "server")
+    seen = _of_issuers(seen, (*author.chain, *witness.chain))
+    known = RevocationLists((*seen, *crls.crls), required_in=frozenset())
+    everything = PeerVerifier(bundles, known, previous=verifier)
+    signer = _not_revoked(everything, author, received_at, usage)
+    receiver = _not_revoked(everything, witness, received_at, "server")
     then = PeerVerifier(bundles, RevocationLists(seen), previous=everything)  # which has read them already
     return VerifiedEvidence(
         message=message,
-        receiver=acknowledged.signer,
-        revocation_checked=then.revocation(message.signer, now=received_at, usage=usage).known,
+        receiver=witness,
+        revocation_checked=then.revocation(author, now=received_at, usage=usage).known,
         revoked_since=signer.revoked_since,
         receiver_revoked_since=receiver.revoked_since,
         unheard=tuple(crl for crl in crls.crls if id(crl) not in signer.heard | receiver.heard),
+    )
+
+
+def _certified(message: VerifiedMessage) -> PeerIdentity:
+    if isinstance(message.signer, PeerIdentity):
+        return message.signer
+    raise ConfigurationError(
+        "receipt",
+        got="a message that a pinned key has signed",
+        expected="a signer with a certificate: nobody else could tell later whose the key was",
     )
 
 
@@ -308,7 +325,8 @@ def _issuer(crl: x509.CertificateRevocationList) -> x509.Name | None:
 
 
 def _time_of(receipt: str, algorithms: Collection[str]) -> datetime:
-    claims = strict_jws.parse_detached(receipt, algorithms=algorithms, typ=RECEIPT_TYPE).header.get("a2a")
+    header = strict_jws.parse_detached(receipt, algorithms=algorithms, typ=RECEIPT_TYPE, in_body=True).header
+    claims = header.get("a2a")
     seconds = claims.get("iat") if isinstance(claims, dict) else None
     try:
         if seconds.__class__ is not int:

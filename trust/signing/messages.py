@@ -13,6 +13,11 @@ members of its own: `kind`, such as "Message", because an object does not say wh
 relay, `rel`: `{"jti": ..., "s256": ...}` of the signature that it passes on. So an author's signature cannot be moved
 to an object of another kind, and a relay's can neither pass for an author's nor vouch for another author's.
 
+A signature names its certificate, which travels with it (`x5t#S256`, `x5c`); or, for a receiver that has pinned the
+signer's keys (`trust.signing.pinned`), its key (`kid`) and no certificate. One object can carry both kinds. There is
+room for post-quantum signatures: whoever has an ML-DSA-44 or -65 key makes them, and a verifier whose `algorithms` name
+them reads them.
+
 A signature covers the object with all that is inside. Objects within it (a Task's history and artifacts, the message of
 a status) are content: they may carry signatures of their own, which are covered as they stand and are verified only by
 calling `verify_message` for that object. NOT covered: what is around the object (the JSON-RPC envelope, the request
@@ -43,6 +48,7 @@ from trust.errors import (
     SignatureMalformed,
     SignatureMissing,
 )
+from trust.extension import URI as EXTENSION
 from trust.identity import AgentID
 from trust.json_text import NotStrictJson
 from trust.peers import PeerVerifier
@@ -50,11 +56,10 @@ from trust.replay import ReplayGuard
 from trust.signing import envelope
 from trust.signing import jws as strict_jws
 from trust.signing.canonical import MAX_BYTES, MAX_DEPTH, canonicalize_value, outside_strings
-from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
+from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, MESSAGE_TYPE, Binding, VerifiedMessage
+from trust.signing.pinned import PinnedAgents
 from trust.signing.proto_json import KINDS, Kind, canonical_form
 
-EXTENSION = "urn:a2a-trust:message-signature:v1"
-MESSAGE_TYPE = "a2a-msg+jws"
 MAX_SIGNATURES = 8  # an author, a few relays; each is one verification, and as many certificates
 MAX_CONTAINERS = 100_000  # objects and lists; three bytes of text each, but 240 bytes of memory and 2 us of work
 
@@ -119,7 +124,7 @@ def authenticate_message(
     kind: Kind,
     *,
     audience: AgentID | str,
-    verifier: PeerVerifier,
+    verifier: PeerVerifier | PinnedAgents,
     now: datetime,
     signers: Authorizer,
     relayed: VerifiedMessage | None = None,
@@ -130,7 +135,7 @@ def authenticate_message(
     (0) the object is strict JSON of at most 100,000 objects and lists; it carries 1 to 8 signatures
     (a) of several, exactly one claims to be for `audience`, by one of `signers`, as an author (or as the relay of
         `relayed`). The others are not looked at: each signature is verified by itself, by whom it is meant for.
-    (1) to (3) `envelope.verify`: the certificate. Before it, nothing is done that takes long.
+    (1) to (3) `envelope.verify`: the certificate or key. Before it, nothing is done that takes long.
     (b) the object has a canonical form; with `relayed`, it is the one that was relayed, and carries that signature
     (4) to (8) `envelope.verify`, over the canonical form
     (9) `signers` allows the signer
@@ -141,6 +146,8 @@ def authenticate_message(
     Args:
         message: the object, as JSON text (best, for then duplicate members are refused) or out of a JSON parser.
         kind: which object is expected.
+        verifier: whom we trust: by certificates, or `PinnedAgents` by their keys. Signatures of the other sort are not
+            for it.
         audience: ourselves; for a relay that verifies what is for somebody else, that receiver.
         signers: who may be the author (or, with `relayed`, the relay). With one agent in it, nobody can stand in.
         relayed: what this function returned for this object before: verify the signature of the relay that passed
@@ -155,12 +162,13 @@ def authenticate_message(
         SignatureMissing, AuthorUnclear: there is no signature; there are several, and not one that fits.
         SignatureError: its other leaf classes name the check that failed.
         PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
+        KeysUnavailable: the pinned keys of the signer have not been fetched.
     """
     # (0)
     value, signatures = _read(message, kind)
     # (a)
     binding = _binding(kind, relayed)
-    jws = _choose(signatures, binding, audience, signers, algorithms)
+    jws = _choose(signatures, binding, audience, signers, algorithms, verifier)
 
     # (b)
     def payload() -> bytes:
@@ -191,7 +199,7 @@ def verify_message(
     kind: Kind,
     *,
     audience: AgentID | str,
-    verifier: PeerVerifier,
+    verifier: PeerVerifier | PinnedAgents,
     now: datetime,
     signers: Authorizer,
     replay: ReplayGuard,
@@ -216,12 +224,7 @@ def verify_message(
         relayed=relayed,
         algorithms=algorithms,
     )
-    replay.remember(
-        verified.replay_key,
-        issued_at=verified.issued_at.timestamp(),
-        expires_at=verified.expires_at.timestamp(),
-        now=now.timestamp(),
-    )
+    verified.remember(replay)
     return verified
 
 
@@ -287,19 +290,22 @@ def _choose(
     audience: AgentID | str,
     signers: Authorizer,
     algorithms: Collection[str],
+    verifier: PeerVerifier | PinnedAgents,
 ) -> str:
     """Step (a). Nothing that is read here is true yet: what is chosen is verified, and if it lied, refused."""
     if not signatures:
         raise SignatureMissing("message is not signed", expected=f'metadata["{EXTENSION}"]')
     if len(signatures) == 1:
         return signatures[0]
+    names_key = "kid" if isinstance(verifier, PinnedAgents) else "x5t#S256"
     of_the_role, fitting = [], []
     for jws in signatures:
         try:
-            claims = strict_jws.parse_detached(jws, algorithms=algorithms, typ=binding.typ).header.get("a2a")
+            header = strict_jws.parse_detached(jws, algorithms=algorithms, typ=binding.typ, in_body=True).header
         except SignatureError:  # of another version, or with an algorithm that is not for us
             continue
-        if not isinstance(claims, dict) or claims.get("rel") != binding.members["rel"]:
+        claims = header.get("a2a")
+        if names_key not in header or not isinstance(claims, dict) or claims.get("rel") != binding.members["rel"]:
             continue
         of_the_role.append(jws)
         if claims.get("aud") == str(audience) and _is_allowed(claims.get("iss"), signers):

@@ -25,12 +25,14 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from typing import Any, Literal
 
 from trust import json_text
 from trust.errors import MessageNotPortable
 from trust.json_text import NotStrictJson
 from trust.signing.canonical import MAX_BYTES, canonicalize
+from trust.signing.schema import ENUMERATIONS, ONE_OF, SCHEMA
 
 Kind = Literal["Message", "Artifact", "Task", "TaskStatusUpdateEvent", "TaskArtifactUpdateEvent"]
 KINDS: tuple[Kind, ...] = ("Message", "Artifact", "Task", "TaskStatusUpdateEvent", "TaskArtifactUpdateEvent")
@@ -61,20 +63,13 @@ def canonical_form(kind: Kind, value: Any) -> bytes:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    read: Callable[[Any, str], Any]  # the value in the form, from the value and the path that leads to it
-    default: Any = None  # left out; None where even a default is kept
-
-
 def _object(kind: str, value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(where, value, "an object")
-    fields = FIELDS[kind]
+    fields = SCHEMA[kind]
     normal: dict[str, Any] = {}
     for name, item in value.items():
-        field = fields.get(name)
-        if field is None:
+        if name not in fields:
             raise MessageNotPortable(
                 "member that A2A 1.0 does not have",
                 got=f"{where}.{name}",
@@ -83,11 +78,13 @@ def _object(kind: str, value: object, where: str) -> dict[str, Any]:
             )
         if item is None and name != "data":
             continue  # ProtoJSON: null is the default
+        field = _field(fields[name])
         item = field.read(item, f"{where}.{name}")
         if item != field.default:
             normal[name] = item
-    if len(_CONTENT & normal.keys()) > 1:
-        raise MessageNotPortable("part with several contents", got=where, expected="one of text, raw, url and data")
+    contents = ONE_OF.get(kind)
+    if contents and len(contents & normal.keys()) > 1:
+        raise MessageNotPortable("several contents in one", got=where, expected="one of " + ", ".join(sorted(contents)))
     return normal
 
 
@@ -153,98 +150,43 @@ _RFC3339 = re.compile(  # not hour 24, which newer Pythons read
 )
 
 
-def _string(default: str | None = "") -> _Field:
-    return _Field(_text, default)
+@dataclass(frozen=True, slots=True)
+class _Field:
+    read: Callable[[Any, str], Any]  # the value in the form, from the value and the path that leads to it
+    default: Any  # left out; None where even a default is kept
 
 
-def _one(kind: str) -> _Field:
-    return _Field(lambda value, where: _object(kind, value, where))
+@cache
+def _field(kind: str) -> _Field:
+    """How a member of this kind (as `schema` has it) is read, and what of it is left out."""
+    name = kind.rstrip("!?")
+    if name.endswith("[]"):
+        return _Field(partial(_list, _field(name[:-2]).read), [])
+    if name in SCHEMA:
+        return _Field(partial(_object, name), None)
+    if name in ENUMERATIONS:
+        return _Field(partial(_name, ENUMERATIONS[name]), ENUMERATIONS[name][0])
+    read, default = _OF_PROTOBUF[name]
+    return _Field(read, None if kind.endswith("?") else default)
 
 
-def _many(read: Callable[[Any, str], Any]) -> _Field:
-    def items(value: object, where: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise _wrong(where, value, "a list")
-        return [read(item, f"{where}[{position}]") for position, item in enumerate(value)]
-
-    return _Field(items, [])
+def _list(read: Callable[[Any, str], Any], value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _wrong(where, value, "a list")
+    return [read(item, f"{where}[{position}]") for position, item in enumerate(value)]
 
 
-def _objects(kind: str) -> _Field:
-    return _many(lambda value, where: _object(kind, value, where))
+def _name(known: tuple[str, ...], value: object, where: str) -> str:
+    if value not in known:
+        raise MessageNotPortable(where, got=value, expected=f"a name such as {known[-1]}")
+    return str(value)
 
 
-def _enumeration(prefix: str, *names: str) -> _Field:
-    known = [f"{prefix}_{name}" for name in ("UNSPECIFIED", *names)]
-
-    def read(value: object, where: str) -> str:
-        if value not in known:
-            raise MessageNotPortable(where, got=value, expected=f"the name of one of {prefix}_*")
-        return str(value)
-
-    return _Field(read, known[0])
-
-
-_CONTENT = frozenset({"text", "raw", "url", "data"})  # of a part, a oneof
-_METADATA = _Field(_struct)
-
-# A2A 1.0, a2a.proto; the tests compare it with the descriptors of the SDK.
-FIELDS: Mapping[str, Mapping[str, _Field]] = {
-    "Message": {
-        "messageId": _string(),
-        "contextId": _string(),
-        "taskId": _string(),
-        "role": _enumeration("ROLE", "USER", "AGENT"),
-        "parts": _objects("Part"),
-        "metadata": _METADATA,
-        "extensions": _many(_text),
-        "referenceTaskIds": _many(_text),
-    },
-    "Part": {
-        "text": _string(None),
-        "raw": _Field(_base64),
-        "url": _string(None),
-        "data": _Field(_data),
-        "metadata": _METADATA,
-        "filename": _string(),
-        "mediaType": _string(),
-    },
-    "Artifact": {
-        "artifactId": _string(),
-        "name": _string(),
-        "description": _string(),
-        "parts": _objects("Part"),
-        "metadata": _METADATA,
-        "extensions": _many(_text),
-    },
-    "Task": {
-        "id": _string(),
-        "contextId": _string(),
-        "status": _one("TaskStatus"),
-        "artifacts": _objects("Artifact"),
-        "history": _objects("Message"),
-        "metadata": _METADATA,
-    },
-    "TaskStatus": {
-        "state": _enumeration(
-            "TASK_STATE",
-            *("SUBMITTED", "WORKING", "COMPLETED", "FAILED", "CANCELED", "INPUT_REQUIRED", "REJECTED", "AUTH_REQUIRED"),
-        ),
-        "message": _one("Message"),
-        "timestamp": _Field(_time),
-    },
-    "TaskStatusUpdateEvent": {
-        "taskId": _string(),
-        "contextId": _string(),
-        "status": _one("TaskStatus"),
-        "metadata": _METADATA,
-    },
-    "TaskArtifactUpdateEvent": {
-        "taskId": _string(),
-        "contextId": _string(),
-        "artifact": _one("Artifact"),
-        "append": _Field(_flag, False),
-        "lastChunk": _Field(_flag, False),
-        "metadata": _METADATA,
-    },
+_OF_PROTOBUF: Mapping[str, tuple[Callable[[Any, str], Any], Any]] = {
+    "string": (_text, ""),
+    "bytes": (_base64, ""),
+    "bool": (_flag, False),
+    "Struct": (_struct, None),
+    "Value": (_data, None),
+    "Timestamp": (_time, None),
 }

@@ -1,4 +1,4 @@
-"""The form of a card: our table against the SDK's descriptors, our forms against those that others compute."""
+"""The form of a card: our forms against those that others compute."""
 
 from __future__ import annotations
 
@@ -11,49 +11,16 @@ from a2a.client.card_resolver import parse_agent_card
 from a2a.types import AgentCard
 from a2a.utils.signing import _canonicalize_agent_card
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.cards import CARD, changed
+from tests.trust.signing.test_schema import is_required
 from trust.errors import CardMalformed
 from trust.signing.canonical import canonicalize_value
-from trust.signing.card_form import MAX_LEFT_OUT, ONE_OF, SCHEMA, covered, prepare, read, requirements
-
-
-def kind_of(field: FieldDescriptor) -> str:
-    message = field.message_type
-    if message is not None and message.GetOptions().map_entry:
-        return kind_of(message.fields_by_name["value"]).rstrip("?!") + "{}" + "!" * is_required(field)
-    names = {FieldDescriptor.TYPE_STRING: "string", FieldDescriptor.TYPE_BOOL: "bool"}
-    name = message.name if message is not None else names[field.type]
-    many = "[]" * field.is_repeated
-    optional = "?" * (message is None and field.has_presence)
-    return f"{name}{many}{optional}{'!' * is_required(field)}"
-
-
-def is_required(field: FieldDescriptor) -> bool:
-    return "REQUIRED" in str(field.GetOptions())
-
-
-def table(descriptor: Descriptor, found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    if descriptor.name in found or descriptor.name in ("Struct", "AgentCardSignature"):
-        return found
-    found[descriptor.name] = {f.json_name: kind_of(f) for f in descriptor.fields if f.json_name != "signatures"}
-    for field in descriptor.fields:
-        message = field.message_type
-        if message is not None and message.GetOptions().map_entry:
-            message = message.fields_by_name["value"].message_type
-        if message is not None:
-            table(message, found)
-    return found
-
-
-def test_the_table_is_the_sdks() -> None:
-    assert table(AgentCard.DESCRIPTOR, {}) == SCHEMA
-    for name in SCHEMA:
-        message = AgentCard.DESCRIPTOR.file.message_types_by_name[name]
-        assert (name in ONE_OF) == bool([o for o in message.oneofs if not o.name.startswith("_")])
+from trust.signing.card_form import MAX_LEFT_OUT, covered, prepare, read, requirements
+from trust.signing.schema import ONE_OF, SCHEMA
 
 
 def of_the_specification(card: dict[str, Any]) -> bytes:
@@ -249,6 +216,24 @@ def test_no_scheme_and_no_scope_has_a_name_that_javascript_drops(place: str, val
     for reading in (covered, prepare):
         with pytest.raises(CardMalformed, match="__proto__"):
             reading(card)
+
+
+@pytest.mark.parametrize("kind", ["OAuthFlows", "SecurityScheme"])
+def test_two_alternatives_at_once(kind: str) -> None:
+    """The SDK refuses such a card, too; a reader who does not could take either."""
+    card = copy.deepcopy(CARD)
+    scheme = card["securitySchemes"]["oauth2"]
+    holder = scheme if kind == "SecurityScheme" else scheme["oauth2SecurityScheme"]["flows"]
+    other = next(name for name in sorted(ONE_OF[kind]) if name not in holder)
+    holder[other] = None
+    assert covered(card)[1] == (
+        f"securitySchemes.oauth2{'' if holder is scheme else '.oauth2SecurityScheme.flows'}.{other}",
+    )
+    holder[other] = {}
+    with pytest.raises(CardMalformed, match="one alternative"):
+        covered(card)
+    with pytest.raises(ParseError):
+        ParseDict(card, AgentCard())
 
 
 def test_of_what_is_left_out_only_the_whole_is_named() -> None:

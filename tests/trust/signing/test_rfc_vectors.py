@@ -30,6 +30,20 @@ FRODO = (
     "IGlmIHlvdSBkb24ndCBrZWVwIHlvdXIgZmVldCwgdGhlcmXigJlzIG5vIGtub3dpbmcgd2hlcmUgeW91IG1pZ2h0IGJlIHN3ZXB0IG9mZiB0by4"
 )
 JOES = {"kty": "oct", "k": "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}
+RSA = {
+    "kty": "RSA",
+    "e": "AQAB",
+    "n": "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS"
+    "-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg6"
+    "65xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuX"
+    "poQ",
+}
+RSA_SIGNED = (
+    "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZ"
+    "cAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-e"
+    "OkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw"
+)
+P256_SIGNED = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
 P256 = {
     "kty": "EC",
     "crv": "P-256",
@@ -75,11 +89,11 @@ EXAMPLES = {
         key=JOES,
         refused=AlgorithmRefused,
     ),
-    "RFC 7515 A.3, ES256": Example(
-        compact=f"eyJhbGciOiJFUzI1NiJ9.{JOE}"
-        ".DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q",
-        key=P256,
+    "RFC 7515 A.2, RS256": Example(
+        compact=f"eyJhbGciOiJSUzI1NiJ9.{JOE}.{RSA_SIGNED}", key=RSA, refused=AlgorithmRefused
     ),
+    "RFC 7515 A.3, ES256": Example(compact=f"eyJhbGciOiJFUzI1NiJ9.{JOE}.{P256_SIGNED}", key=P256),
+    "RFC 7515 F, detached": Example(compact=f"eyJhbGciOiJFUzI1NiJ9..{P256_SIGNED}", payload=JOE, key=P256),
     "RFC 7515 A.4, ES512": Example(
         compact="eyJhbGciOiJFUzUxMiJ9.UGF5bG9hZA.AdwMgeerwtHoh-l192l60hp9wAHZFVJbLfD_UxMi70cwnZOYaRI1bKPWROc-mZZqwqT2"
         "SI-KGDKB34XO0aw_7XdtAG8GaSwFKdCAPZgoXD2YBJZCPEX3xKpRwcdOO8KpEHwJjyqOgzDO7iKvU8vcnwNrmxYbSW9ERBXukOXolLzeO_Jn",
@@ -172,6 +186,7 @@ def test_what_we_say_to_the_example(name: str) -> None:
         return
     parse(f"{with_typ}.{middle}.{signature}", algorithms=ALL, typ="t")  # nothing but its typ was in the way
     key = JWK(**example.key).get_op_key("verify")
+    middle = middle or example.payload
     payload = jws.decode(middle)
     parsed = jws.Parsed(header, header["alg"], payload, jws.decode(signature), protected.encode(), middle.encode())
     assert parsed.verify(key) == parsed.verify_payload(key, payload) == payload
@@ -187,16 +202,54 @@ def test_b64_false_is_refused_with_an_algorithm_of_ours_too() -> None:
         jws.parse_detached(f"{protected}..AA", algorithms=ALL, typ="t", understood=("b64",))
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        # RFC 7515 A.6 and A.7 and RFC 7520 4.6 to 4.8 are JSON, in which what is not signed has a say.
-        {"payload": JOE, "protected": "eyJhbGciOiJFUzI1NiJ9", "header": {"kid": "x"}, "signature": "AA"},
-        {"payload": FRODO, "header": {"alg": "HS256"}, "signature": "xuLifqLGiblpv9zBpuZczWhNj1gARaLV3UxvxhJxZuk"},
-        {"payload": FRODO, "signatures": [{"protected": "eyJhbGciOiJFUzI1NiJ9", "signature": "AA"}]},
-    ],
-)
-def test_the_json_serialisations_are_no_jws_here(document: dict[str, Any]) -> None:
+# RFC 7515 A.6 and A.7 and RFC 7520 4.6 and 4.7 are JSON, in which what is not signed has a say.
+DOCUMENTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "RFC 7515 A.6, two signatures": (
+        {
+            "payload": JOE,
+            "signatures": [
+                {"protected": "eyJhbGciOiJSUzI1NiJ9", "header": {"kid": "2010-12-29"}, "signature": RSA_SIGNED},
+                {"protected": "eyJhbGciOiJFUzI1NiJ9", "header": {"kid": "e9bc097a"}, "signature": P256_SIGNED},
+            ],
+        },
+        P256,
+    ),
+    "RFC 7515 A.7, flattened": (
+        {
+            "payload": JOE,
+            "protected": "eyJhbGciOiJFUzI1NiJ9",
+            "header": {"kid": "e9bc097a"},
+            "signature": P256_SIGNED,
+        },
+        P256,
+    ),
+    "RFC 7520 4.6, kid not protected": (
+        {
+            "payload": FRODO,
+            "protected": "eyJhbGciOiJIUzI1NiJ9",
+            "header": {"kid": "018c0ae5-4d9b-471b-bfd6-eef314bc7037"},
+            "signature": "bWUSVaxorn7bEF1djytBd0kHv70Ly5pvbomzMWSOr20",
+        },
+        SHARED,
+    ),
+    "RFC 7520 4.7, nothing protected": (
+        {
+            "payload": FRODO,
+            "header": {"alg": "HS256", "kid": "018c0ae5-4d9b-471b-bfd6-eef314bc7037"},
+            "signature": "xuLifqLGiblpv9zBpuZczWhNj1gARaLV3UxvxhJxZuk",
+        },
+        SHARED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_json_serialisations_are_no_jws_here(name: str) -> None:
+    document, key = DOCUMENTS[name]
+    token = other.JWS()
+    token.allowed_algs = ["HS256", "ES256"]
+    token.deserialize(json.dumps(document), JWK(**key))
+    assert token.is_valid  # to jwcrypto, and of two signatures one is enough
     for parse in (jws.parse_compact, jws.parse_detached):
         with pytest.raises(SignatureMalformed):
             parse(json.dumps(document), algorithms=ALL, typ="t")
