@@ -16,6 +16,8 @@ def wall_clock() -> datetime:
 
 def utc(now: datetime) -> datetime:
     """Return `now` in UTC; a time without a zone is refused, for it would be read as the wrong instant."""
+    if now.tzinfo is UTC:  # nearly always, and asked at every step of a request
+        return now
     if now.tzinfo is None:
         raise IdentityError(
             "time without a zone", got=now.isoformat(), expected="an aware datetime, e.g. datetime.now(UTC)"

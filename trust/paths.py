@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, NoReturn
 
 from cryptography import x509
@@ -238,7 +239,10 @@ def _verified(candidate: tuple[Certificate, ...], root: Root, now: datetime) -> 
         raise MalformedCertificate("certificate cannot be read by OpenSSL", got=error) from None
     by_der = {certificate.der: certificate for certificate in candidate}
     ders = [crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate) for certificate in verified]
-    return tuple(by_der.get(der) or Certificate.read(der) for der in ders)
+    return tuple(by_der.get(der) or _read_root(der) for der in ders)
+
+
+_read_root = lru_cache(maxsize=64)(Certificate.read)  # nothing but a root of ours was not presented, and they are few
 
 
 def _check_authority(certificate: Certificate, usage: Usage) -> None:

@@ -343,6 +343,25 @@ def _unprotected(message: Message) -> str:
     )
 
 
+def _as_json(message: Message) -> str:
+    return json_serialisation(message.build())
+
+
+def _one_of_two(message: Message) -> str:
+    """A good signature makes up for one that is not."""
+    protected, signature = message.parts()
+    bad = {"protected": protected, "signature": jws.encode(bytes(64))}
+    good = {"protected": protected, "signature": signature}
+    return json.dumps({"payload": jws.encode(PAYLOAD), "signatures": [bad, good]})
+
+
+def _not_encoded(message: Message) -> str:
+    """Signed over the payload as it is: whoever looks at `b64` only where it is critical verifies other bytes."""
+    protected = jws.encode(text(',"b64":false'))
+    signature = es256(KEY, f"{protected}.".encode() + PAYLOAD)
+    return f"{protected}.{jws.encode(PAYLOAD)}.{jws.encode(signature)}"
+
+
 def _compact(message: Message) -> str:
     protected, signature = message.parts()
     return f"{protected}.{jws.encode(PAYLOAD)}.{signature}"
@@ -357,9 +376,16 @@ def _compact(message: Message) -> str:
         (Message(signature=lambda s: s + "=="), _compact, SignatureMalformed),
         (Message(signature=loose_bits), _compact, SignatureMalformed),
         (Message(signature=lambda s: s[:9] + "!!!!" + s[9:]), _compact, SignatureMalformed),
+        (Message(change_signature=lambda raw: b"\0" + raw[:32] + b"\0" + raw[32:]), _compact, SignatureMalformed),
+        (Message(), _not_encoded, CriticalHeaderRefused),
         (Message(), _unprotected, SignatureMalformed),
+        (Message(), _as_json, SignatureMalformed),
+        (Message(), _one_of_two, SignatureMalformed),
     ],
-    ids=["alg twice", "crit empty", "crit names alg", "padding", "loose bits", "foreign character", "unprotected alg"],
+    ids=[
+        *("alg twice", "crit empty", "crit names alg", "padding", "loose bits", "foreign character", "wrong length"),
+        *("b64 false, not critical", "unprotected alg", "JSON by guess", "one good signature among many"),
+    ],
 )
 def test_jwcrypto_accepts_what_is_refused_here(
     message: Message, form: Callable[[Message], str], error: type[Exception]
@@ -370,5 +396,7 @@ def test_jwcrypto_accepts_what_is_refused_here(
     other.allowed_algs = ["ES256"]
     other.deserialize(token, jwk.JWK.from_pyca(KEY.public_key()))
     assert other.is_valid
-    with pytest.raises(error):
-        jws.parse_compact(token, algorithms=["ES256"], typ="a2a-req+jws", understood=("a2a",))
+    with pytest.raises(error) as caught:
+        parsed = jws.parse_compact(token, algorithms=["ES256"], typ="a2a-req+jws", understood=("a2a",))
+        parsed.verify(KEY.public_key())
+    assert type(caught.value) is error

@@ -10,7 +10,9 @@ from rich.table import Table
 
 # Each is a module here with a function `rows`. In process first; what opens sockets comes last.
 MODULES = (
+    "jose",
     "signing",
+    "streams",
     "tokens",
     "replay",
     "revocation",

@@ -1,95 +1,91 @@
-"""Signing and verifying 1 KiB beside the raw primitive and jwcrypto; RFC 8785 beside the `rfc8785` package."""
+"""Signed requests, messages inside JSON and evidence, beside their cryptography alone; chains of certificates; JCS."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import rfc8785
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from jwcrypto import jwk
-from jwcrypto import jws as jwcrypto_jws
 
-from tests.benchmarks.harness import Row, compare
+from tests.benchmarks.harness import Row, compare, medians
 from tests.forge import Forge
+from trust.authorize import exactly
 from trust.peers import PeerVerifier
 from trust.signing import jws
 from trust.signing.canonical import canonicalize
+from trust.signing.evidence import make_evidence, verify_evidence
 from trust.signing.http import authenticate_request, new_message_id, sign_request
+from trust.signing.messages import authenticate_message, sign_message
 
 PAYLOAD = b"x" * 1024
 
 
 def rows() -> list[Row]:
-    return [*_signatures(), *_requests(), *_canonical()]
+    return [*_signed(), *_canonical()]
 
 
-def _signatures() -> list[Row]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = key.public_key()
-    header = {"alg": "ES256", "typ": "a2a-req+jws", "crit": ["a2a"], "a2a": {"v": 1, "jti": new_message_id()}}
-    token = jws.sign_detached(PAYLOAD, key=key, header=header)
-    protected, _, signature = token.split(".")
-    data = f"{protected}.{jws.encode(PAYLOAD)}".encode()
-    deterministic, ecdsa = ec.ECDSA(hashes.SHA256(), deterministic_signing=True), ec.ECDSA(hashes.SHA256())
-    der = key.sign(data, deterministic)
-    private_jwk, public_jwk = jwk.JWK.from_pyca(key), jwk.JWK.from_pyca(public)
-    compact = f"{protected}.{jws.encode(PAYLOAD)}.{signature}"
-    header_text = json.dumps(header)
-    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]
-
-    def sign() -> str:
-        return jws.sign_detached(PAYLOAD, key=key, header=header)
-
-    def verify() -> dict[str, Any]:
-        return jws.verify_detached(token, PAYLOAD, key=public, algorithms=("ES256",), typ="a2a-req+jws")
-
-    def jwcrypto_sign() -> str:
-        other = jwcrypto_jws.JWS(PAYLOAD, header_registry=registry)
-        other.add_signature(private_jwk, protected=header_text)
-        return str(other.serialize(compact=True))
-
-    def jwcrypto_verify() -> None:
-        other = jwcrypto_jws.JWS(header_registry=registry)
-        other.deserialize(compact, public_jwk)
-
-    return [
-        compare("sign ES256, 1 KiB", sign, "raw primitive", lambda: key.sign(data, deterministic), "<= 1.4x"),
-        compare("sign ES256, 1 KiB", sign, "jwcrypto", jwcrypto_sign, "< 1x"),
-        compare("verify ES256, 1 KiB", verify, "raw primitive", lambda: public.verify(der, data, ecdsa), "<= 1.2x"),
-        compare("verify ES256, 1 KiB", verify, "jwcrypto", jwcrypto_verify, "< 1x"),
-    ]
-
-
-def _requests() -> list[Row]:
-    """A whole signed request: claims, certificate lookup, chain, binding, time."""
+def _signed() -> list[Row]:
+    """Whole signed things: claims, certificate, chain, binding, time. What was seen before is left to the guard."""
     now = datetime.now(UTC)
     forge = Forge()
     planner, billing = forge.leaf("/planner"), forge.leaf("/billing")
-    verifier = PeerVerifier(forge.bundles)
-    peer = verifier.verify(planner.chain_der, now=now, usage="client")
+    chain, verifier, strangers = planner.chain_der, PeerVerifier(forge.bundles), PeerVerifier(forge.bundles)
+    peer = verifier.verify(chain, now=now, usage="client")
     target: dict[str, Any] = {"method": "POST", "url": "https://billing.example/a2a", "body": PAYLOAD, "version": "1.0"}
-    jti = new_message_id()
+    jti, audience, signers = new_message_id(), billing.agent_id, exactly(planner.agent_id)
+    token = sign_request(planner, **target, audience=audience, now=now, jti=jti).jws
+    message = {"messageId": "1", "role": "ROLE_USER", "parts": [{"text": "x" * 900}]}
+    text = json.dumps(
+        sign_message(message, "Message", credentials=planner, audience=audience, now=now, jti=jti)
+    ).encode()
 
-    def sign() -> str:
-        return sign_request(planner, **target, audience=billing.agent_id, now=now, jti=jti).jws
+    def request() -> Any:
+        return authenticate_request(token, **target, audience=audience, verifier=verifier, peer=peer, now=now)
 
-    token = sign()
+    def read() -> object:
+        return authenticate_message(text, "Message", audience=audience, verifier=verifier, now=now, signers=signers)
 
-    def verify() -> object:
-        return authenticate_request(token, **target, audience=billing.agent_id, verifier=verifier, peer=peer, now=now)
+    def first_contact() -> object:
+        strangers._snapshot.paths.clear()
+        return strangers.verify(chain, now=now, usage="client")
 
+    received = request()
+    bundle = make_evidence(received, credentials=billing, verifier=verifier, jti=jti)
+    ours: dict[str, Callable[[], object]] = {
+        "sign a request": lambda: sign_request(planner, **target, audience=audience, now=now, jti=jti),
+        "verify a request": request,
+        "sign a message": lambda: sign_message(
+            message, "Message", credentials=planner, audience=audience, now=now, jti=jti
+        ),
+        "verify a message": read,
+        "make evidence": lambda: make_evidence(received, credentials=billing, verifier=verifier, jti=jti),
+        "verify evidence": lambda: verify_evidence(bundle, forge.bundles, at=now),
+        "a chain, known": lambda: verifier.verify(chain, now=now, usage="client"),
+        "a chain, first contact": first_contact,
+    }
+    raw_sign, raw_verify, *seconds = medians(*_raw(planner, token), *ours.values())
+    return [
+        Row(
+            name=f"{what}, 1 KiB" if "chain" not in what else what,
+            ours=figure,
+            peer_name="raw sign" if what.startswith(("sign", "make")) else "raw verify",
+            peer=raw_sign if what.startswith(("sign", "make")) else raw_verify,
+            goal="-",
+        )
+        for what, figure in zip(ours, seconds, strict=True)
+    ]
+
+
+def _raw(signer: Any, token: str) -> tuple[Callable[[], object], Callable[[], object]]:
     data = f"{token.split('.')[0]}.{jws.encode(PAYLOAD)}".encode()
     deterministic, ecdsa = ec.ECDSA(hashes.SHA256(), deterministic_signing=True), ec.ECDSA(hashes.SHA256())
-    key: Any = planner.private_key
-    public = key.public_key()
-    der = key.sign(data, deterministic)
-    return [
-        compare("sign a request, 1 KiB", sign, "raw primitive", lambda: key.sign(data, deterministic), "-"),
-        compare("verify a request, 1 KiB", verify, "raw primitive", lambda: public.verify(der, data, ecdsa), "-"),
-    ]
+    key = signer.private_key
+    public, der = key.public_key(), key.sign(data, deterministic)
+    return lambda: key.sign(data, deterministic), lambda: public.verify(der, data, ecdsa)
 
 
 def _canonical() -> list[Row]:

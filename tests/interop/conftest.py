@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,12 +18,11 @@ from cryptography.x509 import ocsp
 
 from pki import CertificateAuthority, revocation
 from tests.interop.fleet import DOMAIN, Fleet, make_fleet
-from tests.interop.programs import node_modules
+from tests.interop.oracle import with_modules
 from trust.credentials import Credentials
 
 PUBLIC_URL = "http://pki.fleet.example"
 GO = Path(__file__).parent / "go"
-JS = Path(__file__).parent / "js"
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +38,7 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def js(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the scripts of `js/` and the packages of the very versions that its lock names."""
-    folder = tmp_path_factory.mktemp("js")
-    for file in JS.iterdir():
-        shutil.copy(file, folder)
-    (folder / "node_modules").symlink_to(node_modules(JS), target_is_directory=True)
-    return folder
+    return with_modules(tmp_path_factory.mktemp("js"))
 
 
 @dataclass(frozen=True, kw_only=True)
