@@ -28,7 +28,7 @@ _MAX_SERIAL_BITS = 159  # RFC 5280 section 4.1.2.2: at most 20 octets, of which 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsigned:
-    """A certificate that lacks its signature; with the part of a builder's `sign` that is needed for an EC key."""
+    """A certificate that lacks its signature."""
 
     serial: int
     issuer: bytes  # Name
@@ -39,29 +39,30 @@ class Unsigned:
     extensions: bytes = field(repr=False)  # each by `extension`
 
     def sign(
-        self,
-        private_key: ec.EllipticCurvePrivateKey,
-        algorithm: hashes.SHA256 | hashes.SHA384,
-        *,
-        ecdsa_deterministic: bool,
-    ) -> x509.Certificate:
-        """Raises: ValueError: the serial number or the time cannot stand in a certificate."""
+        self, private_key: ec.EllipticCurvePrivateKey, algorithm: hashes.SHA256 | hashes.SHA384
+    ) -> tuple[x509.Certificate, bytes]:
+        """The certificate, signed deterministically, and its DER.
+
+        Raises:
+            ValueError: the serial number cannot stand in a certificate.
+        """
         if self.serial <= 0 or self.serial.bit_length() > _MAX_SERIAL_BITS:
             raise ValueError("serial number of a certificate: from 1 to 159 bits")
-        signature_algorithm = _signature_algorithm(algorithm.name)
+        signature_algorithm, ecdsa = _algorithm(algorithm.name)
         body = tlv(
             _SEQUENCE,
             _VERSION_3,
             tlv(_INTEGER, self.serial.to_bytes(self.serial.bit_length() // 8 + 1)),
             signature_algorithm,
             self.issuer,
-            tlv(_SEQUENCE, _time(self.not_before), _time(self.not_after)),
+            _validity(self.not_before, self.not_after),
             self.subject,
             self.public_key,
             tlv(_EXTENSIONS, tlv(_SEQUENCE, self.extensions)),
         )
-        signature = private_key.sign(body, _ecdsa(algorithm.name, ecdsa_deterministic))
-        return x509.load_der_x509_certificate(tlv(_SEQUENCE, body, signature_algorithm, tlv(_BITS, b"\x00", signature)))
+        signature = private_key.sign(body, ecdsa)
+        encoded = tlv(_SEQUENCE, body, signature_algorithm, tlv(_BITS, b"\x00", signature))
+        return x509.load_der_x509_certificate(encoded), encoded
 
 
 def extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
@@ -79,9 +80,9 @@ def alternative_names(
     return _extension("2.5.29.17", tlv(_SEQUENCE, *names), critical=True)
 
 
-def key_identifier(digest: bytes) -> bytes:
-    """The extension with the identifier of the subject's key (RFC 5280 section 4.2.1.2)."""
-    return _extension("2.5.29.14", tlv(_OCTETS, digest), critical=False)
+def key_identifier(sha1: bytes) -> bytes:
+    """The extension with the identifier of the subject's key (RFC 5280 section 4.2.1.2), which has 20 bytes."""
+    return _KEY_IDENTIFIER + sha1
 
 
 def _extension(oid: str, value: bytes, *, critical: bool) -> bytes:
@@ -91,15 +92,23 @@ def _extension(oid: str, value: bytes, *, critical: bool) -> bytes:
 def tlv(tag: int, *parts: bytes) -> bytes:
     """A tag, a length and the parts. Raises: OverflowError: they are 64 KiB or more."""
     content = b"".join(parts)
-    size = len(content)
+    return _head(tag, len(content)) + content
+
+
+@lru_cache(maxsize=1024)  # there are few lengths: of a certificate's parts, and of signatures
+def _head(tag: int, size: int) -> bytes:
     if size < 0x80:
-        return bytes((tag, size)) + content
+        return bytes((tag, size))
     if size < 0x100:
-        return bytes((tag, 0x81, size)) + content
-    return bytes((tag, 0x82)) + size.to_bytes(2) + content
+        return bytes((tag, 0x81, size))
+    return bytes((tag, 0x82)) + size.to_bytes(2)
 
 
-@lru_cache(maxsize=64)  # what is made in the same second has them in common
+@lru_cache(maxsize=64)  # what is made in the same second has it in common
+def _validity(not_before: datetime, not_after: datetime) -> bytes:
+    return tlv(_SEQUENCE, _time(not_before), _time(not_after))
+
+
 def _time(moment: datetime) -> bytes:
     """RFC 5280 section 4.1.2.5: two digits of the year from 1950 to 2049, else four."""
     if 1950 <= moment.year < 2050:
@@ -119,14 +128,14 @@ def _oid(dotted: str) -> bytes:
     return tlv(_OID, bytes(encoded))
 
 
-@cache
-def _signature_algorithm(name: str) -> bytes:
-    """RFC 5758 section 3.2: without parameters."""
-    return tlv(_SEQUENCE, _oid({"sha256": "1.2.840.10045.4.3.2", "sha384": "1.2.840.10045.4.3.3"}[name]))
+@cache  # also because to make an `ec.ECDSA` asks OpenSSL what it can do
+def _algorithm(name: str) -> tuple[bytes, ec.ECDSA]:
+    """How a certificate calls a signature algorithm (RFC 5758 section 3.2: without parameters), and what it is."""
+    oid, algorithm = {
+        "sha256": ("1.2.840.10045.4.3.2", hashes.SHA256()),
+        "sha384": ("1.2.840.10045.4.3.3", hashes.SHA384()),
+    }[name]
+    return tlv(_SEQUENCE, _oid(oid)), ec.ECDSA(algorithm, deterministic_signing=True)
 
 
-@cache
-def _ecdsa(name: str, deterministic: bool) -> ec.ECDSA:
-    """Made once: to make one asks OpenSSL what it can do."""
-    algorithm = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}[name]
-    return ec.ECDSA(algorithm, deterministic_signing=deterministic)
+_KEY_IDENTIFIER = _extension("2.5.29.14", tlv(_OCTETS, bytes(20)), critical=False)[:-20]

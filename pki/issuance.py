@@ -21,8 +21,9 @@ from pki.profiles import Urls
 from pki.records import Issue, Record, Settings, TokenUse
 from pki.renewal import RenewalInfo
 from pki.rules import Rules
-from pki.steps import Find, Steps, alone, together
+from pki.steps import PAUSE, Find, Steps, together
 from pki.store import Store
+from pki.store.writer import GroupCommit
 from trust import identity
 from trust.clock import Clock, utc
 from trust.credentials import Credentials
@@ -39,6 +40,7 @@ class Issued:
     thumbprint: str  # x5t#S256 of the leaf
     not_before: datetime
     not_after: datetime
+    der: bytes = field(repr=False)  # the leaf
     chain: tuple[x509.Certificate, ...] = field(repr=False)  # leaf first, the root left out
 
     @property
@@ -66,6 +68,8 @@ class Issuance:
         self._clock = clock
         self._serials = serials
         self._urls = Urls.of(settings)
+        # Of those who have one each: what waits in several threads is done together, too.
+        self._callers: GroupCommit[Steps[Issued], Issued] = GroupCommit(self.together)
 
     @property
     def trust_domain(self) -> str:
@@ -104,7 +108,7 @@ class Issuance:
             StoreError: the certificate could not be stored, and so was not made.
         """
         steps = self.issuing(csr, agent_id, dns_names=dns_names, ip_addresses=ip_addresses, lifetime=lifetime, now=now)
-        return alone(steps, self._store)
+        return self._callers.submit(steps)
 
     def issuing(
         self,
@@ -119,10 +123,8 @@ class Issuance:
         """The steps of `issue`, for `together`."""
         granted = parsed(agent_id)
         request = requests.parse(csr)
-
-        def approve(rules: Rules | None) -> Approved:
-            return self._approve(request, granted, dns_names, ip_addresses, lifetime, rules)
-
+        yield PAUSE
+        approve = self._approving(request, granted, dns_names, ip_addresses, lifetime)
         return (yield from self._making(approve, now=self._moment(now)))
 
     def issue_credentials(
@@ -173,7 +175,7 @@ class Issuance:
                 lifetime=lifetime,
             )
 
-        return alone(self._making(approve, now=self._moment(now)), self._store).credentials(key)
+        return self._callers.submit(self._making(approve, now=self._moment(now))).credentials(key)
 
     # Renewal.
 
@@ -194,20 +196,20 @@ class Issuance:
             AuthorityDamaged: its row in the database says something else than the certificate.
             RequestRefused, PolicyRefused, AuthorityNotValid, WrongPassword, StoreError: as `issue`.
         """
-        return alone(self.renewing(csr, presented, now=now), self._store)
+        return self._callers.submit(self.renewing(csr, presented, now=now))
 
     def renewing(self, csr: bytes, presented: bytes, *, now: datetime | None = None) -> Steps[Issued]:
         """The steps of `renew`, for `together`."""
         moment = self._moment(now)
-        record = renewal.check((yield Find(thumbprint=identity.thumbprint(presented))), now=moment)
+        found = yield Find(thumbprint=identity.thumbprint(presented))
+        record, certificate = renewal.check(found, now=moment)
+        names = renewal.names(certificate)
+        yield PAUSE
         request = requests.parse(csr)
-        names = renewal.names(record.certificate)
+        yield PAUSE
         lifetime = renewal.lifetime(record)
         agent_id = AgentID.parse(record.spiffe_id)
-
-        def approve(rules: Rules | None) -> Approved:
-            return self._approve(request, agent_id, names.dns_names, names.ip_addresses, lifetime, rules)
-
+        approve = self._approving(request, agent_id, names.dns_names, names.ip_addresses, lifetime)
         return (yield from self._making(approve, now=moment, renews=record.serial))
 
     def renewal_info(self, presented: bytes, now: datetime | None = None) -> RenewalInfo:
@@ -216,7 +218,7 @@ class Issuance:
         Raises:
             NotIssuedHere, AuthorityDamaged, CertificateAlreadyRevoked, CertificateAlreadyExpired: it cannot be renewed.
         """
-        record = renewal.check(self._presented(presented), now=self._moment(now))
+        record, _ = renewal.check(self._presented(presented), now=self._moment(now))
         return renewal.info(record, self._issuers.view().records)
 
     # How a certificate is made.
@@ -253,11 +255,13 @@ class Issuance:
         issuer = view.issuing
         signer = self._issuers.signer(issuer.key_id)
         issuer.check_valid("intermediate CA", now)
+        yield PAUSE
         shard = self._store.shard() if self._urls.crl_base else 0
         serial = self._serials() if burns is None else burns.serial
         unsigned = profiles.agent(approved, issuer=issuer, serial=serial, now=now, urls=self._urls, shard=shard)
-        leaf = keys.sign(unsigned, signer)
-        encoded = leaf.public_bytes(Encoding.DER)
+        yield PAUSE
+        leaf, encoded = keys.sign_agent(unsigned, signer)
+        yield PAUSE
         record = Record(
             serial=serial,
             kind="agent",
@@ -272,16 +276,16 @@ class Issuance:
         yield Issue(record=record, now=now, burns=burns, renews=renews)
         return issued_as(record, approved.agent_id, leaf, issuer.certificate)
 
-    def _approve(
+    def _approving(
         self,
         request: requests.Request,
         agent_id: AgentID,
         dns_names: Collection[str],
         ip_addresses: Collection[str | policy.IPAddress],
         lifetime: timedelta,
-        rules: Rules | None,
-    ) -> Approved:
-        return policy.approve(
+    ) -> Callable[[Rules | None], Approved]:
+        """What is left to be asked of the policy, by its rules of that moment."""
+        return lambda rules: policy.approve(
             request,
             agent_id,
             trust_domain=self.trust_domain,
@@ -305,6 +309,7 @@ def issued_as(record: Record, agent_id: AgentID, leaf: x509.Certificate, issuer:
         thumbprint=record.thumbprint,
         not_before=record.not_before,
         not_after=record.not_after,
+        der=record.der,
         chain=(leaf, issuer),
     )
 

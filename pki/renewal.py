@@ -35,8 +35,8 @@ class Names:
     ip_addresses: tuple[IPAddress, ...]
 
 
-def check(record: Record | None, *, now: datetime) -> Record:
-    """Return the record of a presented certificate when it may be renewed.
+def check(record: Record | None, *, now: datetime) -> tuple[Record, x509.Certificate]:
+    """Return the record of a presented certificate, and the certificate, when it may be renewed.
 
     1. This CA has issued it, to an agent.
     2. Its row says what the certificate says, of which everything about its successor follows.
@@ -59,7 +59,7 @@ def check(record: Record | None, *, now: datetime) -> Record:
         )
 
     # 2.
-    record.genuine()
+    certificate = record.genuine()
 
     # 3.
     if record.revoked_at is not None:
@@ -78,7 +78,7 @@ def check(record: Record | None, *, now: datetime) -> Record:
             expected=f"a time from {shown(record.not_before)} to {shown(record.not_after)}",
             do="enrol again with a token; compare the clocks where it should be valid",
         )
-    return record
+    return record, certificate
 
 
 def names(certificate: x509.Certificate) -> Names:

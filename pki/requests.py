@@ -63,8 +63,11 @@ def parse(data: bytes) -> Request:
 
     # 2. One request, DER or PEM.
     try:
-        load = x509.load_pem_x509_csr if data.lstrip().startswith(b"-----BEGIN") else x509.load_der_x509_csr
-        csr = load(data)
+        if data.lstrip().startswith(b"-----BEGIN"):
+            csr = x509.load_pem_x509_csr(data)
+            data = csr.public_bytes(Encoding.DER)
+        else:
+            csr = x509.load_der_x509_csr(data)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise _malformed("not readable") from None
 
@@ -80,7 +83,7 @@ def parse(data: bytes) -> Request:
         raise _key_refused(type(key).__name__)
 
     # DER has no unused bits in a signature (X.690 section 11.2.2): a request is spelled in one way.
-    if csr.public_bytes(Encoding.DER)[-len(csr.signature) - 1] != 0:
+    if data[-len(csr.signature) - 1] != 0:
         raise _malformed("a signature of odd bits")
 
     # 4. Possession.

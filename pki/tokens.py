@@ -14,11 +14,9 @@ from pki import enrolment, policy, requests
 from pki.enrolment import EnrolmentToken
 from pki.errors import AgentBanned, EnrolmentRefused, EnrolmentTokenUsed
 from pki.issuance import Issuance, Issued, issued_as, parsed
-from pki.policy import Approved
 from pki.records import State, TokenRecord, TokenUse
 from pki.requests import PublicKey
-from pki.rules import Rules
-from pki.steps import FindToken, Steps, alone
+from pki.steps import PAUSE, FindToken, Steps
 from trust.identity import AgentID
 
 
@@ -106,7 +104,7 @@ class Tokens(Issuance):
             PolicyRefused: the request asks for another ID than the token's, or the policy refuses it now.
             AuthorityNotValid, WrongPassword, StoreError: as `issue`.
         """
-        return alone(self.enrolling(csr, token, now=now), self._store)
+        return self._callers.submit(self.enrolling(csr, token, now=now))
 
     def enrolling(self, csr: bytes, token: str, *, now: datetime | None = None) -> Steps[Issued]:
         """The steps of `enrol`, for `together`."""
@@ -115,13 +113,12 @@ class Tokens(Issuance):
         presented = enrolment.parse(token)
         grant = enrolment.check(presented, (yield FindToken(id=presented.id)), now=moment)
         enrolment.check_seal(grant, self._issuers.vouching)
+        yield PAUSE
         request = requests.parse(csr)
+        yield PAUSE
         digest = key_digest(request.public_key)
         agent_id = AgentID.parse(grant.spiffe_id)
-
-        def approve(rules: Rules | None) -> Approved:
-            return self._approve(request, agent_id, grant.dns_names, (), grant.lifetime, rules)
-
+        approve = self._approving(request, agent_id, grant.dns_names, (), grant.lifetime)
         if grant.used_by is None:
             use = TokenUse(id=grant.id, key_digest=digest, serial=enrolment.serial(grant.digest))
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -181,7 +180,7 @@ def _too_many(wait: float) -> TooManyAttempts:
 
 def _answer(issued: Issued) -> Response:
     """The issued certificate alone (RFC 7030 section 4.2.3); the CA certificates above it are in cacerts."""
-    response = Response(est.certificate(issued.certificate.public_bytes(Encoding.DER)))
+    response = Response(est.certificate(issued.der))
     response.raw_headers += _ISSUED_HEADERS
     return response
 

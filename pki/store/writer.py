@@ -1,7 +1,7 @@
-"""Group commit: callers that come at the same time share one transaction, and one wait for the disk.
+"""Group commit: callers in several threads that come at the same time are served together, with one wait for the disk.
 
-The first caller to come leads: it commits everything that waits, itself included, and then hands over to one of those
-that came meanwhile. Nobody works for others for longer than one batch.
+The first caller to come leads: it does the work of everybody who waits, itself included, and then hands over to one of
+those that came meanwhile. Nobody works for others for longer than one batch.
 """
 
 from __future__ import annotations
@@ -14,48 +14,49 @@ from typing import Generic, TypeVar
 from pki.errors import StoreError, copied
 
 GATHERING_SECONDS = 0.002  # that a leader waits, at most, for as many as came last time: about one wait for the disk
-MAX_BATCH = 256  # items; what is saved by more is less than what the first of them loses by waiting
+MAX_BATCH = 64  # items; what is saved by more is less than what the first of them loses by waiting
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class _Slot(Generic[Item]):
-    """One caller's item, and how it went."""
+class _Slot(Generic[Item, Result]):
+    """One caller's item, and what came of it."""
 
-    __slots__ = ("done", "error", "item", "leads", "wake")
+    __slots__ = ("done", "item", "leads", "result", "wake")
 
     def __init__(self, item: Item) -> None:
         self.item = item
         self.done = False
         self.leads = False
-        self.error: Exception | None = None
+        self.result: Result | Exception
         self.wake = threading.Lock()  # released when the item is done, or its caller is to lead
         self.wake.acquire()
 
 
-class GroupCommit(Generic[Item]):
+class GroupCommit(Generic[Item, Result]):
     """Safe for threads.
 
     Args:
-        commit: commits a batch of items, and gives the error or None of each. If it raises, none was committed, or it
-            is not known: the connection to the database was lost while the answer was on its way.
+        commit: does the work for a batch of items, and gives the result or the error of each. If it raises, nothing was
+            committed, or it is not known: the connection to the database was lost while the answer was on its way.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Exception | None]]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
         self._commit = commit
         self._mutex = threading.Lock()
-        self._waiting: deque[_Slot[Item]] = deque()
+        self._waiting: deque[_Slot[Item, Result]] = deque()
         self._led = False
         self._expected = 1  # as many as came last time, because they are likely to come again
         self._gathered = threading.Lock()  # held while fewer wait
         self._gathered.acquire()
 
-    def submit(self, item: Item) -> None:
-        """Return when the item is committed; raise what went wrong with it.
+    def submit(self, item: Item) -> Result:
+        """Return the result when the item is committed; raise what went wrong with it.
 
         A caller that is interrupted while it waits (KeyboardInterrupt) does not know whether its item was committed.
         """
-        slot = _Slot(item)
+        slot: _Slot[Item, Result] = _Slot(item)
         try:
             with self._mutex:
                 self._waiting.append(slot)
@@ -76,13 +77,14 @@ class GroupCommit(Generic[Item]):
                     slot.leads = False
                     self._hand_over()
             raise
-        if slot.error is not None:
-            raise slot.error
+        if isinstance(slot.result, Exception):
+            raise slot.result
+        return slot.result
 
-    def _lead(self, leader: _Slot[Item]) -> None:
-        batch: list[_Slot[Item]] = []
-        failed: Exception | None = None
-        errors: Sequence[Exception | None] | None = None
+    def _lead(self, leader: _Slot[Item, Result]) -> None:
+        batch: list[_Slot[Item, Result]] = []
+        failed: Exception = StoreError("not stored", got="an interrupted transaction", do="try again")
+        results: Sequence[Result | Exception] | None = None
         try:
             with self._mutex:
                 gathered = len(self._waiting) >= self._expected
@@ -92,7 +94,7 @@ class GroupCommit(Generic[Item]):
             with self._mutex:
                 while self._waiting and len(batch) < MAX_BATCH:
                     batch.append(self._waiting.popleft())
-            errors = self._commit([slot.item for slot in batch])
+            results = self._commit([slot.item for slot in batch])
         except Exception as error:
             failed = error
         finally:
@@ -101,11 +103,9 @@ class GroupCommit(Generic[Item]):
                 self._expected = len(batch)
                 leader.leads = False
                 self._hand_over()
-            if errors is None and failed is None:
-                failed = StoreError("not stored", got="an interrupted transaction", do="try again")
             for index, slot in enumerate(batch):
                 # Each raises its own, in its own thread.
-                slot.error = errors[index] if errors is not None else failed and copied(failed)
+                slot.result = copied(failed) if results is None else results[index]
                 slot.done = True
                 slot.wake.release()
 

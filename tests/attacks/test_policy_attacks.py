@@ -77,7 +77,7 @@ def certify(agent_id: str = GOOD, request: bytes | None = None, **changes: Any) 
         rules=RULES,
         **{**grant, **changes},
     )
-    return keys.sign(profiles.agent(approved, issuer=CA.issuer, serial=1, now=NOW), CA.key)
+    return keys.sign_agent(profiles.agent(approved, issuer=CA.issuer, serial=1, now=NOW), CA.key)[0]
 
 
 def names(certificate: x509.Certificate) -> list[str]:

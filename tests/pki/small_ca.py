@@ -82,8 +82,8 @@ class Authority:
             ip_addresses=(),
             lifetime=lifetime,
         )
-        builder = profiles.agent(content, issuer=self.issuer, serial=next(_serials), now=now, urls=urls, shard=shard)
-        return keys.sign(builder, self.key)
+        unsigned = profiles.agent(content, issuer=self.issuer, serial=next(_serials), now=now, urls=urls, shard=shard)
+        return keys.sign_agent(unsigned, self.key)[0]
 
     def records(self, state: State = State.ACTIVE) -> tuple[IssuerRecord, Record]:
         """As the store has them. The stored key is no key: these tests hold theirs themselves."""

@@ -138,7 +138,7 @@ def test_openssl_agrees(
         not_before=ca.issuer.not_before,
         not_after=ca.issuer.not_after,
     )
-    leaf = keys.sign(profiles.agent(content(name), issuer=blind, serial=8, now=NOW), ca.key)
+    leaf, _ = keys.sign_agent(profiles.agent(content(name), issuer=blind, serial=8, now=NOW), ca.key)
     judged = verify(tmp_path, [leaf, ca.certificate], root.certificate, purpose="sslclient")
     assert (judged.returncode == 0) == inside, judged.stderr
     if inside:

@@ -142,9 +142,10 @@ def test_what_is_put_together_is_what_the_builder_makes(
         lifetime=timedelta(seconds=seconds),
     )
     issuer, ca_key = signer
-    ours = keys.sign(profiles.agent(approved, issuer=issuer, serial=serial, now=now, urls=urls, shard=3), ca_key)
+    unsigned = profiles.agent(approved, issuer=issuer, serial=serial, now=now, urls=urls, shard=3)
+    ours, encoded = keys.sign_agent(unsigned, ca_key)
     expected = built(approved, issuer, ca_key, serial, now, urls)
-    assert ours.public_bytes(Encoding.DER) == expected.public_bytes(Encoding.DER)
+    assert ours.public_bytes(Encoding.DER) == encoded == expected.public_bytes(Encoding.DER)
     ours.verify_directly_issued_by(issuer.certificate)
 
 
@@ -152,7 +153,7 @@ def test_what_is_put_together_is_what_the_builder_makes(
 def test_a_serial_number_that_no_certificate_may_have(serial: int) -> None:
     issuer, key = ISSUERS[0]
     with pytest.raises(ValueError, match="serial number"):
-        keys.sign(profiles.agent(BASE, issuer=issuer, serial=serial, now=NOW), key)
+        keys.sign_agent(profiles.agent(BASE, issuer=issuer, serial=serial, now=NOW), key)
 
 
 @pytest.mark.parametrize("size", [0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF])
@@ -173,5 +174,5 @@ def test_object_identifiers(oid: str) -> None:
     value = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), b"\x05\x00")
     issuer, key = ISSUERS[0]
     unsigned = replace(profiles.agent(BASE, issuer=issuer, serial=5, now=NOW), extensions=der.extension(value))
-    (read,) = keys.sign(unsigned, key).extensions
+    (read,) = keys.sign_agent(unsigned, key)[0].extensions
     assert (read.oid.dotted_string, read.critical) == (oid, False)

@@ -471,7 +471,7 @@ def test_a_ca_whose_keys_nobody_has_seen(token: str, tmp_path: Path) -> None:
         ip_addresses=(),
         lifetime=timedelta(hours=12),
     )
-    leaf = keys.sign(profiles.agent(approved, issuer=issuer, serial=3, now=now), key)
+    leaf, _ = keys.sign_agent(profiles.agent(approved, issuer=issuer, serial=3, now=now), key)
     revoked = [RevokedSerial(serial=4, revoked_at=now, reason=x509.ReasonFlags.key_compromise)]
     root_list = keys.sign_crl(list_profiles.revocation_list([], issuer=Issuer.of(root), number=1, now=now), root_key)
     good = keys.sign_crl(list_profiles.revocation_list(revoked, issuer=issuer, number=1, now=now), key)

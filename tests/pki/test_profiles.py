@@ -72,8 +72,8 @@ def make_agent(
     **changes: object,
 ) -> x509.Certificate:
     content = approved(lifetime, **changes)
-    builder = profiles.agent(content, issuer=issuer, serial=1003, now=now, urls=urls, shard=shard)
-    return keys.sign(builder, KEY)
+    unsigned = profiles.agent(content, issuer=issuer, serial=1003, now=now, urls=urls, shard=shard)
+    return keys.sign_agent(unsigned, KEY)[0]
 
 
 def make_crl(
@@ -399,6 +399,6 @@ def test_what_a_request_wishes_for_reaches_no_certificate() -> None:
     content = policy.approve(
         requests.parse(data), AgentID.parse(AGENT), trust_domain=DOMAIN, dns_names=(), ip_addresses=(), lifetime=DAY
     )
-    leaf = keys.sign(profiles.agent(content, issuer=INTERMEDIATE, serial=1, now=NOW), KEY)
+    leaf, _ = keys.sign_agent(profiles.agent(content, issuer=INTERMEDIATE, serial=1, now=NOW), KEY)
     assert list(ext(leaf, x509.SubjectAlternativeName).value) == [x509.UniformResourceIdentifier(AGENT)]  # type: ignore[call-overload]
     assert ext(leaf, x509.BasicConstraints).value == x509.BasicConstraints(ca=False, path_length=None)

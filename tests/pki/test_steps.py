@@ -8,7 +8,7 @@ import pytest
 
 from pki.errors import AgentBanned, PKIError, StoreError
 from pki.records import Issue, Record, TokenRecord
-from pki.steps import Find, FindToken, Steps, alone, together
+from pki.steps import PAUSE, Find, FindToken, Steps, together
 from tests.pki.conftest import NOW
 from tests.pki.store.parts import fake
 
@@ -44,11 +44,6 @@ class Books:
     def find_tokens(self, several: Collection[str]) -> dict[str, TokenRecord]:
         self.asked.append(sorted(several))
         return {one: token(one) for one in several if one != ABSENT}
-
-    def issue(self, item: Issue) -> None:
-        (error,) = self.issue_many([item])
-        if error is not None:
-            raise error
 
     def issue_many(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
         self.asked.append([item.record.serial for item in items])
@@ -86,22 +81,6 @@ def nothing() -> Steps[int]:
     return 0
 
 
-def test_alone() -> None:
-    books = Books()
-    assert alone(steps(1), books) == 1
-    assert alone(steps(13, again=2), books) == 2
-    assert alone(nothing(), books) == 0
-    with pytest.raises(AgentBanned):
-        alone(steps(13), books)
-    with pytest.raises(LookupError):
-        alone(steps(3, presented=ABSENT), books)
-    with pytest.raises(StoreError):
-        alone(steps(4), Books(broken=True))
-    with pytest.raises(ZeroDivisionError):
-        alone(steps(4), Books(defect=True))
-    assert books.asked == [["a"], [1], ["a"], [13], [2], ["a"], [13], [ABSENT]]
-
-
 def test_together() -> None:
     """Each gets its own end, in its own place, and every round is one look and one transaction."""
     books = Books()
@@ -123,7 +102,21 @@ def test_different_questions_of_one_round() -> None:
     results = together([enrolling("t"), steps(1), enrolling(ABSENT), enrolling("u")], books)
     assert [result if isinstance(result, int) else type(result) for result in results] == [7, 1, LookupError, 7]
     assert books.asked == [["a"], [ABSENT, "t", "u"], [1]]
-    assert alone(enrolling("t"), books) == 7
+
+
+def test_a_pause_is_for_the_others_and_asks_for_nothing() -> None:
+    done: list[str] = []
+
+    def parts(name: str) -> Steps[int]:
+        done.append(f"{name}1")
+        yield PAUSE
+        done.append(f"{name}2")
+        return 0
+
+    books = Books(broken=True)
+    assert together([parts("b"), parts("c"), nothing()], books) == [0, 0, 0]
+    assert done == ["b1", "c1", "b2", "c2"]
+    assert books.asked == []
 
 
 def test_a_database_that_does_not_answer() -> None:

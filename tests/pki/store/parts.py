@@ -96,8 +96,8 @@ def leaf(
     content = Approved(
         agent_id=AgentID.parse(spiffe_id), public_key=LEAF_KEY, dns_names=(), ip_addresses=(), lifetime=lifetime
     )
-    builder = profiles.agent(content, issuer=ca.issuer, serial=serial or next(_serials), now=NOW)
-    certificate = keys.sign(builder, ca.key)
+    unsigned = profiles.agent(content, issuer=ca.issuer, serial=serial or next(_serials), now=NOW)
+    certificate, _ = keys.sign_agent(unsigned, ca.key)
     return Record.of(certificate, kind="agent", issuer=ca.issuer.key_id, spiffe_id=spiffe_id, shard=shard)
 
 

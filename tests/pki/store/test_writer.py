@@ -22,25 +22,24 @@ class Commits:
         self.go = threading.Semaphore(0)
         self.fails: BaseException | None = None
 
-    def __call__(self, items: Sequence[int]) -> Sequence[Exception | None]:
+    def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
         self.batches.append(list(items))
         self.entered.release()
         self.go.acquire()
         if self.fails is not None:
             error, self.fails = self.fails, None
             raise error
-        return [ValueError(item) if item < 0 else None for item in items]
+        return [ValueError(item) if item < 0 else 10 * item for item in items]
 
 
-def outcome(group: GroupCommit[int], item: int) -> object:
+def outcome(group: GroupCommit[int, int], item: int) -> object:
     try:
-        group.submit(item)
+        return group.submit(item)
     except BaseException as error:
         return type(error), str(error.args[0]) if error.args else ""
-    return None
 
 
-def waiting(group: GroupCommit[int], number: int) -> None:
+def waiting(group: GroupCommit[int, int], number: int) -> None:
     """Until that many are in the queue."""
     deadline = time.monotonic() + 10
     while len(group._waiting) < number:
@@ -57,8 +56,8 @@ def test_those_that_come_meanwhile_share_the_next_commit() -> None:
         others = [pool.submit(outcome, group, n) for n in range(1, 15)]
         waiting(group, 14)
         commits.go.release(2)
-        assert first.result(10) is None
-        assert [other.result(10) for other in others] == [None] * 14
+        assert first.result(10) == 0
+        assert [other.result(10) for other in others] == [10 * n for n in range(1, 15)]
     assert [len(batch) for batch in commits.batches] == [1, 14]
     assert sorted(commits.batches[1]) == list(range(1, 15))
 
@@ -69,7 +68,7 @@ def test_each_gets_its_own_error() -> None:
     commits.go.release(10)
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda n: outcome(group, n), [1, -2, 3, -4]))
-    assert outcomes == [None, (ValueError, "-2"), None, (ValueError, "-4")]
+    assert outcomes == [10, (ValueError, "-2"), 30, (ValueError, "-4")]
 
 
 def test_no_batch_is_too_large() -> None:
@@ -84,7 +83,7 @@ def test_no_batch_is_too_large() -> None:
             others = [pool.submit(outcome, group, n) for n in range(number)]
             waiting(group, number)
             commits.go.release(3)
-            assert all(one.result(10) is None for one in [first, *others])
+            assert [one.result(10) for one in [first, *others]] == [0, *range(0, 10 * number, 10)]
     finally:
         threading.stack_size(0)
     assert [len(batch) for batch in commits.batches] == [1, MAX_BATCH, 10]
@@ -102,10 +101,10 @@ def test_a_failed_commit_is_everybodys() -> None:
         commits.entered.acquire()
         commits.fails = OSError("disk full")
         commits.go.release()
-        assert first.result(10) is None
+        assert first.result(10) == 0
         assert [other.result(10) for other in others] == [(OSError, "disk full")] * 4
         commits.go.release()
-        assert pool.submit(outcome, group, 9).result(10) is None, "it goes on"
+        assert pool.submit(outcome, group, 9).result(10) == 90, "it goes on"
 
 
 def test_an_interrupted_leader_leaves_nobody_waiting() -> None:
@@ -122,9 +121,9 @@ def test_an_interrupted_leader_leaves_nobody_waiting() -> None:
         waiting(group, 1)
         commits.fails = KeyboardInterrupt("now")
         commits.go.release(2)
-        assert first.result(10) is None
+        assert first.result(10) == 0
         outcomes = [other.result(10) for other in others]
-        assert late.result(10) is None
+        assert late.result(10) == 90
     assert outcomes.count((KeyboardInterrupt, "now")) == 1
     assert [o[0] for o in outcomes if isinstance(o, tuple)].count(StoreError) == 3
 
@@ -154,7 +153,7 @@ def test_a_caller_that_is_interrupted_while_it_waits(promoted: bool, monkeypatch
     group = GroupCommit(commits)
     event = threading.Event()
 
-    class Slot(_Slot[int]):
+    class Slot(_Slot[int, int]):
         def __init__(self, item: int) -> None:
             super().__init__(item)
             if item == 1:
@@ -170,7 +169,7 @@ def test_a_caller_that_is_interrupted_while_it_waits(promoted: bool, monkeypatch
         waiting(group, 2)
         if promoted:
             commits.go.release()
-            assert first.result(10) is None
+            assert first.result(10) == 0
             event.set()
             assert second.result(10) == (Interrupted, "")
             commits.go.release()
@@ -178,8 +177,8 @@ def test_a_caller_that_is_interrupted_while_it_waits(promoted: bool, monkeypatch
             event.set()
             assert second.result(10) == (Interrupted, "")
             commits.go.release(2)
-            assert first.result(10) is None
-        assert third.result(10) is None
+            assert first.result(10) == 0
+        assert third.result(10) == 20
     assert commits.batches == [[0], [2]]
 
 
@@ -189,8 +188,8 @@ def test_a_leader_waits_a_moment_for_as_many_as_came_last_time() -> None:
     group._expected = 3
     commits.go.release(10)
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda n: outcome(group, n), range(3))) == [None] * 3
+        assert list(pool.map(lambda n: outcome(group, n), range(3))) == [0, 10, 20]
     assert sum(map(len, commits.batches)) == 3
     group._expected = 100
-    assert outcome(group, 7) is None, "and not for ever"
+    assert outcome(group, 7) == 70, "and not for ever"
     assert group._expected == 1

@@ -89,8 +89,9 @@ def leaf(under: CA) -> Record:
         ip_addresses=(),
         lifetime=profiles.NO_REVOCATION_UP_TO * 2,
     )
-    builder = profiles.agent(content, issuer=under.issuer, serial=_serial(), now=NOW)
-    return Record.of(keys.sign(builder, under.key), kind="agent", issuer=under.issuer.key_id, spiffe_id=ID)
+    unsigned = profiles.agent(content, issuer=under.issuer, serial=_serial(), now=NOW)
+    certificate, _ = keys.sign_agent(unsigned, under.key)
+    return Record.of(certificate, kind="agent", issuer=under.issuer.key_id, spiffe_id=ID)
 
 
 def rotate(store: Store) -> CA:
