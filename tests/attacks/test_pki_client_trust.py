@@ -234,8 +234,11 @@ def alerting(code: int) -> Iterator[str]:
                     connection.recv(1 << 16)
                     connection.sendall(bytes([21, 3, 3, 0, 2, 2, code]))
 
-        threading.Thread(target=answer, daemon=True).start()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
         yield f"https://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)  # who only closes it leaves the thread waiting
+        thread.join(20)
 
 
 @pytest.mark.parametrize("code", [42, 44, 45, 48, 49, 116], ids=lambda code: f"alert {code}")

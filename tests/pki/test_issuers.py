@@ -204,7 +204,7 @@ def test_a_key_is_opened_once_however_many_need_it(folder: Path, monkeypatch: py
         )
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: ca.crl(), range(8)))
-    assert opened == [next(r.key_id for r in ca.issuers() if r.kind == "root")]
+        assert opened == [next(r.key_id for r in ca.issuers() if r.kind == "root")]
 
 
 # A view that cannot be read again.

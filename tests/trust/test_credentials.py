@@ -367,7 +367,7 @@ def test_whoever_reads_meanwhile_gets_a_pair(tmp_path: Path) -> None:
     for reader in readers:
         reader.start()
     try:
-        for _ in range(100):
+        for _ in range(40):
             RENEWED.save(tmp_path)
             MINE.save(tmp_path)
     finally:

@@ -1,4 +1,7 @@
-"""The commands of the README's first chapter, as processes: serve, token, enrol, renew, and what an operator does."""
+"""The commands of the README's first chapter: serve, token, enrol, renew, and what an operator does.
+
+The service, an agent that enrols and renews, and the daemon are processes of their own; all else runs in this one.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.pki.cli.parts import Run, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
 from trust.credentials import Credentials
 
+ROOT = Path(__file__).parents[3]
 SECONDS = 150
 
 
@@ -31,6 +36,7 @@ def a2a_pki(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=SECONDS,
         check=False,
+        cwd=ROOT,
     )
 
 
@@ -38,15 +44,6 @@ def answer(*arguments: object) -> Any:
     done = a2a_pki(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def refused(*arguments: object) -> str:
-    done = a2a_pki(*arguments)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 def free_port() -> int:
@@ -72,6 +69,7 @@ class Service:
             ],
             env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
             stderr=self.log,
+            cwd=ROOT,
         )
         deadline = time.monotonic() + SECONDS
         while not self.ready():
@@ -104,8 +102,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert "Traceback" not in said
 
 
-def test_an_agent_enrols_and_renews(service: Service, tmp_path: Path) -> None:
-    token = answer("token", service.ca, AGENT, "--lifetime", "2h")["token"]
+def test_an_agent_enrols_and_renews(service: Service, tmp_path: Path, run: Run, password: None) -> None:
+    token = run("token", service.ca, AGENT, "--lifetime", "2h", "--json").json["token"]
     enrolled = answer(*service.enrol(token, tmp_path / "billing"))
     first = Credentials.load(tmp_path / "billing")
     assert (enrolled["agent_id"], enrolled["thumbprint"]) == (AGENT, first.thumbprint)
@@ -113,7 +111,7 @@ def test_an_agent_enrols_and_renews(service: Service, tmp_path: Path) -> None:
     second = Credentials.load(tmp_path / "billing")
     assert renewed["thumbprint"] == second.thumbprint != first.thumbprint
     assert second.private_key.public_key() != first.private_key.public_key()
-    assert {r["status"] for r in answer("list", service.ca, "--agent", AGENT)} == {"valid"}
+    assert {r["status"] for r in run("list", service.ca, "--agent", AGENT, "--json").json} == {"valid"}
 
 
 def test_what_serve_says_is_what_enrol_needs(service: Service) -> None:
@@ -121,47 +119,41 @@ def test_what_serve_says_is_what_enrol_needs(service: Service) -> None:
     assert service.url in service.said()
 
 
-def test_one_line_for_what_is_refused(service: Service, tmp_path: Path) -> None:
-    token = answer("token", service.ca, AGENT)["token"]
+def test_one_line_for_what_is_refused(service: Service, tmp_path: Path, run: Run, password: None) -> None:
+    token = run("token", service.ca, AGENT, "--json").json["token"]
+    pinned = ("--root-fingerprint", service.fingerprint)
     out = tmp_path / "out"
     wrong = ("enrol", "--ca", service.url, "--root-fingerprint", "sha256:" + "0" * 64, "--token", token, "--out", out)
-    assert "fingerprint" in refused(*wrong)
-    assert "token" in refused(*service.enrol(token[:-1] + ("0" if token[-1] != "0" else "1"), out))
-    assert answer(*service.enrol(token, out))
-    assert "used" in refused(*service.enrol(token, tmp_path / "another"))
+    assert "fingerprint" in one_line(run(*wrong))
+    assert "token" in one_line(run(*service.enrol(token[:-1] + ("0" if token[-1] != "0" else "1"), out)))
+    assert run(*service.enrol(token, out)).code == 0
+    assert "used" in one_line(run(*service.enrol(token, tmp_path / "another")))
     unreachable = f"https://127.0.0.1:{free_port()}"
-    line = refused(
-        "enrol",
-        "--ca",
-        unreachable,
-        "--root-fingerprint",
-        service.fingerprint,
-        "--token",
-        token,
-        "--out",
-        tmp_path / "x",
-    )
+    line = one_line(run("enrol", "--ca", unreachable, *pinned, "--token", token, "--out", tmp_path / "x"))
     assert unreachable in line
     assert token not in line
-    assert "no token" in refused("enrol", "--ca", service.url, "--root-fingerprint", service.fingerprint)
+    assert "no token" in one_line(run("enrol", "--ca", service.url, *pinned))
 
 
-def test_a_banned_agent_cannot_renew(service: Service, tmp_path: Path) -> None:
+def test_a_banned_agent_cannot_renew(service: Service, tmp_path: Path, run: Run, password: None) -> None:
     name = f"spiffe://{DOMAIN}/banned"
-    answer(*service.enrol(answer("token", service.ca, name)["token"], tmp_path / "agent"))
+    token = run("token", service.ca, name, "--json").json["token"]
+    assert run(*service.enrol(token, tmp_path / "agent")).code == 0
     kept = Credentials.load(tmp_path / "agent")
-    answer("revoke", service.ca, name, "--ban")
-    refused("renew", tmp_path / "agent")
+    assert run("revoke", service.ca, name, "--ban").code == 0
+    one_line(run("renew", tmp_path / "agent"))
     assert Credentials.load(tmp_path / "agent").thumbprint == kept.thumbprint
 
 
-def test_the_daemon_renews_and_runs_the_hook(service: Service, tmp_path: Path) -> None:
+def test_the_daemon_renews_and_runs_the_hook(service: Service, tmp_path: Path, run: Run, password: None) -> None:
     folder, ran = tmp_path / "agent", tmp_path / "ran"
     name = f"spiffe://{DOMAIN}/daemon"
-    answer(*service.enrol(answer("token", service.ca, name, "--lifetime", "8s")["token"], folder))
+    # Due at once, as its life counts from a minute before, and still valid for a daemon that is slow to start.
+    token = run("token", service.ca, name, "--lifetime", "25s", "--json").json["token"]
+    assert run(*service.enrol(token, folder)).code == 0
     first = Credentials.load(folder).thumbprint
     command = [sys.executable, "-m", "pki.cli", "renew", str(folder), "--daemon", "--hook", f"touch {ran}"]
-    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         deadline = time.monotonic() + SECONDS
         while not ran.exists():

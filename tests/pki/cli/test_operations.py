@@ -507,7 +507,7 @@ def test_a_certificate_is_proven_to_be_in_the_ledger(run: Run, folder: Path) -> 
         records, signer = ca.certificates(kind="agent"), ca.intermediate
     for record in records:
         shown = json.loads(run("ledger", "prove", folder, f"{record.serial:x}").out)
-        assert json.loads(shown["entry"])["serial"] == f"{record.serial:x}"
+        assert json.loads(shown["entry"])["serial"] == f"{record.serial:040x}"
         fn, sn = shown["index"], shown["tree_size"] - 1
         r = hashlib.sha256(b"\0" + shown["entry"].encode()).digest()
         for p in map(bytes.fromhex, shown["audit_path"]):

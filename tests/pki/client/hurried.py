@@ -15,9 +15,9 @@ from pki.service import serve, upkeep
 from tests.pki.client.parts import PASSWORD
 
 # Agents poll four times in a life, here oftener than the hint asks for. A CA that was revoked is believed for two
-# hints: so a busy machine has seven seconds between the latest poll and then, for renewing everybody.
-HINT = timedelta(seconds=5)
-LIFETIME = timedelta(seconds=12)  # of agents' certificates
+# hints: so a busy machine has eleven seconds between the latest poll and then, for renewing everybody.
+HINT = timedelta(seconds=8)
+LIFETIME = timedelta(seconds=20)  # of agents' certificates
 
 
 def hurry(change: Callable[[Any, str, Any], None] = setattr) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -60,6 +61,7 @@ def recorder(path: Path) -> list[str]:
 def test_once_renews_and_runs_the_hook(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A2A_PKI_PASSWORD", "secret")
     monkeypatch.setenv("A2A_PKI_TOKEN", "secret")
+    monkeypatch.setenv("A2A_TRUST_PASSWORD", "secret")
     monkeypatch.setenv("OTHER", "kept")
     before = Credentials.load(home)
     made = renew_once(home, hook=recorder(tmp_path / "hook"))
@@ -169,6 +171,7 @@ class Daemon:
 
 
 def test_it_renews_runs_the_hook_says_so_and_stops_at_once(service: Service, home: Path, tmp_path: Path) -> None:
+    listed(service)  # else it warns of that, too, and a program without a log has the warning on stderr
     DUE.save(home)
     with Daemon(home, recorder(tmp_path / "hook")) as daemon:
         until(lambda: daemon.said("renewed until"), 20)
@@ -213,10 +216,11 @@ def test_one_line_for_each_change_of_state(service: Service, home: Path) -> None
         {"check": "pki.renewal.revoked", "error": "access_denied", "request": f"number-{next(numbers)}"}, 403
     )
     now = datetime.now(UTC).replace(microsecond=0)
-    FORGE.leaf("/billing", not_before=now - timedelta(seconds=40), not_after=now + timedelta(seconds=20)).save(home)
+    # Late whatever the dice say, and still valid for a daemon that is slow to start.
+    FORGE.leaf("/billing", not_before=now - timedelta(seconds=150), not_after=now + timedelta(seconds=25)).save(home)
     command = [sys.executable, "-m", "pki.cli", "renew", str(home), "--daemon"]
     with Daemon(home, command=command) as daemon:
-        until(lambda: daemon.said("billing: expired, ended"))
+        until(lambda: daemon.said("billing: expired, ended"), 60)
         assert service.paths.count(REENROLL) >= 3
         service.instead = {}
         FORGE.leaf("/billing").save(home)  # somebody enrols again
@@ -225,8 +229,7 @@ def test_one_line_for_each_change_of_state(service: Service, home: Path) -> None
         assert daemon.process.wait(20) == 0
     states = [line.partition(" ")[2].removeprefix(f"{BILLING}: ") for line in daemon.lines]
     told = [line.partition(",")[0] for line in states]
-    changes = [word for word in told if word in ("late", "refused", "expired")]
-    assert changes in (["late", "refused", "expired"], ["refused", "expired"])  # a slow machine is late with the first
+    assert [word for word in told if word in ("late", "refused", "expired")] == ["late", "refused", "expired"]
     (refused,) = (line for line in states if line.startswith("refused"))
     assert ": the CA has revoked this certificate: got status 403" in refused
     assert refused.endswith("ask whoever runs the CA; then enrol again") and "clock" not in refused
@@ -251,11 +254,24 @@ def test_trust_that_is_not_fresh_is_told_once_and_its_end_too(service: Service, 
 
 def test_in_another_thread_and_with_a_hook_that_fails(service: Service, home: Path) -> None:
     lines: list[str] = []
+    over = threading.Event()
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if over.is_set():
+            raise InterruptedError  # nobody else can end it: in a program it ends with the process
+
+    def renew() -> None:
+        with contextlib.suppress(InterruptedError):
+            renew_forever(home, hook="false", log=log)
+
     service.urgent = True
-    thread = threading.Thread(
-        target=renew_forever, args=(home,), kwargs={"hook": "false", "log": lines.append}, daemon=True
-    )
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     until(lambda: any("hook failed: false: exit code 1" in line for line in lines))
     until(lambda: any("renewed until" in line for line in lines))
-    assert thread.is_alive()  # and it ends with the process
+    assert thread.is_alive()
+    over.set()
+    FORGE.leaf("/billing").save(home)  # somebody enrols, which is worth a line
+    thread.join(20)
+    assert not thread.is_alive()

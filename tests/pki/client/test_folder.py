@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pki.client import folder as module
 from pki.client.folder import AgentFolder, Enrolment, FolderLock
+from tests.pki import cpu
 from tests.pki.client.fake import FORGE
 from trust.bundles import RevocationLists
 from trust.errors import CredentialsError
@@ -122,6 +123,12 @@ def test_revocation_lists_come_back(tmp_path: Path) -> None:
         assert files.crls() is None
     files.save_crls(RevocationLists())
     assert files.crls() is None
+
+
+def test_lists_without_an_end_take_no_longer_than_others(tmp_path: Path) -> None:
+    (tmp_path / "crls.pem").write_bytes(b"-----BEGIN X509 CRL-----a" * 100_000)
+    with cpu.within(30):
+        assert AgentFolder(tmp_path).crls() is None
 
 
 def test_a_damaged_bundle_is_replaced(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """No call is dropped while the CAs change beneath the agents: by the schedule, by force, and after a compromise.
 
-The CA service in a process of its own, two servers, and workers that call them without a pause. Every one of them has
+The CA service in a process of its own, two servers, and workers that call them again and again. Every one of them has
 certificates of seconds, renews them by itself, and checks revocation.
 """
 
@@ -126,7 +126,7 @@ async def answer(_: Request) -> Response:
     return PlainTextResponse("done")
 
 
-async def reached(condition: Callable[[], Any], seconds: float = 30) -> None:
+async def reached(condition: Callable[[], Any], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.05)
@@ -151,7 +151,7 @@ class Calls:
             except Exception as error:
                 self.failures.append(f"{self.phase}: {type(error).__name__}: {str(error)[:200]}")
             self.count += 1
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)  # the agents and the service need the processor, too
 
 
 async def call(url: str, server: str, source: Credentials, trusting: RenewingCredentials) -> int:

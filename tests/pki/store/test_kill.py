@@ -25,7 +25,7 @@ from tests.pki.store.parts import problems
 
 SQLITE_KILLS, POSTGRESQL_KILLS = 80, 20
 ROUNDS = 10  # kills of one CA
-LONGEST = 0.25  # seconds that a victim lives after its first word; several hundred operations
+LONGEST = 0.15  # seconds that a victim lives after its first word; more than a hundred operations
 
 pytestmark = [
     pytest.mark.slow,
