@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki import keys, policy, profiles, renewal, requests
 from pki.errors import AuthorityNotValid
+from pki.group import GroupCommit
 from pki.issuers import Issuers, View
 from pki.policy import Approved
 from pki.profiles import Urls
@@ -23,7 +24,6 @@ from pki.renewal import RenewalInfo
 from pki.rules import Rules
 from pki.steps import PAUSE, Find, Steps, together
 from pki.store import Store
-from pki.store.writer import GroupCommit
 from trust import identity
 from trust.clock import Clock, utc
 from trust.credentials import Credentials

@@ -46,6 +46,8 @@ PinFile = Annotated[
     ),
 ]
 
+TAKES_THUMBPRINT = {"ignore_unknown_options": True}  # one in 64 begins with "-"; what is no option is looked up
+
 
 def unlocked(where: str, password_file: Path | None, pin_file: Path | None = None) -> CertificateAuthority:
     """The CA with its signing keys."""

@@ -262,7 +262,7 @@ def restore(
 
 @app.command()
 def upgrade(where: Where, password_file: PasswordFile = None, as_json: AsJson = False) -> None:
-    """Bring the database of an older release to the form of this one; with the password, its ledger is signed."""
+    """Bring the database of an older release to the form of this one; the password signs a ledger that is made."""
     old, new = store.upgrade(where, password=passwords.existing(where, password_file))
     line = f"database is at {new} already" if old == new else f"database upgraded from {old} to {new}"
     say({"from": old, "to": new}, as_json, line)

@@ -21,7 +21,7 @@ from rich.text import Text
 from pki import policy
 from pki.authority import CertificateAuthority, Issued
 from pki.cli import files
-from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, duration, opened, unlocked
+from pki.cli.app import TAKES_THUMBPRINT, AsJson, PasswordFile, PinFile, Where, app, duration, opened, unlocked
 from pki.cli.output import coloured, hint, iso, now, record_facts, say, show_table, words
 from pki.errors import PKIError, UnknownName, UnknownSerial
 from pki.profiles import NO_REV_AVAIL, Issuer
@@ -116,7 +116,7 @@ def issue(
     )
 
 
-@app.command()
+@app.command(context_settings=TAKES_THUMBPRINT)
 def revoke(
     where: Where,
     what: Annotated[
@@ -259,7 +259,7 @@ def list_(
     show_table(table)
 
 
-@app.command()
+@app.command(context_settings=TAKES_THUMBPRINT)
 def show(
     where: Annotated[
         str, typer.Argument(metavar="CA|FILE", help="A CA; or a file: certificate, chain, request, list or bundle.")

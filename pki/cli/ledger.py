@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pki.cli.app import AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
+from pki.cli.app import TAKES_THUMBPRINT, AsJson, PasswordFile, PinFile, Where, app, opened, unlocked
 from pki.cli.certificates import find
 from pki.cli.files import kept_head
 from pki.cli.output import say
@@ -26,7 +26,7 @@ def head(where: Where, password_file: PasswordFile = None, pin_file: PinFile = N
         typer.echo(ca.ledger_head())
 
 
-@ledger.command()
+@ledger.command(context_settings=TAKES_THUMBPRINT)
 def prove(
     where: Where,
     serial: Annotated[

@@ -60,7 +60,7 @@ LOCK_SECONDS = 10.0  # whoever writes is done in a fraction of one
 MAX_RECORD_BYTES = 16 << 10
 MAX_RECORD_DEPTH = 8  # ours has 1
 
-_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----[^-]++-----END X509 CRL-----")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

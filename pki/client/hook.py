@@ -20,7 +20,7 @@ HOOK_SECONDS = 60.0  # a reload is done in a second or two; a command that hangs
 # What the hook learns from its environment. Nothing of ours that is secret is in it: not a password, not a token.
 FOLDER_VARIABLE = "A2A_AGENT_FOLDER"
 ID_VARIABLE = "A2A_AGENT_ID"
-_OURS = "A2A_PKI_"  # A2A_PKI_PASSWORD, A2A_PKI_TOKEN and whatever comes
+_OURS = ("A2A_PKI_", "A2A_TRUST_")  # A2A_PKI_PASSWORD, A2A_PKI_TOKEN, A2A_TRUST_PASSWORD and whatever comes
 
 HookCommand = str | Sequence[str]
 

@@ -71,7 +71,51 @@ class BoundedConfig(uvicorn.Config):
         protocol = self.http_protocol_class
         if hasattr(protocol, "on_headers_complete"):
             protocol = bounded(protocol)
-        self.http_protocol_class = timed(protocol, Deadlines())
+        deadlines = Deadlines()
+        self.http_protocol_class = _taken(timed(protocol, deadlines), deadlines.stall)
+
+
+def _taken(protocol: Any, stall: float) -> Any:
+    """An HTTP protocol class of uvicorn that cuts off a client who takes nothing of what it has asked for.
+
+    What is written for it waits in memory, and a transport that is closed waits for that too: both without an end.
+    """
+
+    class Taken(protocol):  # type: ignore[misc]
+        _timer: asyncio.TimerHandle | None = None
+        _waiting: int | None = None  # bytes at the last look, if nothing is written behind them
+        _answered: Any = None  # the request that is answered; `cycle` is the newest that was read
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(stall, self.look)
+
+        def look(self) -> None:
+            waiting = None
+            if self.flow.write_paused or self.transport.is_closing():
+                waiting = self.transport.get_write_buffer_size()
+                if self._waiting is not None and waiting >= self._waiting:
+                    self.transport.abort()
+                    return
+            self._waiting = waiting
+            self._timer = self.loop.call_later(stall, self.look)
+
+        def resume_writing(self) -> None:
+            self._waiting = None
+            super().resume_writing()
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._answered = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._answered is not None:  # uvicorn tells only the newest one, and the others would go on to write
+                self._answered.disconnected = True
+            super().connection_lost(exc)
+
+    return Taken
 
 
 def check_pair(certificate: Path, key: Path) -> None:

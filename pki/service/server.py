@@ -21,7 +21,7 @@ from trust.audit import AuditLog, AuditSink
 from trust.authorize import members_of
 from trust.clock import Clock, wall_clock
 from trust.errors import ConfigurationError
-from trust.tls import uvicorn_config
+from trust.tls import Limits, uvicorn_config
 
 
 class Options(TypedDict, total=False):
@@ -141,6 +141,8 @@ async def serving(
             authorize=members_of(ca.trust_domain),
             client_certificates="optional",
             audit=SparingAudit(audit),
+            # The door shares connections out, by address. By agent, all who enrol or fetch lists would be one.
+            limits=Limits(connections=door.connections, peer=door.connections),
             **OPTIONS,
         )
         await stack.enter_async_context(running(config, sockets.secure, door))

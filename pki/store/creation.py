@@ -45,10 +45,9 @@ def create(
     try:
         private_file(building)
         _fill(sqlite_file(building), values, cas, records, now, seal)
-        os.link(building, location.file)  # unlike a rename it never replaces anything
-        sync_folder(location.file.parent)
+        put(building, location.file)
     except FileExistsError:
-        raise _exists(location) from None
+        raise _exists(occupied(location.file) or location) from None
     except OSError as error:
         raise StoreError(cannot, got=error.strerror, expected="a folder where files can be made") from None
     finally:
@@ -105,6 +104,23 @@ def private_file(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+def put(building: Path, target: Path) -> None:
+    """Give a finished database its name; unlike a rename this never replaces anything.
+
+    Raises:
+        FileExistsError: something of a database is there.
+    """
+    if occupied(target) is not None:
+        raise FileExistsError
+    os.link(building, target)
+    sync_folder(target.parent)
+
+
+def occupied(path: Path) -> Path | None:
+    """A file of a database of that name. SQLite would play a log that was left over one that is put beside it."""
+    return next((name for name in sqlite_files(path) if os.path.lexists(name)), None)
+
+
 def remove_sqlite(path: Path) -> None:
     for name in sqlite_files(path):
         name.unlink(missing_ok=True)
@@ -142,5 +158,5 @@ def _fill(
         database.close()
 
 
-def _exists(location: Location) -> AuthorityExists:
-    return AuthorityExists(f"{location} exists already", expected="a new CA", do="choose another place, or use that CA")
+def _exists(there: Path | Location) -> AuthorityExists:
+    return AuthorityExists(f"{there} exists already", expected="a new CA", do="choose another place, or use that CA")

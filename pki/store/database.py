@@ -16,12 +16,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pki.errors import (
@@ -33,6 +32,7 @@ from pki.errors import (
     PKIError,
     StoreError,
 )
+from pki.store import postgresql
 from pki.store.statements import fetch
 
 DATABASE_FILE = "ca.db"
@@ -43,18 +43,8 @@ _CACHE_KIB = 16 << 10  # of each connection
 _CHECKPOINT_PAGES = 10_000  # about 40 MB of write-ahead log
 # Until another process has committed, which takes some milliseconds. SQLite tells nobody when its lock is free.
 _LOOK_SECONDS = 0.001
+_FILE = "file"  # which one a connection of SQLite has open, among what is known of it
 _WRITERS = 0x61326174  # "a2at": the advisory lock of PostgreSQL that makes writers take turns
-# PostgreSQL: an instance that is frozen (a paused machine, a lost network) must not keep its turn for ever.
-_IDLE_MS = 15_000  # within a transaction, with nothing to do: then the server ends it
-_TCP: dict[str, Any] = {
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
-}
-ANSWER_TIMEOUT = timedelta(
-    seconds=30
-)  # of one statement; a server that stands still keeps its connections, and says nothing
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 _MISSING = re.compile(r'database "[^"]*" does not exist')  # PostgreSQL has no code for it before there is a connection
@@ -115,9 +105,10 @@ class Database:
         options: dict[str, Any] = {"pool_timeout": patience, "hide_parameters": True}  # no keys in error messages
         if location.file is not None:
             self._engine = create_engine(location.url, connect_args={"timeout": patience}, **options)
+            _stay_with(self._engine, location.file)
             event.listen(self._engine, "connect", _configure_sqlite)
         else:
-            self._engine = _postgresql(location.url, patience, options)
+            self._engine = postgresql.engine(location.url, patience, options)
         event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(writes=True)
         # Threads queue here, in turn, instead of waking up in the database's own waiting loop.
@@ -163,7 +154,7 @@ class Database:
 
     @contextmanager
     def _writer(self) -> Iterator[Connection]:
-        """The connection to write through. That of SQLite is kept, unless something goes wrong with it.
+        """The connection to write through. That of SQLite is kept, unless something goes wrong with it or its file.
 
         What it has read of the indexes is good for as long as nobody else writes, and a new one reads all of it again.
         """
@@ -171,7 +162,11 @@ class Database:
             with self._writing.connect() as connection:
                 yield connection
             return
-        connection, self._kept = self._kept or self._new_writer(), None
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.info[_FILE] != _identity(self.location.file):  # as `_stay_with`
+            kept.close()
+            kept = None
+        connection = kept or self._new_writer()
         try:
             yield connection
         except BaseException:  # an interrupt, too: what it was in the middle of is unknown
@@ -229,6 +224,30 @@ class Database:
                 pooled.close()
 
 
+def _stay_with(engine: Any, file: Path) -> None:
+    """No connection outlives the file's place: an open one goes on with the file that was moved away or replaced."""
+
+    def opening(_dialect: object, record: Any, _args: object, _given: object) -> None:
+        record.info[_FILE] = found = _identity(file)  # looked at before: of a file that is replaced now it is too old
+        if found is None:  # SQLite would make one
+            raise StoreError("CA database", got=f"no file {file}", expected="what was there", do="restore a backup")
+
+    def taken(_connection: object, record: Any, _proxy: object) -> None:
+        if record.info[_FILE] != _identity(file):
+            raise DisconnectionError  # the pool opens another one
+
+    event.listen(engine, "do_connect", opening)
+    event.listen(engine, "checkout", taken)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions are begun by us, in `_begin`
     cursor = connection.cursor()
@@ -239,70 +258,6 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     cursor.close()
-
-
-def _postgresql(url: URL, patience: float, options: dict[str, Any]) -> Any:
-    try:
-        engine = create_engine(
-            url,
-            isolation_level="READ COMMITTED",  # a writer reads after it has its turn, and must see what came before
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": int(patience) or 1, **_TCP, **dict(url.query)},
-            **options,
-        )
-    except ImportError:
-        raise StoreError(
-            "PostgreSQL", got="no driver", expected="psycopg", do="install the extra `postgresql` of a2a-trust"
-        ) from None
-
-    def configure(connection: Any, _record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MS}")
-            for name in ("tcp_keepalives_idle", "tcp_keepalives_interval"):
-                cursor.execute(
-                    f"SET {name} = {_TCP['keepalives_idle']}"
-                )  # where it is a socket of the machine: ignored
-            cursor.execute(f"SET lock_timeout = {int(patience * 1000)}")
-            # Durable means on disk, whatever the server's default is.
-            cursor.execute(
-                "SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE current_setting('synchronous_commit') = 'off'"
-            )
-        connection.commit()
-
-    event.listen(engine, "do_connect", lambda _dialect, _record, args, given: _patient().connect(*args, **given))
-    event.listen(engine, "connect", configure)
-    return engine
-
-
-@cache
-def _patient() -> Any:
-    """The driver's connection, but that it does not wait for ever.
-
-    A server that hangs still answers at the level of TCP, and nothing at all to the driver's cancelling, so the
-    connection is given up. Whoever waits for it is told; whether a commit was done is not known.
-    """
-    import psycopg
-
-    class Patient(psycopg.Connection[Any]):
-        def wait(self, gen: Any, *args: Any, **given: Any) -> Any:
-            end = time.monotonic() + ANSWER_TIMEOUT.total_seconds()
-            return super().wait(self._bounded(gen, end), *args, **given)
-
-        def _bounded(self, gen: Any, end: float) -> Any:
-            """The driver asks every 0.1 s whether there is news, and this is where it asks."""
-            try:
-                wanted = next(gen)
-                while True:
-                    ready = yield wanted
-                    if not ready and time.monotonic() > end:
-                        self.pgconn.finish()
-                        raise psycopg.OperationalError(f"no answer within {ANSWER_TIMEOUT.total_seconds():g} s")
-                    wanted = gen.send(ready)
-            except StopIteration as answer:
-                return answer.value
-
-    return Patient
 
 
 def _begin(connection: Connection) -> None:

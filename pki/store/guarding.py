@@ -102,7 +102,7 @@ class Guard:
             return
         signed = last if last.jws is not None else _newest_signed(connection)
         if signed is None:  # (1)
-            raise _refused("none of its heads is signed", "a signed head", do="restore a backup, or end the upgrade")
+            raise _refused("none of its heads is signed", "a signed head", do="restore a backup")
         self._verify(connection, signed, _tail(connection, signed, last), now)
         self._written, self._pending = (last.size, last.root), None
         self._checked = {self._written}

@@ -35,7 +35,9 @@ from pki.store.creation import (
     check_version,
     found_version,
     make_tables,
+    occupied,
     private_file,
+    put,
     remove_sqlite,
     sqlite_files,
 )
@@ -80,14 +82,14 @@ def restore(
     Raises:
         BackupRefused: it is no backup, or what it says is not what was once written. Nothing has changed then.
         AuthorityExists: there is a CA, and it is not to be replaced.
-        WrongPassword: the password does not open the keys.
+        WrongPassword: the password does not open the keys, or there is none for keys of the first release.
         DatabaseLocked: another program uses the CA that is to be replaced.
     """
     backed_up, location = Path(source), locate(where)
     if not backed_up.is_file():
         raise BackupRefused(f"no backup at {backed_up}", expected="a file that `a2a-pki backup` has made")
-    if not replace and _is_there(location):
-        raise _exists(location)
+    if not replace and (there := _there(location)) is not None:
+        raise _exists(there)
     if replace:
         _is_a_file(location)
     former = _former(location) if replace else None
@@ -208,7 +210,7 @@ def _rebuilt(
             if known is None:
                 raise BackupRefused(f"{name} is no backup of a CA", expected="a file that `a2a-pki backup` has made")
             _plain_tables(old)
-            upgrade_at(copy, now=datetime.now(UTC), beside=False)
+            upgrade_at(copy, now=datetime.now(UTC), password=password, beside=False)
             with old.snapshot() as reading, database_at(fresh) as new, new.write() as connection:
                 make_tables(connection)
                 copied = copy_rows(reading, connection)
@@ -317,10 +319,9 @@ def _go_on(connection: Connection, former: _Former | None) -> None:
 def _into_file(building: Path, target: Path, replace: bool) -> None:
     if not replace:
         try:
-            os.link(building, target)
+            put(building, target)
         except FileExistsError:
-            raise _exists(sqlite_file(target)) from None
-        sync_folder(target.parent)
+            raise _exists(occupied(target) or target) from None
         return
     # SQLite finds a database's log by its name: the old log must not be there when the new database is. What is there
     # is kept aside, all of it, until the new database stands; a restore that is killed leaves it there.
@@ -379,11 +380,11 @@ def _into_postgresql(building: Path, location: Location, replace: bool) -> None:
         copy_rows(reading, connection)
 
 
-def _is_there(location: Location) -> bool:
+def _there(location: Location) -> Path | Location | None:
     if location.file is not None:
-        return os.path.lexists(location.file)
+        return occupied(location.file)
     with database_at(location) as database, database.read() as connection:
-        return found_version(connection) is not None
+        return None if found_version(connection) is None else location
 
 
 def _public_keys(
@@ -401,5 +402,5 @@ def _public_keys(
     return found, tuple(opened)
 
 
-def _exists(location: Location) -> AuthorityExists:
-    return AuthorityExists(f"{location} exists already", expected="a new CA", do="choose another place, or --replace")
+def _exists(there: Path | Location) -> AuthorityExists:
+    return AuthorityExists(f"{there} exists already", expected="a new CA", do="choose another place, or --replace")

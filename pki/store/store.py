@@ -25,7 +25,6 @@ from pki.store.issuing import issue
 from pki.store.lists import Fresh, MakeDelta, MakeList
 from pki.store.reading import Reads, Snapshot
 from pki.store.schema import bans, issuers, pending_keys, settings, tokens
-from pki.store.writer import GroupCommit
 
 SHARD_BITS = 16  # 65,536 certificates share a revocation list: 3 MB if every one of them is revoked
 
@@ -35,7 +34,6 @@ class Store(Reads):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._group: GroupCommit[Issue] = GroupCommit(self._issue)
         # Signs tree heads; whoever has the CA's signing key sets it. Without it heads are written unsigned.
         self.seal: Seal | None = None
         settings = self.settings()
@@ -120,8 +118,6 @@ class Store(Reads):
     def issue(self, item: Issue) -> None:
         """Remember a certificate, durably, before anybody gets it.
 
-        Callers in several threads share a transaction; each gets its own error.
-
         Raises:
             AuthorityNotValid: its issuer is unknown or revoked, perhaps by another process and a moment ago.
             AgentBanned: its ID is banned.
@@ -129,10 +125,12 @@ class Store(Reads):
             EnrolmentTokenUnknown, EnrolmentTokenUsed: the token that it burns.
             DuplicateCertificate: the serial number or the certificate is there already.
         """
-        self._group.submit(item)
+        (error,) = self._issue([item])
+        if error is not None:
+            raise error
 
     def issue_many(self, items: Sequence[Issue]) -> Sequence[Exception | None]:
-        """As `issue`, for one caller who has several: in one transaction, with the error or None of each."""
+        """As `issue`, for several: in one transaction, with the error or None of each."""
         try:
             return self._issue(items)
         except PKIError as error:

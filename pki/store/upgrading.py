@@ -14,11 +14,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, insert, inspect, select, update
 
 from pki import keys
-from pki.errors import AuthorityMissing, StoreError
+from pki.errors import AuthorityMissing, StoreError, WrongPassword
 from pki.ledger import Head, sign_head
 from pki.records import State
 from pki.store import rows
-from pki.store.creation import OLDER, check_version, found_version, private_file, remove_sqlite, require
+from pki.store.creation import JOURNEY, OLDER, check_version, found_version, private_file, remove_sqlite, require
 from pki.store.database import Database, Location, damaged, locate
 from pki.store.reading import read_issuers
 from pki.store.schema import REVISION, heads, settings, version
@@ -35,46 +35,24 @@ def upgrade(
     """Bring a CA's database to the schema of this release; returns the revisions before and after.
 
     A SQLite database is copied beside itself before (`ca.db.REVISION.backup`); of PostgreSQL, make a backup yourself.
-    Key files of the first release are taken into the database as they are, encrypted, and removed after that.
+    Key files of the first release are taken into the database as they are, encrypted, and removed after that. It had
+    no ledger: the one that is made here vouches for what is found, whoever has written it.
 
     Args:
         now: of the ledger's first head; the clock's time when left out.
-        password: of the CA's keys, to sign the first head. Until that is signed the CA issues nothing, for a ledger
-            that nobody has signed may be anybody's; call this once more with the password.
+        password: of the CA's keys, to sign the first head. Needed for a database of the first release only.
 
     Raises:
         AuthorityMissing: there is no CA.
-        WrongPassword: it does not open the signing key; the database is upgraded all the same.
+        WrongPassword: it does not open the signing key, or there is none; then nothing has changed.
         StoreError: a later release made the database, or it cannot be upgraded; then nothing has changed.
     """
     location = locate(where)
     require(location)
-    done = upgrade_at(location, now=datetime.now(UTC) if now is None else now)
-    if password is not None:
-        _sign_first(location, password)
-    return done
+    return upgrade_at(location, now=datetime.now(UTC) if now is None else now, password=password)
 
 
-def _sign_first(location: Location, password: str) -> None:
-    """Sign what the upgrade has made: one head, over all of it, and nothing after it."""
-    database = Database(location)
-    try:
-        with database.write() as connection:
-            found = connection.execute(select(heads)).mappings().all()
-            active = [one for one in read_issuers(connection) if one.state is State.ACTIVE and one.key_pem]
-            if len(found) != 1 or found[0]["jws"] is not None or not active:
-                return
-            issuer = max(active, key=lambda one: one.kind == "intermediate")
-            last = rows.head_of(found[0])
-            domain = connection.execute(select(settings.c.trust_domain)).scalar_one()
-            head = Head(trust_domain=domain, size=last.size, root=last.root, time=last.time)
-            signer = keys.open_signer(issuer, password=password, pin=None)
-            connection.execute(update(heads).values(jws=sign_head(head, signer, issuer.key_id)))
-    finally:
-        database.close()
-
-
-def upgrade_at(location: Location, *, now: datetime, beside: bool = True) -> tuple[str, str]:
+def upgrade_at(location: Location, *, now: datetime, password: str | None, beside: bool = True) -> tuple[str, str]:
     """As `upgrade`; without `beside`, nothing beside the database is written or removed."""
     database = Database(location)
     try:
@@ -93,6 +71,8 @@ def upgrade_at(location: Location, *, now: datetime, beside: bool = True) -> tup
         with database.write() as connection:
             if found_version(connection) == before:  # else somebody else was faster
                 _run(connection, location, before, now)
+                if before == JOURNEY:
+                    _sign_first(connection, password)
         if beside:
             _remove_keys(location)
         return before, REVISION
@@ -123,6 +103,26 @@ def _run(connection: Connection, location: Location, before: str, now: datetime)
         migrate(connection, before, REVISION, now=now, keys=_key_texts(location))
     except (ValueError, TypeError, OverflowError) as error:  # a row is not what that release wrote
         raise damaged(error) from None
+
+
+def _sign_first(connection: Connection, password: str | None) -> None:
+    """Sign the head over all that was migrated.
+
+    In the migration's own transaction, and never later: a head without a signature that is found in a database may be
+    anybody's who can write it.
+    """
+    found = connection.execute(select(heads)).mappings().first()
+    active = [one for one in read_issuers(connection) if one.state is State.ACTIVE and one.key_pem]
+    if found is None or not active:  # a CA without its keys makes nothing that would have to be signed over
+        return
+    if password is None:
+        raise WrongPassword("password of the CA", got="none", expected="the one of its keys, to sign the ledger")
+    issuer = max(active, key=lambda one: one.kind == "intermediate")
+    last = rows.head_of(found)
+    domain = connection.execute(select(settings.c.trust_domain)).scalar_one()
+    head = Head(trust_domain=domain, size=last.size, root=last.root, time=last.time)
+    signer = keys.open_signer(issuer, password=password, pin=None)
+    connection.execute(update(heads).values(jws=sign_head(head, signer, issuer.key_id)))
 
 
 def _key_texts(location: Location) -> dict[str, bytes]:

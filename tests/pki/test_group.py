@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pki.errors import StoreError
-from pki.store.writer import MAX_BATCH, GroupCommit, _Slot
+from pki.group import MAX_BATCH, GroupCommit, _Slot
 
 
 class Commits:
@@ -159,7 +159,7 @@ def test_a_caller_that_is_interrupted_while_it_waits(promoted: bool, monkeypatch
             if item == 1:
                 self.wake = Lock(event)  # type: ignore[assignment]
 
-    monkeypatch.setattr("pki.store.writer._Slot", Slot)
+    monkeypatch.setattr("pki.group._Slot", Slot)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(outcome, group, 0)
         commits.entered.acquire()

@@ -7,8 +7,9 @@ taken out as text:
     data: {"jsonrpc":"2.0","id":1,"result":{...}}                                             the application's event
     data: {"metadata":{"urn:a2a-trust:message-signature:v1":"<JWS>"},"jsonrpc":"2.0","id":1,"result":{...}}
 
-Signed are the bytes of the application's event (its data lines, joined by LF), as they were before. To verify with
-another library: take that member and the comma behind it out of the text. A2A has no member of that name there, and its
+Signed are the bytes of the application's event (its data lines, joined by LF), as they were before; but U+0085, U+2028
+and U+2029 are written as escapes first, because some readers take them for line ends. To verify with another library:
+take that member and the comma behind it out of the text. A2A has no member of that name there, and its
 readers pass over it; an object that has one of its own is read with its own, because the last of two counts.
 
 The protected header is that of the wire format with the `typ` a2a-evt+jws, the answer's Content-Type as `cty`, and in
@@ -125,7 +126,8 @@ class StreamSigner:
         After an error nothing more is signed: a later event must not stand where the refused one is missing.
 
         Raises:
-            StreamNotSigned: an event that is not a JSON object, or one after an error.
+            StreamNotSigned: an event whose data does not begin with `{` (NOT checked: that it is JSON), or one after an
+                error.
             StreamMalformed, StreamEventTooLarge: as `EventReader` and `write_event`.
         """
         self._give_up()  # until it is known that there is no error

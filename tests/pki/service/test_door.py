@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from pki import CertificateAuthority
 from pki.service import door, listeners
 from pki.service.door import Door, raise_file_limit
 from pki.service.seldom import SparingAudit
-from tests.pki.service.parts import Running, Trail
+from tests.pki.service.parts import Running, Trail, started
 from trust.audit import Decision
 from trust.seldom import LINES
+from trust.tls import Limits, uvicorn_config
 
 HELD = 1500
 
@@ -57,6 +60,22 @@ def test_idle_connections_of_one_address_keep_nobody_else_out(
     told = [record for record in caplog.records if "was refused" in record.getMessage()]
     assert len(told) == 1, "and not once for each of them"
     assert "127.0.0.1" in told[0].getMessage()
+
+
+def test_clients_without_a_certificate_are_not_one_agent(
+    own_ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent's share of a server (here 2, so that few are enough) keeps nobody out of the CA who is to enrol."""
+    monkeypatch.setitem(uvicorn_config.__kwdefaults__, "limits", Limits(peer=2))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with started(own_ca) as running, ExitStack() as stack:
+        port = int(running.url.rpartition(":")[2])
+        for _ in range(4):  # each of them stays, as those do who enrol
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            client = stack.enter_context(context.wrap_socket(one))
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(

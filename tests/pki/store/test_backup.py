@@ -343,6 +343,27 @@ def test_a_damaged_ca_is_replaced_with_its_log(folder: Path, saved_file: Path) -
         assert listing(folder) == [DATABASE_FILE]
 
 
+@pytest.mark.parametrize("end", ["-wal", "-journal"])
+def test_a_log_that_was_left_over_is_not_played_into_another_database(end: str, folder: Path, saved_file: Path) -> None:
+    """SQLite finds it by its name, and believes it."""
+    before, copy = opened(folder), folder.with_name("copy")
+    store = parts.opened(folder)
+    issue(store, leaf())
+    shutil.copytree(folder, copy)  # with its log, as after a crash
+    store.close()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (copy / f"{DATABASE_FILE}-wal").rename(folder / f"{DATABASE_FILE}{end}")
+    for make in (lambda: restore(saved_file, folder, password=PASSWORD), lambda: parts.create(folder)):
+        with pytest.raises(PKIError, match=f"ca.db{end} exists already: expected a new CA") as caught:
+            make()
+        assert type(caught.value) is AuthorityExists
+        assert listing(folder) == [f"{DATABASE_FILE}{end}"]
+    restore(saved_file, folder, password=PASSWORD, replace=True)
+    assert opened(folder) == before
+    assert listing(folder) == [DATABASE_FILE]
+
+
 def test_a_restore_that_fails_half_way_puts_the_old_ca_back(
     folder: Path, saved_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from sqlalchemy import make_url, text
 from pki import store
 from pki.errors import AuthorityMissing, PKIError, StoreError
 from pki.records import IssuerRecord
-from pki.store import DATABASE_FILE, Store
+from pki.store import DATABASE_FILE, Store, backup, restore
 from pki.store import database as module
+from pki.store import postgresql as driver
 from pki.store.database import Database, Location, locate, sqlite_file
 from tests.pki.conftest import NOW
+from tests.pki.judges import listing
 from tests.pki.store import parts
-from tests.pki.store.parts import CA1, ROOT, SETTINGS
+from tests.pki.store.parts import CA1, PASSWORD, ROOT, SETTINGS, issue, leaf
 from trust.errors import Fault
 
 SECRET = "hunter2"
@@ -136,6 +139,7 @@ def test_the_face() -> None:
 
 def test_the_connection_that_writes_is_kept_unless_something_fails(tmp_path: Path) -> None:
     """What it holds in memory is worth keeping; what has failed is not."""
+    (tmp_path / "any.db").touch()
     opened = Database(sqlite_file(tmp_path / "any.db"))
 
     def writer() -> object:
@@ -160,6 +164,34 @@ def test_the_connection_that_writes_is_kept_unless_something_fails(tmp_path: Pat
     opened.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open is not moved there")
+def test_a_file_that_was_moved_away_is_neither_read_nor_written(folder: Path, tmp_path: Path) -> None:
+    """As an operator does before a restore, while a service runs."""
+    running, away = parts.opened(folder), tmp_path / "away"
+    issue(running, leaf())
+    size = running.ledger_size()
+    backup(running, tmp_path / "saved")
+    shutil.copytree(folder, away)
+    for name in listing(folder):
+        (folder / name).replace(away / name)
+    for use in (running.ledger_size, lambda: issue(running, leaf())):
+        with pytest.raises(PKIError, match=r"got no file .*ca\.db") as caught:
+            use()
+        assert type(caught.value) is StoreError
+    assert listing(folder) == [], "nor is one made in its place"
+    restore(tmp_path / "saved", folder, password=PASSWORD)
+    assert running.ledger_size() == size
+    issue(running, leaf())
+    running.close()
+    sizes = []
+    for where in (folder, away):
+        store = parts.opened(where)
+        sizes.append(store.ledger_size())
+        assert parts.problems(store) == ()
+        store.close()
+    assert sizes == [size + 1, size]
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """A process that does nothing, and is still there."""
@@ -179,7 +211,7 @@ BACKEND = text("SELECT pg_backend_pid()")
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
 def test_a_server_that_hangs_in_a_transaction_is_given_up(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It neither answers nor refuses; whoever waits is told, and the next one gets another connection."""
-    monkeypatch.setattr(module, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(driver, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
     opened = Database(locate(postgresql))
     try:
         with pytest.raises(PKIError, match=r"no answer within 0\.5 s") as caught, opened.write() as connection:
@@ -198,7 +230,7 @@ def test_a_server_that_hangs_in_a_transaction_is_given_up(postgresql: str, monke
 def test_a_connection_that_hangs_between_two_transactions_is_replaced(
     postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(driver, "ANSWER_TIMEOUT", timedelta(seconds=0.5))
     opened = Database(locate(postgresql))
     try:
         with opened.read() as connection:

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, insert, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedIndex
 
 from pki import CertificateAuthority, keys, list_profiles
@@ -25,14 +25,15 @@ from pki.errors import (
     PKIError,
     SchemaOutdated,
     StoreError,
+    WrongPassword,
 )
-from pki.ledger import claimed_head, settings_digest
+from pki.ledger import Entry, Frontier, claimed_head, leaf_hash, settings_digest
 from pki.records import Record, State
 from pki.store import DATABASE_FILE, Store, restore, upgrade
 from pki.store.creation import make_tables
 from pki.store.database import Database, locate
 from pki.store.rows import record_row
-from pki.store.schema import metadata
+from pki.store.schema import heads, metadata
 from pki.store.upgrading import migrate
 from tests.pki.conftest import AGENT, NOW
 from tests.pki.judges import listing
@@ -45,7 +46,10 @@ OLD = [leaf() for _ in range(4)]
 
 @contextmanager
 def database(where: str) -> Iterator[Database]:
-    opened = Database(locate(where))
+    location = locate(where)
+    if location.file is not None:
+        location.file.touch()
+    opened = Database(location)
     try:
         yield opened
     finally:
@@ -167,7 +171,7 @@ def test_nothing_is_lost(old: str) -> None:
     assert store.ledger_size() == 6 + 2 + 2
     assert [head.size for head in store.heads()] == [10]
     store.seal = parts.seal
-    with pytest.raises(LedgerDamaged, match="none of its heads is signed"):
+    with pytest.raises(LedgerDamaged, match=r"none of its heads is signed"):
         issue(store, leaf())
     parts.sign_first(old)
     assert problems(store) == ()
@@ -183,10 +187,8 @@ def test_nothing_is_lost(old: str) -> None:
 
 
 def test_the_first_head_is_signed_with_the_password(old_folder: Path) -> None:
-    upgrade(old_folder, now=NOW)
+    assert upgrade(old_folder, now=NOW, password=PASSWORD) == ("0001", "0003")
     store = Store.open(old_folder)
-    assert len(problems(store)) == 1, "nobody has signed it yet"
-    assert upgrade(old_folder, password=PASSWORD) == ("0003", "0003")
     assert problems(store) == ()
     store.seal = parts.seal
     issue(store, leaf())
@@ -194,9 +196,63 @@ def test_the_first_head_is_signed_with_the_password(old_folder: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("password", [None, "another"])
+def test_without_its_password_a_ca_is_not_upgraded(password: str | None, old_folder: Path) -> None:
+    """Nobody would sign its ledger later."""
+    with pytest.raises(PKIError) as caught:
+        upgrade(old_folder, now=NOW, password=password)
+    assert type(caught.value) is WrongPassword
+    assert {"root-key.pem", "intermediate-key.pem"} <= set(listing(old_folder))
+    with pytest.raises(SchemaOutdated):
+        Store.open(old_folder)
+    assert upgrade(old_folder, now=NOW, password=PASSWORD) == ("0001", "0003")
+
+
+def _rewrite(where: str) -> None:
+    """What somebody does who can write the database and has no key: the ledger of before, but for a revocation."""
+    location = locate(where)
+    opened = Database(location)
+    with opened.write() as connection:
+        entries = [bytes(data) for (data,) in connection.execute(text("SELECT entry FROM ledger ORDER BY position"))]
+        kept = [data for data in entries if Entry.decode(data).kind != "revoked"]
+        assert kept == entries[: len(kept)] and len(kept) == len(entries) - 1, "so that all positions stay"
+        tree = Frontier().extended(map(leaf_hash, kept))
+        for statement in (
+            f"DELETE FROM ledger WHERE position = {len(kept)}",
+            "DELETE FROM heads",
+            "UPDATE certificates SET revoked_at = NULL, reason = NULL, revoked_position = NULL",
+            "DELETE FROM crls",
+        ):
+            connection.execute(text(statement))
+        head = {"size": tree.size, "root": tree.root(), "time": int(NOW.timestamp()), "frontier": tree.to_bytes()}
+        connection.execute(insert(heads).values(head))
+    opened.close()
+
+
+@pytest.mark.parametrize("version", ["0002", "0003"])
+def test_a_ledger_that_somebody_has_rewritten_is_not_signed_by_an_upgrade(version: str, tmp_path: Path) -> None:
+    where, thief = str(tmp_path / "ca"), leaf()
+    parts.create(where)
+    store = parts.opened(where)
+    issue(store, thief)
+    store.revoke([thief.serial], reason=COMPROMISE, now=NOW)
+    store.close()
+    _rewrite(where)
+    parts.sql(where, f"UPDATE alembic_version SET version_num = '{version}'")  # 0003 makes one table anew
+    assert upgrade(where, now=NOW, password=PASSWORD) == (version, "0003")
+    store = parts.opened(where)
+    with pytest.raises(
+        PKIError, match=r"none of its heads is signed, expected a signed head; restore a backup$"
+    ) as caught:
+        issue(store, leaf())
+    assert type(caught.value) is LedgerDamaged
+    assert problems(store) != ()
+    store.close()
+
+
 def test_keys_move_into_the_database(old_folder: Path) -> None:
     old = old_folder
-    upgrade(old, now=NOW)
+    upgrade(old, now=NOW, password=PASSWORD)
     assert listing(Path(old)) == [DATABASE_FILE, "ca.db.0001.backup"]
     store = Store.open(old)
     for issuer, ca in zip(store.issuers(), (ROOT, CA1), strict=True):
@@ -212,7 +268,7 @@ def test_keys_move_into_the_database(old_folder: Path) -> None:
 def test_a_ca_without_its_root_key_stays_one(old_folder: Path) -> None:
     old = old_folder
     (old / "root-key.pem").unlink()
-    upgrade(old, now=NOW)
+    upgrade(old, now=NOW, password=PASSWORD)
     store = Store.open(old)
     assert [one.key_pem is None for one in store.issuers()] == [True, False]
     store.close()
@@ -242,7 +298,7 @@ def test_an_upgrade_is_done_once(old: str) -> None:
 def test_an_upgrade_that_ended_before_the_key_files_were_removed(old_folder: Path) -> None:
     old = old_folder
     pem = Path(old, "root-key.pem").read_bytes()
-    upgrade(old, now=NOW)
+    upgrade(old, now=NOW, password=PASSWORD)
     Path(old, "root-key.pem").write_bytes(pem)
     upgrade(old)
     assert listing(Path(old)) == [DATABASE_FILE, "ca.db.0001.backup"]
@@ -261,7 +317,7 @@ def test_an_upgrade_that_fails_changes_nothing(old: str) -> None:
 def test_an_upgrade_that_fails_keeps_the_key_files(old_folder: Path) -> None:
     parts.sql(old_folder, "UPDATE certificates SET serial = 'not hex' WHERE kind = 'agent' AND id = 4")
     with pytest.raises(PKIError, match="damaged") as caught:
-        upgrade(old_folder, now=NOW)
+        upgrade(old_folder, now=NOW, password=PASSWORD)
     assert type(caught.value) is AuthorityDamaged
     assert {"root-key.pem", "intermediate-key.pem"} <= set(listing(old_folder))
 

@@ -208,7 +208,7 @@ def test_nothing_in_a_header_line_is_signed_with_it(kind: str) -> None:
     forge = Forge()
     planner, billing = forge.leaf("/planner", key=KEYS[kind]), forge.leaf("/billing")
     request: dict[str, Any] = {"method": "POST", "url": "https://billing.example/", "body": PAYLOAD}
-    with pytest.raises(ConfigurationError, match="MLDSA..PrivateKey.* no header line"):
+    with pytest.raises(ConfigurationError, match=r"MLDSA..PrivateKey.* no header line"):
         sign_request(planner, **request, audience=billing.agent_id, now=forge.now, jti=new_message_id())
     for sign in (jws.sign_detached, jws.sign_compact):
         with pytest.raises(ConfigurationError):
