@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,12 +175,13 @@ class RevocationLists:
 
     @classmethod
     def load(cls, *paths: str | os.PathLike[str]) -> RevocationLists:
-        """Read CRLs (PEM or DER), one a file.
+        """Read CRLs from files, each with one in DER or any number in PEM.
 
         Raises:
-            BundleError: a file is missing, too large or not a CRL.
+            BundleError: a file is missing, too large or holds anything but CRLs.
         """
-        return cls(tuple(read_crl(_read_file(Path(p), MAX_CRL_BYTES), str(p)) for p in paths))
+        files = ((_read_file(Path(path), MAX_CRL_BYTES), str(path)) for path in paths)
+        return cls(tuple(crl for data, name in files for crl in read_crls(data, name)))
 
     @classmethod
     def of(cls, crls: Iterable[x509.CertificateRevocationList]) -> RevocationLists:
@@ -189,6 +191,7 @@ class RevocationLists:
         return self
 
 
+_PEM_CRL = re.compile(rb"-----BEGIN X509 CRL-----[^-]++-----END X509 CRL-----")
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 
 BundleSource = Source[TrustBundles]
@@ -250,18 +253,21 @@ def _b64u(number: int, size: int) -> str:
     return base64.urlsafe_b64encode(number.to_bytes(size)).rstrip(b"=").decode()
 
 
-def read_crl(data: bytes, name: str) -> x509.CertificateRevocationList:
-    """Parse one CRL, PEM or DER; `name` is for the message.
+def read_crls(data: bytes, name: str) -> tuple[x509.CertificateRevocationList, ...]:
+    """Parse CRLs, one after another in PEM, or one in DER; `name` is for the message.
 
     Raises:
-        BundleError: it is none.
+        BundleError: there is none, or something else in PEM beside them. One that was passed over would revoke nothing.
     """
     try:
-        if data.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_crl(data)
-        return x509.load_der_x509_crl(data)
+        if not data.lstrip().startswith(b"-----BEGIN"):
+            return (x509.load_der_x509_crl(data),)
+        found = _PEM_CRL.findall(data)
+        if found and len(found) == data.count(b"-----BEGIN"):
+            return tuple(x509.load_pem_x509_crl(one) for one in found)
     except (ValueError, x509.InvalidVersion):
-        raise BundleError(f"{name} is not a CRL", expected="PEM or DER") from None
+        pass
+    raise BundleError(f"{name} is not a CRL", expected="CRLs in PEM, and nothing else, or one in DER")
 
 
 def _read_file(path: Path, limit: int) -> bytes:

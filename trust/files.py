@@ -11,6 +11,7 @@ what is wrong, and the log says it once. To stop trusting a domain, write a bund
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ from typing import Generic, TypeVar
 
 from cryptography import x509
 
-from trust.bundles import MAX_BUNDLE_BYTES, MAX_CRL_BYTES, RevocationLists, TrustBundle, TrustBundles, read_crl
+from trust.bundles import MAX_BUNDLE_BYTES, MAX_CRL_BYTES, RevocationLists, TrustBundle, TrustBundles, read_crls
 from trust.credentials import CHAIN_FILE, KEY_FILE, MAX_FILE_BYTES, NEW_KEY_FILE, Credentials, read_bounded
 from trust.errors import BundleError, ConfigurationError, CredentialsError, TrustError
 from trust.identity import trust_domain
@@ -47,6 +48,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 E = TypeVar("E", bound=TrustError)
 PathLike = str | os.PathLike[str]
+CRLs = tuple[x509.CertificateRevocationList, ...]
 Contents = Sequence[bytes | CredentialsError]  # of each file, or why it cannot be read
 
 
@@ -274,20 +276,22 @@ class WatchedBundles:
 
 
 class WatchedRevocationLists:
-    """The CRLs in files, one a file: a `Source` that follows them. No file at all means: revocation is not checked.
+    """The CRLs in files, any number in each: a `Source` that follows them. No file at all: revocation is not checked.
 
-    A file that is gone leaves its last CRL in use; once that has ended, what it covers is refused.
+    A file that is gone leaves its last CRLs in use; once they have ended, what they cover is refused.
 
     Attributes:
         problem: as of `WatchedCredentials`.
 
     Raises:
-        BundleError: a file is missing, too large or not a CRL.
+        BundleError: a file is missing, too large or holds anything but CRLs.
     """
 
     def __init__(self, *paths: PathLike) -> None:
-        watches = [_revocation_list(Path(path)) for path in paths]
-        self._lists: _Combined[x509.CertificateRevocationList, RevocationLists] = _Combined(watches, RevocationLists.of)
+        watches = [_revocation_lists(Path(path)) for path in paths]
+        self._lists: _Combined[CRLs, RevocationLists] = _Combined(
+            watches, lambda files: RevocationLists.of(itertools.chain.from_iterable(files))
+        )
 
     def current(self) -> RevocationLists:
         return self._lists.current()
@@ -317,8 +321,8 @@ def _bundle_of(domain: str, path: Path) -> _Watch[TrustBundle]:
     return _watch_one(path, parse, MAX_BUNDLE_BYTES)
 
 
-def _revocation_list(path: Path) -> _Watch[x509.CertificateRevocationList]:
-    return _watch_one(path, lambda data: read_crl(data, str(path)), MAX_CRL_BYTES)
+def _revocation_lists(path: Path) -> _Watch[CRLs]:
+    return _watch_one(path, lambda data: read_crls(data, str(path)), MAX_CRL_BYTES)
 
 
 def _watch_one(path: Path, parse: Callable[[bytes], T], limit: int) -> _Watch[T]:

@@ -15,18 +15,16 @@ import hashlib
 import json
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from trust import json_text, private_keys
-from trust.bundles import MAX_CRL_BYTES, RevocationLists, TrustBundle, TrustBundles
+from trust.bundles import MAX_CRL_BYTES, RevocationLists, TrustBundle, TrustBundles, read_crls
 from trust.credentials import (
     BUNDLE_FILE,
     CHAIN_FILE,
@@ -59,8 +57,6 @@ _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os
 LOCK_SECONDS = 10.0  # whoever writes is done in a fraction of one
 MAX_RECORD_BYTES = 16 << 10
 MAX_RECORD_DEPTH = 8  # ours has 1
-
-_CRL = re.compile(rb"-----BEGIN X509 CRL-----[^-]++-----END X509 CRL-----")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +178,9 @@ class AgentFolder:
         except CredentialsError:
             return None
         try:
-            found = RevocationLists.of(x509.load_pem_x509_crl(one) for one in _CRL.findall(pem))
-        except (ValueError, x509.InvalidVersion):
+            return RevocationLists.of(read_crls(pem, CRLS_FILE))
+        except BundleError:
             return None
-        return found if found.crls else None  # no lists at all would mean that nobody asks for any
 
     def save_crls(self, lists: RevocationLists) -> None:
         pem = b"".join(crl.public_bytes(Encoding.PEM) for crl in lists.crls)

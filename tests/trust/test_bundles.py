@@ -21,6 +21,7 @@ import trust.bundles
 from tests.forge import HOUR, NOW, Forge
 from trust.bundles import MAX_BUNDLE_BYTES, MAX_ROOTS, RevocationLists, TrustBundle, TrustBundles
 from trust.errors import BundleError, IdentityError
+from trust.files import WatchedRevocationLists
 from trust.private_keys import POST_QUANTUM, PostQuantumKey, generate
 
 FLEET, OTHER = Forge("fleet.example"), Forge("other.example")
@@ -280,8 +281,26 @@ def test_revocation_lists_from_files(tmp_path: Path, encoding: Encoding) -> None
     assert RevocationLists.load() == RevocationLists()
 
 
+def test_one_file_with_all_revocation_lists(tmp_path: Path) -> None:
+    """As `a2a-pki crl` prints them: one that is passed over would revoke nothing."""
+    lists, file = FLEET.crls(), tmp_path / "today.crl"
+    assert len(lists.crls) > 1
+    file.write_bytes(b"\n".join(crl.public_bytes(Encoding.PEM) for crl in lists.crls))
+    assert RevocationLists.load(file) == WatchedRevocationLists(file).current() == lists
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"rubbish", b"-----BEGIN X509 CRL-----\n", FLEET.root.public_bytes(Encoding.PEM)]
+    "content",
+    [
+        b"",
+        b"rubbish",
+        b"-----BEGIN X509 CRL-----\n",
+        FLEET.root.public_bytes(Encoding.PEM),
+        FLEET.crls().crls[0].public_bytes(Encoding.PEM) + FLEET.root.public_bytes(Encoding.PEM),
+        FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA",
+        FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+    ],
+    ids=["nothing", "rubbish", "no end", "a certificate", "one beside", "a second without an end", "a second that is none"],
 )
 def test_what_is_not_a_revocation_list(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.crl").write_bytes(content)

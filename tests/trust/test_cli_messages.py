@@ -129,9 +129,12 @@ def test_evidence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     show = ["evidence", "show", "kept.json", "--bundles", "planner/bundle.json"]
     out, err = run(capfd, *show, "--at", "2099-01-01T00:00:00Z")
     assert out.encode() == canonical_form("Message", MESSAGE) + b"\n"
-    assert "receiver: spiffe://fleet.example/billing\nrevocation checked: yes\n" in err
+    assert "receiver: spiffe://fleet.example/billing\nrevocation checked at receipt: yes\n" in err
     facts = json.loads(run(capfd, *show, "--json")[0])
-    assert (facts["receiver"], facts["revocation_checked"]) == ("spiffe://fleet.example/billing", True)
+    assert (facts["receiver"], facts["revocation_checked_at_receipt"]) == ("spiffe://fleet.example/billing", True)
+    kept = (folder / "kept.json").read_bytes()
+    assert "is there already" in run(capfd, "verify", "signed.json", *BY_PLANNER, *keep, code=2)[1]
+    assert (folder / "kept.json").read_bytes() == kept
     assert "revoked before" in run(capfd, *show, *crls("revoking"), code=1)[1]
     assert "later than the time" in run(capfd, *show, "--at", "2020-01-01T00:00:00Z", code=1)[1]
 
@@ -177,7 +180,7 @@ def test_evidence_shows_what_was_signed_for_what_and_who_cannot_be_believed(
     _, err = run(capfd, "evidence", "show", "e.json", "--credentials", "billing", *lists)
     lines = dict(line.split(": ", 1) for line in err.splitlines())
     assert json.loads(lines["rel"]) == {"jti": author.message_id, "s256": author.digest}
-    assert (lines["kind"], lines["revocation checked"]) == ("Message", "no")
+    assert (lines["kind"], lines["revocation checked at receipt"]) == ("Message", "no")
     assert lines["receiver revoked since"] == shown(now + HOUR)
     assert lines["revocation lists that say nothing about them"] == "1"
 

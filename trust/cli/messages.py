@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,6 +100,8 @@ def verify(
         raise typer.BadParameter("nobody may have signed it: give --signer spiffe://... or --signer trust.domain")
     if evidence is not None and at is not None:
         raise typer.BadParameter("--evidence and --at: a receipt tells the time of receiving, which is now")
+    if evidence is not None and os.path.lexists(evidence):
+        raise typer.BadParameter(f"--evidence: {evidence} is there already, and evidence is what is to last: name another")
     moment = time_of(at)
     verifier: PeerVerifier | PinnedAgents
     if jwks is not None:
@@ -158,7 +161,7 @@ def show(
     )
     facts = _facts(verified.message)
     facts["receiver"] = str(verified.receiver.agent_id)
-    facts["revocation checked"] = verified.revocation_checked
+    facts["revocation checked at receipt"] = verified.revocation_checked
     if verified.revoked_since is not None:
         facts["revoked since"] = shown(verified.revoked_since)
     if verified.receiver_revoked_since is not None:
