@@ -428,7 +428,7 @@ def _claimed(leaf: bytes) -> str:
         return ""
 
 
-def as_trust_error(error: Exception) -> TrustError:
+def as_trust_error(error: BaseException) -> TrustError:
     """An error of ours as it is; any other as the failure to verify that it is."""
     if isinstance(error, TrustError):
         return error

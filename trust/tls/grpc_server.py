@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -28,17 +29,22 @@ from trust.bundles import BundleSource, RevocationLists, RevocationSource, Trust
 from trust.certificates import Certificate
 from trust.clock import Clock, wall_clock
 from trust.credentials import Credentials, CredentialSource
-from trust.errors import ConfigurationError, NoPeerCertificate, PeerNotAllowed, TrustError
-from trust.identity import PeerIdentity
+from trust.errors import ConfigurationError, NoPeerCertificate, PeerNotAllowed, TooManyCalls, TrustError
+from trust.identity import AgentID, PeerIdentity
 from trust.peers import PeerVerifier
 
 HANDSHAKE_MILLISECONDS = 10_000  # the same as for HTTP
 MAX_CALLS = 1000  # at once, for one server; further ones are answered with RESOURCE_EXHAUSTED
 
-MAX_CALLS_OF_CONNECTION = 100  # so that one agent does not take all of them by a single connection
+MAX_CALLS_OF_CONNECTION = 100
+MAX_CALLS_OF_AGENT = 200  # at once, over all of its connections, so that none of them takes the places of all others
 MESSAGE_SECONDS = 30.0  # for the message of a call to come, as for a request body over HTTP
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+_CODES = {
+    PeerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 _peer: ContextVar[PeerIdentity] = ContextVar("a2a_trust_grpc_peer")
 
 logger = logging.getLogger("a2a_trust.tls")
@@ -60,8 +66,8 @@ def grpc_server(
 
     To be called in the event loop that it will serve in. `peer_of_call()` is the caller, in the handlers. Each call is
     judged when it comes, and again for each message of a stream: with the roots, the revocation lists and the rule of
-    that moment. A refused one ends with UNAUTHENTICATED or PERMISSION_DENIED. A new connection is shown the certificate
-    that is current then.
+    that moment. A refused one ends with UNAUTHENTICATED or PERMISSION_DENIED, one that is too many (of its agent, or in
+    all) with RESOURCE_EXHAUSTED. A new connection is shown the certificate that is current then.
 
     Not done in the handshake, for grpcio does it: a client without a certificate of one of the trusted roots (of any
     domain) is refused there, but which agent it is, revocation, and that domains do not vouch for each other, is looked
@@ -209,6 +215,7 @@ class _Judge(grpc.aio.ServerInterceptor):
         self._authorize = authorize
         self._audit = audit
         self._clock = clock
+        self._calls: Counter[AgentID] = Counter()  # that are under way
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -243,7 +250,7 @@ class _Judge(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(inner):
 
             async def stream(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-                await self._admit(context, method)
+                await self._admit(context, method, begins=True)
                 async with (
                     _untold(context, method),
                     contextlib.aclosing(inner(await taken(messages, context), context)) as answers,
@@ -256,7 +263,7 @@ class _Judge(grpc.aio.ServerInterceptor):
         if inspect.iscoroutinefunction(inner):
 
             async def once(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-                await self._admit(context, method)
+                await self._admit(context, method, begins=True)
                 async with _untold(context, method):
                     return await inner(await taken(messages, context), context)
 
@@ -268,11 +275,13 @@ class _Judge(grpc.aio.ServerInterceptor):
             await self._admit(context, method)
             yield message
 
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
-        """Whoever comes back from here is verified and allowed now."""
+    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any], method: str, *, begins: bool = False) -> None:
+        """Whoever comes back from here is verified and allowed now, and has a place for the call that begins."""
         try:
             peer = self._verifier.verify(_presented(context), now=self._clock(), usage="client")
             self._authorize.check(peer.agent_id)
+            if begins:
+                self._begin(peer.agent_id, context)
             _peer.set(peer)
             return
         except TrustError as error:
@@ -292,9 +301,24 @@ class _Judge(grpc.aio.ServerInterceptor):
                 )
             except Exception:  # it stays refused
                 logger.exception("a refused gRPC call could not be recorded")
-        forbidden = isinstance(refusal, PeerNotAllowed)
-        code = grpc.StatusCode.PERMISSION_DENIED if forbidden else grpc.StatusCode.UNAUTHENTICATED
-        await context.abort(code, refusal.code)
+        await context.abort(_CODES.get(type(refusal), grpc.StatusCode.UNAUTHENTICATED), refusal.code)
+
+    def _begin(self, agent: AgentID, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if self._calls[agent] >= MAX_CALLS_OF_AGENT:
+            raise TooManyCalls(
+                "agent has too many calls",
+                got=agent,
+                expected=f"at most {MAX_CALLS_OF_AGENT} at once",
+                do="let it end calls before it begins others",
+            )
+
+        def ended(_: object) -> None:
+            self._calls[agent] -= 1
+            if not self._calls[agent]:
+                del self._calls[agent]
+
+        self._calls[agent] += 1
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stubs want a class that does not exist
 
 
 class _Unreadable(Exception):

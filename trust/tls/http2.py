@@ -58,6 +58,7 @@ CLOSED_STREAMS = 1000  # remembered to tell late frames from wrong ones; h2 has 
 CHATTER = 1000.0
 CHATTER_EACH_SECOND = 100.0
 CHATTER_EACH_REQUEST = 20.0
+WORTHWHILE_BYTES = 64  # DATA with fewer earns nothing
 CHATTER_EACH_DATA = 3.0  # a client may answer it with WINDOW_UPDATE for the stream and the connection, and with PING
 RESET_COSTS = 10.0
 
@@ -244,7 +245,7 @@ class Http2(asyncio.Protocol):
         request = self.requests.get(event.stream_id)
         if not event.data:
             self._pay(1)
-        else:
+        elif len(event.data) >= WORTHWHILE_BYTES:
             self._pay(-1)
         if request is None or request.complete:
             self.took(event.stream_id, event.flow_controlled_length)

@@ -76,8 +76,10 @@ class Judged(Connection):
         try:
             if not verdict.holds(self._context.trust, self._context.now()):
                 self._ask(list(peer.chain))
-        except Exception as error:  # a defect or an outage on our side must refuse, never accept
+        except BaseException as error:  # a defect or an outage on our side must refuse, never accept
             self.distrust(as_trust_error(error))
+            if not isinstance(error, Exception):  # a library in Rust that panics, or an interrupt
+                raise
 
     def _ask(self, chain: list[bytes]) -> PeerIdentity:
         trust, now = self._context.trust, self._context.now()

@@ -6,13 +6,13 @@ Each function here takes a protocol class of uvicorn, and makes one of it that h
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from trust.errors import TrustError
 from trust.identity import GROUP_EXTENSION, PEER_EXTENSION, PRESENTED_EXTENSION
 from trust.tls.connection import Connection
 from trust.tls.forwarded import described
@@ -23,6 +23,9 @@ App = Callable[..., Any]
 # 64 KiB: a head with a token, a signature with its chain and the largest cookies has a quarter of it. Without a limit
 # (httptools has none) a head without an end fills the memory.
 MAX_HEAD_BYTES = 64 * 1024
+# Requests that wait behind the one that is answered. They are few bytes each, and some kilobytes once they are parsed:
+# what is read at once (256 KiB) would become 13 MiB.
+MAX_PIPELINED = 100
 
 _CIPHER_SUITES = {  # RFC 8446 appendix B.4
     "TLS_AES_128_GCM_SHA256": 0x1301,
@@ -31,11 +34,13 @@ _CIPHER_SUITES = {  # RFC 8446 appendix B.4
 }
 _TLS_1_3 = 0x0304
 
+_logger = logging.getLogger("uvicorn.error")
+
 _BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 def identified(protocol: Any) -> Any:
-    """A protocol class of uvicorn whose application finds the peer in its scope."""
+    """A protocol class of uvicorn whose application finds the peer in its scope, and no request that could be two."""
 
     class Identified(protocol):  # type: ignore[misc]
         app: App
@@ -74,7 +79,10 @@ def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> 
         # The connection is closed when the peer loses its trust. A request that was in the buffers by then, perhaps
         # pipelined behind another, must not be served all the same.
         if connection.distrusted:
-            return _turn_away(scope, send, connection.distrusted)
+            return _turn_away(scope, send, connection.distrusted.status)
+        if not _framed(scope):
+            _logger.warning("Invalid HTTP request received.")
+            return _turn_away(scope, send, 400)
         present = scope.get("extensions") or {}
         for ours in (PEER_EXTENSION, PRESENTED_EXTENSION, GROUP_EXTENSION):
             present.pop(ours, None)
@@ -85,13 +93,27 @@ def _with_peer(app: App, connection: Connection, extensions: dict[str, Any]) -> 
     return asked
 
 
-async def _turn_away(scope: MutableMapping[str, Any], send: Any, error: TrustError) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
+async def _turn_away(scope: MutableMapping[str, Any], send: Any, status: int) -> None:
+    kind = "websocket.http" if scope["type"] == "websocket" else "http"
     headers = [(b"connection", b"close"), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": f"{kind}.response.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": b""})
+
+
+def _framed(scope: MutableMapping[str, Any]) -> bool:
+    """Whether everybody who reads a request finds the same host, and the same end of its body.
+
+    RFC 9112 sections 3.2, 6.1 and 6.3: one Host (in HTTP/1.0, one at most); no transfer coding but chunked, none in
+    HTTP/1.0, and none beside Content-Length. The parsers see to the rest.
+    """
+    names = [name for name, _ in scope["headers"]]
+    hosts, coded = names.count(b"host"), b"transfer-encoding" in names
+    if hosts == 1 and not coded:  # as most are
+        return True
+    if scope["http_version"] == "1.0":
+        return not (hosts or coded)
+    codings = [value.strip().lower() for name, value in scope["headers"] if name == b"transfer-encoding"]
+    return hosts == 1 and codings == [b"chunked"] and b"content-length" not in names
 
 
 def answering(protocol: Any) -> Any:
@@ -133,6 +155,8 @@ def bounded(protocol: Any) -> Any:
             self._taken = 0
             self.scope["headers"] = self.headers.copy()  # the parser goes on to fill `headers`
             super().on_headers_complete()
+            if len(self.pipeline) > MAX_PIPELINED:
+                self.transport.abort()
 
         def on_body(self, body: bytes) -> None:
             self._taken = 0

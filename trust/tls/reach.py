@@ -22,7 +22,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_TRIED = 4  # addresses of one name, one after the other
 ADDRESS_SECONDS = 3.0  # for each but the last of them
-THREADS = 8  # that wait for resolvers: a stranger's, which never answers, holds up no other work of this program
+POOLS = 32  # of threads that wait for resolvers, with nothing else to do; they start when they are needed
+THREADS = 2  # of each; the names of one domain share a pool, so that a resolver that never answers holds up few others
 
 # IANA's registries of special-purpose addresses (RFC 6890). Not by `ipaddress.is_global`, for what that says differs
 # between releases of Python.
@@ -69,7 +70,9 @@ class Reach:
     """The addresses and ports that URLs of others may lead to.
 
     NOT covered: which address within a network translates to which behind it. Of NAT64 the well-known prefix is seen
-    through; a prefix of the network's own looks like any public address, and is for the firewall.
+    through; a prefix of the network's own looks like any public address, and is for the firewall. Nor names that never
+    resolve: those of one domain (the last two labels) hold up each other and what shares their pool, one domain in 32;
+    whoever has many such domains can hold up every name that is looked up here. Origins that are known are not.
 
     Args:
         networks: of addresses that are not public and are allowed, such as "10.8.0.0/16".
@@ -86,7 +89,7 @@ class Reach:
         self._ports = frozenset(ports)
         if not self._ports or not all(port.__class__ is int and 0 < port < 65536 for port in self._ports):
             raise ConfigurationError("ports", got=sorted(map(str, ports)), expected="ports from 1 to 65535")
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="a2a-trust-resolve")
+        self._pools = [ThreadPoolExecutor(THREADS, thread_name_prefix="a2a-trust-resolve") for _ in range(POOLS)]
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """What to connect to, and nothing else, in the resolver's order; at most `MAX_TRIED`.
@@ -111,7 +114,7 @@ class Reach:
             if _NUMBER_AT_THE_END.fullmatch(host):
                 raise AddressRefused("address in an odd spelling", got=host, expected="the usual one") from None
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._threads, _resolve, host, port)
+            found = await asyncio.get_running_loop().run_in_executor(self._pool(host), _resolve, host, port)
         except ValueError:  # UnicodeError is one
             raise AddressRefused("URL that others gave", got=host, expected="the name of a host") from None
         for text in found:
@@ -125,7 +128,13 @@ class Reach:
         return found[:MAX_TRIED]
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pool(self, host: str) -> ThreadPoolExecutor:
+        """By the domain. Hashes differ in each process: nobody can choose a name that holds up a certain other."""
+        domain = host.lower().rstrip(".").split(".")[-2:]
+        return self._pools[hash(tuple(domain)) % POOLS]
 
     def _allows(self, text: str) -> bool:
         address = ipaddress.ip_address(text)

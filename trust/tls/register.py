@@ -52,6 +52,10 @@ class Watched(Protocol):
 class Late(Protocol):
     """A connection with more to be worked on than there was time for."""
 
+    @property
+    def peer(self) -> AgentID | None:
+        """Whose it is; None for a client without a certificate."""
+
     def catch_up(self) -> None:
         """Go on."""
 
@@ -59,13 +63,14 @@ class Late(Protocol):
 class Turns:
     """What connections may take of one turn of the event loop, all of them together: who comes late waits for the next.
 
-    So one peer with many connections holds nobody up for longer than one with a single connection does. In its loop
-    only.
+    The peers take turns, and so do the connections of each: one peer with many connections holds nobody up for longer
+    than one with a single connection does. In its loop only.
     """
 
     def __init__(self) -> None:
-        self._late: deque[Late] = deque()  # who waits longest comes first
+        self._late: dict[AgentID | None, deque[Late]] = {}  # the peer that waits longest comes first
         self._spent = 0.0  # seconds of this turn
+        self._trifles = 0.0  # and those that are not counted yet: most turns are over before they are worth it
         self._ending = False  # there is something that must happen when this turn is over
 
     def left(self) -> float:
@@ -73,14 +78,16 @@ class Turns:
         return TURN_SECONDS - self._spent
 
     def spend(self, seconds: float) -> None:
-        """So long one connection was worked on. What is over in no time is not counted."""
-        if seconds > TRIFLE_SECONDS:
-            self._spent += seconds
+        """So long one connection was worked on. What is over in no time counts once there is enough of it."""
+        self._trifles += seconds
+        if self._trifles > TRIFLE_SECONDS:
+            self._spent += self._trifles
+            self._trifles = 0.0
             self._end()
 
     def put_off(self, connection: Late) -> None:
         """It goes on in one of the next turns."""
-        self._late.append(connection)
+        self._late.setdefault(connection.peer, deque()).append(connection)
         self._end()
 
     def _end(self) -> None:
@@ -91,10 +98,15 @@ class Turns:
     def _next(self) -> None:
         self._spent, self._ending = 0.0, False
         try:
-            for turn in range(len(self._late)):  # each of them once at most, and one at least
+            for turn in range(sum(map(len, self._late.values()))):  # as often as there are connections; once at least
                 if turn and self.left() <= 0:
                     break
-                self._late.popleft().catch_up()
+                peer = next(iter(self._late))
+                waiting = self._late.pop(peer)
+                connection = waiting.popleft()
+                if waiting:
+                    self._late[peer] = waiting  # behind the other peers
+                connection.catch_up()
         finally:
             if self._late:
                 self._end()
@@ -198,9 +210,13 @@ class Register:
     def _go_on(self, left: list[Watched]) -> None:
         loop = asyncio.get_running_loop()
         until = time.monotonic() + SLICE_SECONDS
-        while left:
-            left.pop().check_trust()
-            if time.monotonic() >= until:
+        try:
+            while left:
+                left.pop().check_trust()
+                if time.monotonic() >= until:
+                    break
+        finally:  # also where a look failed: it is the others' turn
+            if left:
                 loop.call_soon(self._go_on, left)
-                return
-        loop.call_later(self._interval, self._look)
+            else:
+                loop.call_later(self._interval, self._look)

@@ -41,6 +41,8 @@ from trust.tls.transport import Deadlines, TlsProtocol
 
 logger = logging.getLogger("a2a_trust.tls")
 
+MAX_MESSAGE_BYTES = 1 << 20  # of a WebSocket; each connection may hold one that the application has not taken
+
 # What decides about TLS or about who is calling is not uvicorn's to set: it would be ignored, or worse, obeyed.
 _REFUSED_OPTIONS = ("proxy_headers", "forwarded_allow_ips", "workers", "reload")
 
@@ -135,7 +137,8 @@ def uvicorn_config(
         deadlines: how long a client may take. A server that stops waits as long as `grace` for the requests in flight;
             event streams it cuts.
         limits: how many connections there may be at once.
-        options: further ones of `uvicorn.Config`.
+        options: further ones of `uvicorn.Config`. Without `ws_max_size` and `ws_per_message_deflate`, a message of a
+            WebSocket has 1 MiB at most, and is not compressed.
 
     Raises:
         ConfigurationError: an option that is not uvicorn's to decide, credentials that cannot be used, or HTTP/2
@@ -168,6 +171,8 @@ def uvicorn_config(
         "access_log": False,
         "log_level": "warning",
         "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
+        "ws_max_size": MAX_MESSAGE_BYTES,
+        "ws_per_message_deflate": False,  # 16 KiB on the wire would be 16 MiB here
         "timeout_graceful_shutdown": deadlines.grace,
     }
     return TrustConfig(

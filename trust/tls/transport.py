@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from trust.errors import HandshakeFailed, TooManyConnections, TrustError
+from trust.identity import AgentID
 from trust.tls.connection import RECORD_BYTES, Connection
 from trust.tls.engine import Address, TrustContext
-from trust.tls.register import Register, Turns
-from trust.tls.sslobject import peer_certificate
+from trust.tls.inner import TlsTransport
+from trust.tls.register import TRIFLE_SECONDS, Register
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,10 @@ class Deadlines:
 
 
 PIECE_BYTES = 64 * 1024
+
+# What is handed to an application that took long over what it was given before. A record of frames of a few bytes takes
+# a WebSocket or HTTP/2 twenty milliseconds, in which the clock is not looked at.
+SMALL_BYTES = 2048
 
 # What TLS itself may say (answers to KeyUpdate, RFC 8446 section 4.6.3) to a client that takes nothing at present. Each
 # has some 30 bytes, and an honest client asks for one in millions of records.
@@ -86,6 +91,7 @@ class TlsProtocol(asyncio.Protocol):
         self._spoke = False  # a connection without a byte is a probe of the port, not a handshake that failed
         self._ended = False  # nothing that still comes is looked at
         self._behind = False  # what came is not worked through: it goes on in the next turn of the loop
+        self._piece = RECORD_BYTES  # what the application is given at once, at most
         self.app: asyncio.Protocol | None = None
         self.paused = False
 
@@ -159,7 +165,7 @@ class TlsProtocol(asyncio.Protocol):
         self.flush()
         if done:
             try:
-                self._register.admit(self, None if self.tls.peer is None else self.tls.peer.agent_id)
+                self._register.admit(self, self.peer)
             except TooManyConnections as error:
                 self._turn_away(error)
                 return False
@@ -177,9 +183,13 @@ class TlsProtocol(asyncio.Protocol):
         self._ended = True
         self._register.refuse(self)
         self.flush()
-        if self._raw.can_write_eof():
-            self._raw.write_eof()
         self._after(self._deadlines.linger, self._raw.abort)
+        self._write_eof()
+
+    def _write_eof(self) -> None:
+        if self._raw.can_write_eof():
+            with contextlib.suppress(OSError):  # the client has reset the connection, which nobody has read yet
+                self._raw.write_eof()
 
     def _turn_away(self, error: TooManyConnections) -> None:
         """Answer before there is a request: it will be read as the answer to the first."""
@@ -214,16 +224,33 @@ class TlsProtocol(asyncio.Protocol):
 
     def pump(self) -> None:
         """Hand decrypted data to the application for as long as it wants some, and there is time in this turn."""
-        turns = self._register.turns
-        if turns.left() > 0:
-            self._work(turns)
+        left = self._register.turns.left()
+        if left > 0:
+            self._work(left)
         else:
             self._fall_behind()
 
-    def _work(self, turns: Turns) -> None:
-        began = self._loop.time()
-        self._pump(began + turns.left())
-        turns.spend(self._loop.time() - began)
+    def _work(self, seconds: float) -> None:
+        began = now = self._loop.time()
+        until = began + seconds
+        size = 1
+        while size and not self._ended:
+            try:
+                size = self._hand_over()
+            except BaseException:  # a defect: the loop tells of it, and does not always end the connection
+                self.abort()
+                raise
+            before, now = now, self._loop.time()
+            if now - before > TRIFLE_SECONDS:
+                self._piece = SMALL_BYTES
+            elif size == self._piece < RECORD_BYTES:
+                self._piece *= 2
+            if self.tls.drained:
+                break
+            if size and now > until:
+                self._fall_behind()
+                break
+        self._register.turns.spend(now - began)
         if self._ended:
             return
         sent = self.flush()  # reading may have made TLS answer
@@ -232,26 +259,24 @@ class TlsProtocol(asyncio.Protocol):
             if self._untaken > MAX_UNTAKEN_BYTES:
                 self.abort()
 
-    def _pump(self, until: float) -> None:
-        while not (self.paused or self._ended):
-            try:
-                data = self.tls.read(RECORD_BYTES)
-            except TrustError:
-                self.flush()
-                self.abort()
-                return
-            if data is None or self.app is None:
-                return
-            if not data:
-                self.app.eof_received()
-                self.close()
-                return
-            self.app.data_received(data)
-            if self.tls.drained:
-                return
-            if self._loop.time() > until:
-                self._fall_behind()
-                return
+    def _hand_over(self) -> int:
+        """One piece to the application, and how large it is; 0 where there is none, or the application wants none."""
+        if self.paused:
+            return 0
+        try:
+            data = self.tls.read(self._piece)
+        except TrustError:
+            self.flush()
+            self.abort()
+            return 0
+        if data is None or self.app is None:
+            return 0
+        if not data:
+            self.app.eof_received()
+            self.close()
+            return 0
+        self.app.data_received(data)
+        return len(data)
 
     def _fall_behind(self) -> None:
         if not (self._behind or self._ended):
@@ -263,7 +288,7 @@ class TlsProtocol(asyncio.Protocol):
         """Read at least once, however little time there is."""
         self._behind = False
         if not self._ended:
-            self._work(self._register.turns)
+            self._work(self._register.turns.left())
             self.read_on()
 
     def read_on(self) -> None:
@@ -318,14 +343,13 @@ class TlsProtocol(asyncio.Protocol):
             self.tls.close()
         self.flush()
         self._cancel()
-        if not (self.tls.drained and self._raw.is_reading()) and self._raw.can_write_eof():
-            # What is not read would reset the connection, and that may overtake what was sent: it is read, by nobody.
-            self._raw.write_eof()
-            self._raw.resume_reading()
-            self._after(self._deadlines.close, self._raw.abort)
-            return
-        self._raw.close()
         self._expect_taking(self._deadlines.close)
+        if (self.tls.drained and self._raw.is_reading()) or not self._raw.can_write_eof():
+            self._raw.close()
+        else:
+            # What is not read would reset the connection, and that may overtake what was sent: it is read, by nobody.
+            self._write_eof()
+            self._raw.resume_reading()
 
     def _expect_taking(self, seconds: float, before: int | None = None) -> None:
         """Cut the connection once the client has taken nothing for so long. `before`: what waited at the last look."""
@@ -349,6 +373,10 @@ class TlsProtocol(asyncio.Protocol):
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def peer(self) -> AgentID | None:
+        return None if self.tls.peer is None else self.tls.peer.agent_id
 
     # The end of trust.
 
@@ -379,79 +407,6 @@ class TlsProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class TlsTransport(asyncio.Transport):
-    """The transport that the protocol inside sees."""
-
-    def __init__(self, tls: TlsProtocol, raw: asyncio.Transport) -> None:
-        super().__init__()
-        self._tls = tls
-        self._raw = raw
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        connection = self._tls.tls
-        if name == "ssl_object":
-            return connection
-        if name == "sslcontext":
-            return self._tls._context
-        if name == "peercert":
-            return peer_certificate(connection.peer, False)
-        if name == "cipher":
-            return connection.cipher
-        return self._raw.get_extra_info(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._tls.app = cast(asyncio.Protocol, protocol)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._tls.app or self._tls
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._tls.write(data)
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        self._tls.write(b"".join(list_of_data))
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self._tls.close()
-
-    def cut(self) -> None:
-        """Close in the middle of an answer, and let the client see that."""
-        self._tls.close(whole=False)
-
-    def abort(self) -> None:
-        self._tls.abort()
-
-    def is_closing(self) -> bool:
-        return self._tls.ended or self._raw.is_closing()
-
-    def pause_reading(self) -> None:
-        if not self._tls.paused and not self.is_closing():
-            self._tls.paused = True
-            self._raw.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._tls.paused and not self.is_closing():
-            self._tls.paused = False
-            self._tls.read_on()
-            # What is decrypted already must not wait for the next byte from the client.
-            self._tls._loop.call_soon(self._tls.pump)
-
-    def is_reading(self) -> bool:
-        return not self._tls.paused and not self.is_closing()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._raw.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_size(self) -> int:
-        return self._tls.unsent()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._raw.get_write_buffer_limits()
 
 
 def _address(transport: asyncio.BaseTransport) -> Address:

@@ -7,6 +7,7 @@ should not speak to the one who named it. No redirect is followed, and nothing o
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterable, Collection, Iterable
 from typing import Any
 
@@ -25,6 +26,9 @@ from trust.tls.reach import Reach, first
 
 DELIVERY_SECONDS = 20.0  # from resolving the name to the end of the answer: a2a-sdk holds up the task meanwhile
 MAX_ANSWER_BYTES = 64 * 1024  # that are read for the sake of the connection; what is longer ends it
+PART_BYTES = 1024  # that a part of an answer counts for at least: a chunk of one byte is as much work
+MAX_WIRE_BYTES = MAX_ANSWER_BYTES + 32 * 1024  # of a web server's answer with its head, and the interim ones before it
+READ_BYTES = 4096  # at once; between two reads others have their turn
 
 
 class WebhookTransport(httpx.AsyncBaseTransport):
@@ -155,13 +159,47 @@ class _Within(httpcore.AsyncNetworkBackend):
             addresses = await self._reach.addresses(host, port)
         except OSError as error:
             raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from None
-        return await first(addresses, lambda address: self._plain.connect_tcp(address, port, timeout))
+        return _Bounded(await first(addresses, lambda address: self._plain.connect_tcp(address, port, timeout)))
+
+
+class _Bounded(httpcore.AsyncNetworkStream):
+    """A connection on which so much can be read after a write. httpcore reads interim answers (1xx) without an end."""
+
+    def __init__(self, plain: httpcore.AsyncNetworkStream) -> None:
+        self._plain = plain
+        self._left = MAX_WIRE_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
+        await asyncio.sleep(0)  # TLS does not wait for what it has already
+        data = await self._plain.read(min(max_bytes, READ_BYTES), timeout)
+        self._left -= len(data)
+        if self._left < 0:
+            raise httpcore.ReadError(f"answer of more than {MAX_WIRE_BYTES} bytes")
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's
+        self._left = MAX_WIRE_BYTES  # nothing is written but requests
+        await self._plain.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._plain.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
+    ) -> httpcore.AsyncNetworkStream:
+        return _Bounded(await self._plain.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._plain.get_extra_info(info)
 
 
 async def _read_over(body: AsyncIterable[bytes]) -> None:
     """Read an answer that is not looked at; no more than is reasonable."""
     size = 0
     async for part in body:
-        size += len(part)
+        size += max(len(part), PART_BYTES)
         if size > MAX_ANSWER_BYTES:
             return

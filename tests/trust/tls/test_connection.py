@@ -96,6 +96,28 @@ def test_both_ends_know_each_other() -> None:
     assert client.handshake()  # once more is no harm
 
 
+@pytest.mark.parametrize("failure", [ValueError("a defect"), KeyboardInterrupt()], ids=["defect", "no Exception"])
+def test_whoever_cannot_be_judged_again_is_trusted_no_longer(failure: BaseException) -> None:
+    """A panic of a library in Rust is no Exception: it goes on its way, but not without that."""
+
+    class Lists:
+        fails = False
+
+        def current(self) -> RevocationLists:
+            if self.fails:
+                raise failure
+            return none
+
+    none, lists = RevocationLists(), Lists()
+    _, server = established(server_options={"crls": lists})
+    server.on_distrust = lambda _: None
+    lists.fails = True
+    with contextlib.suppress(KeyboardInterrupt):
+        server.recheck()
+        assert isinstance(failure, Exception)
+    assert type(server.distrusted) is HandshakeFailed and type(failure).__name__ in str(server.distrusted)
+
+
 def test_nothing_is_known_before_the_handshake() -> None:
     client, _ = ends()
     assert (client.peer, client.version, client.cipher, client.group) == (None, None, None, "")

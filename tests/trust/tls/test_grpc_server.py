@@ -17,7 +17,7 @@ from grpc._cython import cygrpc  # grpcio's session cache has no public name
 
 from tests.forge import NOW, Forge
 from tests.trust.tls.grpc_parts import PATH, SECONDS, Service, call, channel_to, refused, serving, stock
-from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, OTHER, SERVER, SERVER_ID
+from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, OTHER, SERVER, SERVER_ID, until
 from trust.authorize import exactly, members_of
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
 from trust.credentials import Credentials
@@ -27,6 +27,7 @@ from trust.errors import (
     NoPeerCertificate,
     NoSpiffeID,
     PeerNotAllowed,
+    TooManyCalls,
     TrustError,
     UntrustedChain,
 )
@@ -373,9 +374,13 @@ def test_what_a_handler_fails_with_is_logged_and_not_told(at: str, kind: str, ca
         async with serving(Failing(at)) as target:
             async with stock(target, AGENT) as channel:
                 assert await refused(call(channel, kind)) == FAILURES[at]
-            ours = [record for record in caplog.records if record.name == "a2a_trust.tls"]
+
+            def logged() -> list[Any]:
+                return [record for record in caplog.records if record.name == "a2a_trust.tls"]
+
+            await until(lambda: len(logged()) >= (at in LOGGED))  # what follows an abort is later than the answer
             # What is not async has not run, and so has said nothing.
-            assert ["hunter2" in str(record.exc_info) for record in ours] == [at != "not async"] * (at in LOGGED)
+            assert ["hunter2" in str(record.exc_info) for record in logged()] == [at != "not async"] * (at in LOGGED)
             async with stock(target, FORGE.leaf("/another")) as channel:
                 assert await refused(call(channel, kind)) == (grpc.StatusCode.PERMISSION_DENIED, "access_denied")
 
@@ -430,6 +435,65 @@ def test_calls_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await refused(call(channel)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
             service.go_on.set()
             assert await stream.read() == b"more"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", ["finished", "cancelled", "channel closed", "failed"])
+@pytest.mark.parametrize("kind", ["unary_stream", "stream_unary"])
+def test_no_agent_takes_the_calls_of_others(kind: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections it has. A call that has ended, in whatever way, is none."""
+    monkeypatch.setattr(module, "MAX_CALLS_OF_AGENT", 1)
+    second = FORGE.leaf("/second")
+
+    class Slow(Service):
+        async def wait(self) -> bytes:
+            self.asked.append(b"")
+            await self.go_on.wait()
+            if end == "failed":
+                raise ValueError("a defect")
+            return b"done"
+
+        async def unary_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+            yield await self.wait()
+
+        async def stream_unary(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+            return await self.wait()
+
+    async def main() -> None:
+        service, trail = Slow(), Trail()
+        apart = ("grpc.use_local_subchannel_pool", 1)
+        async with (
+            serving(service, audit=trail) as target,
+            stock(target, AGENT, apart) as first,
+            stock(target, AGENT, apart) as again,
+            stock(target, second, apart) as other,
+        ):
+            under_way = getattr(first, kind)(PATH + kind)(b"hello" if kind == "unary_stream" else None, timeout=SECONDS)
+            reading = asyncio.ensure_future(under_way.read() if kind == "unary_stream" else under_way)
+            async with asyncio.timeout(SECONDS):
+                while not service.asked:
+                    await asyncio.sleep(0.01)
+            assert (await refused(call(again))) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TooManyCalls.code)
+            assert [record["check"] for record in trail.records] == [TooManyCalls.check]
+            assert AGENT_ID in trail.records[0]["reason"]
+            assert await call(other) == str(second.agent_id).encode()
+            if end == "cancelled":
+                under_way.cancel()
+            elif end == "channel closed":
+                await first.close()
+            else:
+                service.go_on.set()
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    try:
+                        assert await call(again) == AGENT_ID.encode()
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                        await asyncio.sleep(0.02)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     asyncio.run(main())
 

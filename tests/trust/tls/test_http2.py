@@ -661,6 +661,15 @@ async def empty_data(agent: H2Client) -> None:
     agent.flush()
 
 
+async def dribble(agent: H2Client) -> None:
+    """Data of one byte does not pay for what asks for nothing."""
+    stream = agent.open("/wait", method="POST", end=False)
+    for number in range(5000):
+        agent.h2.send_data(stream, b"x")
+        agent.h2.ping(number.to_bytes(8))
+    agent.flush()
+
+
 async def windows(agent: H2Client) -> None:
     for _ in range(5000):
         agent.h2.increment_flow_control_window(1)
@@ -719,6 +728,7 @@ ATTACKS: list[tuple[Callable[[H2Client], Awaitable[None]], ErrorCodes]] = [
     (settings, CALM),
     (priorities, CALM),
     (empty_data, CALM),
+    (dribble, CALM),
     (windows, CALM),
     (unknown_frames, CALM),
     (continuations, WRONG),

@@ -300,6 +300,61 @@ def test_a_websocket_handshake_that_its_library_does_not_take_is_answered(what: 
     assert asked == ["websocket"]
 
 
+# RFC 9112 sections 3.2, 6.1 and 6.3: what two readers could take for two hosts, or for two requests.
+CODED = b"Transfer-Encoding: chunked\r\n"
+AMBIGUOUS = {
+    "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts in HTTP/1.0": b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+    "another coding": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x, chunked\r\n\r\n0\r\n\r\n",
+    "chunked twice": b"POST / HTTP/1.1\r\nHost: a\r\n" + 2 * CODED + b"\r\n0\r\n\r\n",
+    "chunks and a length": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n" + CODED + b"\r\n0\r\n\r\n",
+    "a length and chunks": b"POST / HTTP/1.1\r\nHost: a\r\n" + CODED + b"Content-Length: 4\r\n\r\n0\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\n" + CODED + b"\r\n0\r\n\r\n",
+    "a websocket with two hosts": WEBSOCKET + b"Host: b\r\n\r\n",
+}
+CLEAR = {
+    "no host in HTTP/1.0": b"GET / HTTP/1.0\r\n\r\n",
+    "chunks": b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
+}
+
+
+async def answers(url: str, data: bytes) -> bytes:
+    """All that comes until the server closes the connection."""
+    async with tls_stream(url) as (reader, writer), asyncio.timeout(20):
+        writer.write(data)
+        return await reader.read(-1)
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("what", AMBIGUOUS)
+def test_a_request_that_could_be_another_is_refused(what: str, http: str) -> None:
+    """And nothing that comes behind it is a request."""
+    asked = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["type"])
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with here(app, http=http, lifespan="off") as server:
+            answer = await answers(server.url, AMBIGUOUS[what] + HEAD + b"\r\n")
+            assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+            assert not asked
+
+    run(main())
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("what", CLEAR)
+def test_a_request_that_is_clear_is_served(what: str, http: str) -> None:
+    async def main() -> None:
+        async with here(http=http) as server:
+            assert (await answers(server.url, CLEAR[what])).startswith(b"HTTP/1.1 200 ")
+
+    run(main())
+
+
 def test_what_names_a_peer_comes_from_the_connection_only() -> None:
     """Whatever else put it into the scope: a client without a certificate has no identity."""
     seen: list[dict[str, Any]] = []
@@ -316,5 +371,6 @@ def test_what_names_a_peer_comes_from_the_connection_only() -> None:
     protocol = identified(Inner)()
     protocol.connection_made(Wire())
     forged = dict.fromkeys((PEER_EXTENSION, PRESENTED_EXTENSION, GROUP_EXTENSION), "forged")
-    asyncio.run(protocol.app({"type": "http", "extensions": {**forged, "other": {}}}, None, None))
+    scope = {"type": "http", "http_version": "1.1", "headers": [(b"host", b"a")], "extensions": {**forged, "other": {}}}
+    asyncio.run(protocol.app(scope, None, None))
     assert sorted(seen[0]) == sorted(["tls", "other", GROUP_EXTENSION]) and seen[0][GROUP_EXTENSION] == ""

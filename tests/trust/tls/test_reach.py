@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import threading
 import time
 from typing import Any
 
@@ -105,7 +106,35 @@ def test_a_name_with_many_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(_addresses(Reach(), "many.example"))
 
 
-def test_a_resolver_that_does_not_answer_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_never_resolve_hold_up_no_other_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def resolve(host: str, port: int) -> list[str]:
+        if host.endswith("dark.example"):
+            answer.wait(60)
+        return ["1.1.1.1"]
+
+    async def main() -> None:
+        there = Reach()
+        pool = there._pool("x.dark.example")
+        dark = [f"x{n}.DARK.example." if n % 2 else f"{n}.x.dark.example" for n in range(100)]
+        waiting = [asyncio.ensure_future(there.addresses(host.lower().rstrip("."), 443)) for host in dark]
+        assert {there._pool(host) for host in dark} == {pool}
+        others = [f"hooks.good{n}.example" for n in range(50)]
+        free = [host for host in others if there._pool(host) is not pool]
+        assert len(free) > 25
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*(there.addresses(host, 443) for host in free)) == [["1.1.1.1"]] * len(free)
+        assert not any(task.done() for task in waiting)
+        answer.set()
+        assert await asyncio.gather(*waiting) == [["1.1.1.1"]] * 100
+        there.close()
+
+    monkeypatch.setattr(reach, "_resolve", resolve)
+    asyncio.run(main())
+
+
+def test_a_resolver_that_does_not_answer_leaves_the_loop_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr(reach, "_resolve", lambda host, port: time.sleep(1))
         there = Reach()

@@ -139,8 +139,8 @@ def test_everybody_is_looked_at_and_the_loop_has_its_turns(monkeypatch: pytest.M
 class Busy:
     """A connection that takes some time in each of its turns, and so many of them."""
 
-    def __init__(self, turns: Turns, seconds: float, times: int) -> None:
-        self.turns, self.seconds, self.times = turns, seconds, times
+    def __init__(self, turns: Turns, seconds: float, times: int, peer: AgentID | None = None) -> None:
+        self.turns, self.seconds, self.times, self.peer = turns, seconds, times, peer
 
     def catch_up(self) -> None:
         done.append((turn, self))
@@ -187,6 +187,70 @@ def test_what_takes_no_time_does_not_wait() -> None:
     assert len({turn for turn, _ in order}) == 2
 
 
+def test_small_times_add_up() -> None:
+    """Many connections that take next to no time each do not make one long turn."""
+
+    async def main() -> None:
+        turns = Turns()
+        busy = [Busy(turns, TRIFLE_SECONDS / 2, 1) for _ in range(100)]
+        for connection in busy:
+            turns.put_off(connection)
+        done.clear()
+        passed = 0
+        while len(done) < 100:
+            passed += 1
+            await asyncio.sleep(0)
+        assert passed >= 4 and [connection for _, connection in done] == busy
+
+    asyncio.run(main())
+
+
+def test_peers_take_turns() -> None:
+    """Whoever has many connections does not come before one who has one; nor is any of the many left out."""
+
+    async def main() -> None:
+        turns = Turns()
+        many = [Busy(turns, TURN_SECONDS, 2, ONE) for _ in range(3)]
+        single, stranger = Busy(turns, TURN_SECONDS, 3, TWO), Busy(turns, TURN_SECONDS, 1)
+        for connection in (*many, single, stranger):
+            turns.put_off(connection)
+        done.clear()
+        await until(lambda: len(done) == 10)
+        a, b, c = many
+        assert [connection for _, connection in done] == [a, single, stranger, b, single, c, single, a, b, c]
+        assert not turns._late
+
+    asyncio.run(main())
+
+
+def test_a_look_that_fails_is_the_last_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panic of a library in Rust is no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    class Defect(Link):
+        def check_trust(self) -> None:
+            super().check_trust()
+            raise Panic
+
+    async def main() -> None:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(type(context["exception"])))
+        register = Register(Limits(), 0.01)
+        links = [Link(), Defect(), Link(), Defect()]
+        for link in links:
+            register.enter(link)
+            register.admit(link, ONE)
+        await until(lambda: all(link.looks > 2 for link in links))
+        assert set(told) == {Panic}
+        for link in links:
+            register.leave(link)
+        await until(lambda: not register._looking)
+
+    asyncio.run(main())
+
+
 def test_a_connection_that_fails_holds_up_no_other() -> None:
     async def main() -> None:
         seen: list[object] = []
@@ -194,10 +258,14 @@ def test_a_connection_that_fails_holds_up_no_other() -> None:
         turns, failure = Turns(), ValueError("a defect")
 
         class Defect:
+            peer = None
+
             def catch_up(self) -> None:
                 raise failure
 
         class Other:
+            peer = None
+
             def catch_up(self) -> None:
                 seen.append(self)
 

@@ -58,7 +58,7 @@ from trust.identity import PEER_EXTENSION, PeerIdentity, peer_of
 from trust.seldom import LINES, Seldom
 from trust.sources import Live
 from trust.tls import Deadlines, Limits, client_context, peer_of_response, serve, serving, uvicorn_config
-from trust.tls.server import TrustConfig, _Refusals
+from trust.tls.server import MAX_MESSAGE_BYTES, TrustConfig, _Refusals
 
 BASE: dict[str, Any] = {"source": SERVER, "bundles": FORGE.bundles, "authorize": AGENTS, "lifespan": "off"}
 
@@ -806,6 +806,37 @@ def test_websockets(loop: str, http: str) -> None:
                 assert await kept.recv() == "/second still here"
 
     run(main(), loop)
+
+
+def test_what_is_small_on_the_wire_of_a_websocket_is_not_large_here() -> None:
+    """No compression, though the client offers it; and messages of a MiB at most."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": str(len(message["bytes"]))})
+
+    async def main() -> None:
+        async with (
+            here(app) as server,
+            websockets.connect(
+                f"wss://127.0.0.1:{port_of(server.url)}/",
+                ssl=client_context(AGENT, FORGE.bundles, SERVERS),
+                server_hostname="localhost",
+                proxy=None,
+                compression="deflate",
+            ) as agent,
+        ):
+            assert agent.response is not None and "Sec-WebSocket-Extensions" not in agent.response.headers
+            await agent.send(bytes(MAX_MESSAGE_BYTES))
+            assert await agent.recv() == str(MAX_MESSAGE_BYTES)
+            await agent.send(bytes(MAX_MESSAGE_BYTES + 1))
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await agent.recv()
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009  # too big
+
+    run(main())
 
 
 # Configuration.

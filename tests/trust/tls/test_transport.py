@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +17,10 @@ from tests.trust.tls.parts import AGENT, AGENTS, FORGE, LOOPS, SERVER, SERVERS, 
 from trust.errors import CertificateRevoked, TransportError
 from trust.tls import TrustContext, client_context, server_context
 from trust.tls import register as register_module
-from trust.tls.connection import Connection
+from trust.tls.connection import RECORD_BYTES, Connection
+from trust.tls.inner import TlsTransport
 from trust.tls.register import Limits, Register
-from trust.tls.transport import MAX_UNTAKEN_BYTES, Deadlines, TlsProtocol, TlsTransport
+from trust.tls.transport import MAX_UNTAKEN_BYTES, SMALL_BYTES, Deadlines, TlsProtocol
 
 
 class Inner(asyncio.Protocol):
@@ -330,5 +334,115 @@ def test_who_is_trusted_no_longer_takes_nothing_after_the_grace() -> None:
             inner.transport.close()
             inner.transport._tls._distrusted(CertificateRevoked("certificate is revoked"))
             await until(lambda: "lost" in inner.told)
+
+    run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_client_that_reset_the_connection_before_it_is_cut(loop: str) -> None:
+    """While nothing was read from it: what uvicorn calls when it stops must not fail, and the connection ends."""
+
+    async def main() -> None:
+        async with connected() as (client, inner, _):
+            inner.transport.pause_reading()
+            wire = client.writer.get_extra_info("socket")
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.writer.transport.abort()
+            await client.writer.wait_closed()
+            inner.transport.cut()
+            await until(lambda: "lost" in inner.told)
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])
+def test_an_application_that_fails_over_what_it_is_given_loses_the_connection(
+    late: bool, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if late:
+        monkeypatch.setattr(register_module, "TURN_SECONDS", -1.0)
+
+    class Defect(BaseException):
+        """As the panic of a library in Rust is one."""
+
+    def fail(_: bytes) -> None:
+        raise Defect
+
+    async def main() -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        async with connected() as (client, inner, _):
+            inner.data_received = fail  # type: ignore[method-assign]
+            client.tls.write(b"x")
+            client.flush()
+            await until(lambda: "lost" in inner.told)
+        assert [type(error) for error in told] == [Defect]
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_answer_is_taken_to_its_end_though_the_request_is_not_read_to_its(loop: str) -> None:
+    size = 6_000_000
+
+    async def main() -> None:
+        async with connected(replace(SWIFT, close=1.0)) as (client, inner, _):
+            for end in (inner.transport, client.writer):
+                wire = end.get_extra_info("socket")
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            inner.transport.pause_reading()
+            client.tls.write(b"a body that nobody reads")
+            client.flush()
+            began = time.monotonic()
+            inner.transport.write(b"x" * size)
+            inner.transport.close()
+            got = 0
+            while data := await client.reader.read(65536):
+                client.tls.receive(data)
+                while part := client.tls.read():
+                    got += len(part)
+                await asyncio.sleep(0.02)
+            assert got == size and time.monotonic() - began > 1.0
+
+    run(main(), loop)
+
+
+def test_an_application_that_takes_long_is_given_small_pieces() -> None:
+    """So that the clock is looked at in between. One that does not is given whole records again."""
+
+    async def main() -> None:
+        async with connected() as (client, inner, _):
+            pieces: list[int] = []
+            slow = True
+
+            def take(data: bytes) -> None:
+                pieces.append(len(data))
+                if slow:
+                    time.sleep(0.002)
+
+            inner.data_received = take  # type: ignore[method-assign]
+            for number in range(3):
+                client.tls.write(b"x" * RECORD_BYTES)
+                client.flush()
+                await until(lambda number=number: sum(pieces) == (number + 1) * RECORD_BYTES)  # type: ignore[misc]
+            assert pieces == [RECORD_BYTES] + [SMALL_BYTES] * (2 * RECORD_BYTES // SMALL_BYTES)
+            slow = False
+            for number in range(20):  # what is no whole piece is no sign of anything
+                client.tls.write(b"x")
+                client.flush()
+                await until(lambda number=number: len(pieces) == 18 + number)  # type: ignore[misc]
+            slow = True
+            client.tls.write(b"x" * RECORD_BYTES)
+            client.flush()
+            await until(lambda: sum(pieces) == 4 * RECORD_BYTES + 20)
+            assert max(pieces[1:]) == SMALL_BYTES
+            slow = False
+            async with asyncio.timeout(20):
+                while pieces[-1] != RECORD_BYTES:
+                    client.tls.write(b"x" * RECORD_BYTES)
+                    client.flush()
+                    await asyncio.sleep(0.01)
 
     run(main())

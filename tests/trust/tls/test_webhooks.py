@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -124,6 +125,63 @@ def test_an_answer_without_an_end(kind: str, tmp_path: Path) -> None:
             assert (await sender.post(url, content=b"x")).status_code == 200
             async with asyncio.timeout(20):
                 await flood.ended.wait()
+
+    asyncio.run(main())
+
+
+def test_small_parts_count_for_more_than_their_bytes() -> None:
+    """A million chunks of one byte come at once, and each of them is work."""
+    taken = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while taken < 1_000_000:
+            taken += 1
+            yield b"x"
+
+    asyncio.run(webhooks._read_over(parts()))
+    assert taken == webhooks.MAX_ANSWER_BYTES // webhooks.PART_BYTES + 1
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [b"HTTP/1.1 100 C\r\n\r\n", b"HTTP/1.1 103 E\r\n" + b"a:b\r\n" * 50 + b"\r\n"],
+    ids=["continue", "early hints"],
+)
+def test_interim_answers_without_an_end(interim: bytes, tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(interim * 1000)
+                await writer.drain()
+        writer.transport.abort()
+        ended.set()
+
+    async def main() -> None:
+        WEB.leaf("/web").save(tmp_path / "web")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tmp_path / "web" / "chain.pem", tmp_path / "web" / "key.pem")
+        async with await asyncio.start_server(server, "127.0.0.1", 0, ssl=context) as listening:
+            url = f"https://localhost:{listening.sockets[0].getsockname()[1]}/"
+            async with anywhere(url, WebPKI(roots=web_roots(tmp_path).read_text())) as sender:
+                with pytest.raises(httpx.ReadError, match=f"more than {webhooks.MAX_WIRE_BYTES} bytes"):
+                    await sender.post(url, content=b"x")
+            async with asyncio.timeout(20):
+                await ended.wait()
+
+    asyncio.run(main())
+
+
+def test_each_answer_has_its_own_limit(tmp_path: Path) -> None:
+    async def main() -> None:
+        endpoint = Endpoint(b"x" * 40_000)
+        async with hook("web", endpoint, tmp_path) as (url, rule), anywhere(url, rule) as sender:
+            for _ in range(5):
+                assert (await sender.post(url, content=b"x")).status_code == 200
+        assert len({tuple(scope["client"]) for scope in endpoint.asked}) < 5  # some were on one connection
 
     asyncio.run(main())
 
