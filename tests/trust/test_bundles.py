@@ -300,7 +300,7 @@ def test_one_file_with_all_revocation_lists(tmp_path: Path) -> None:
         FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA",
         FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
     ],
-    ids=["nothing", "rubbish", "no end", "a certificate", "one beside", "a second without an end", "a second that is none"],
+    ids=["nothing", "rubbish", "no end", "a certificate", "one beside", "a second has no end", "a second is none"],
 )
 def test_what_is_not_a_revocation_list(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.crl").write_bytes(content)

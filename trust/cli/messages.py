@@ -101,7 +101,7 @@ def verify(
     if evidence is not None and at is not None:
         raise typer.BadParameter("--evidence and --at: a receipt tells the time of receiving, which is now")
     if evidence is not None and os.path.lexists(evidence):
-        raise typer.BadParameter(f"--evidence: {evidence} is there already, and evidence is what is to last: name another")
+        raise typer.BadParameter(f"--evidence: {evidence} is there already, and evidence is to last: name another")
     moment = time_of(at)
     verifier: PeerVerifier | PinnedAgents
     if jwks is not None:
