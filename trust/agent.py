@@ -258,8 +258,12 @@ class _Client(httpx.AsyncClient):
 class _PushClient(_Client):
     def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
         try:
-            request = super().build_request(method, url, **parts)
-        except httpx.InvalidURL as error:
+            webhook = url_of(url) if isinstance(url, str) else url
+            host = webhook.host  # httpx reads it only now; what `idna` and `str.encode` raise is a ValueError
+        except (httpx.InvalidURL, ValueError) as error:
             raise WebhookRefused("webhook", got=error, expected="an https URL") from None
+        if not host:
+            raise WebhookRefused("webhook", got="no host", expected="an https URL")
+        request = super().build_request(method, webhook, **parts)
         request.extensions = {**request.extensions, WEBHOOK_EXTENSION: str(url)}
         return request

@@ -50,7 +50,14 @@ from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
 from trust.signing import jws
 from trust.signing.envelope import LAST_SECOND, VerifiedMessage
-from trust.signing.messages import EXTENSION, MAX_CONTAINERS, authenticate_message, sign_message, verify_message
+from trust.signing.messages import (
+    EXTENSION,
+    MAX_CONTAINERS,
+    MAX_VALUES,
+    authenticate_message,
+    sign_message,
+    verify_message,
+)
 from trust.signing.proto_json import Kind, canonical_form
 
 FORGE = Forge()
@@ -228,6 +235,16 @@ ATTACKS: list[tuple[str, Received, type[TrustError]]] = [
     (
         "brackets without end",
         Received(write=lambda m: b'{"parts":[' + b"{}," * MAX_CONTAINERS + b"{}]}"),
+        CanonicalizationError,
+    ),
+    (
+        "numbers without end",
+        Received(write=lambda m: b'{"parts":[{"data":[' + b"1e-6," * MAX_VALUES + b"1]}]}"),
+        CanonicalizationError,
+    ),
+    (
+        "members without end",
+        Received(write=lambda m: b'{"metadata":{' + b",".join(b'"%x":1' % n for n in range(MAX_VALUES)) + b"}}"),
         CanonicalizationError,
     ),
     ("text after it", Received(write=lambda m: json.dumps(m).encode() + b"{}"), CanonicalizationError),

@@ -84,7 +84,8 @@ PARTNERS = pinned(
     jwk(KEY, "twice"),
     jwk(EXPOSED, "exposed", d=JWK.from_pyca(EXPOSED).export_private(as_dict=True)["d"]),
     jwk(SECOND, "for encryption", use="enc"),
-    {**jwk(PQ, "k-pq with its seed"), "priv": "AAAA"},
+    {**jwk(mldsa.MLDSA44PrivateKey.generate(), "k-pq with its seed"), "priv": "AAAA"},
+    jwk(EXPOSED, "exposed elsewhere"),
     {name: value for name, value in jwk(PQ, "k-pq without alg").items() if name != "alg"},
     jwk(mldsa.MLDSA87PrivateKey.generate(), "k-87"),
 )
@@ -156,6 +157,7 @@ ATTACKS: list[tuple[str, Message, type[TrustError]]] = [
     ("kid in capitals", Message(header={"kid": "K-1"}), SignerUnknown),
     ("a kid that two keys have", Message(key=TWICE, header={"kid": "twice"}), SignerUnknown),
     ("a key whose private half is published", Message(key=EXPOSED, header={"kid": "exposed"}), SignerUnknown),
+    ("one published by another kid", Message(key=EXPOSED, header={"kid": "exposed elsewhere"}), SignerUnknown),
     ("a key for encryption", Message(key=SECOND, header={"kid": "for encryption"}), SignerUnknown),
     ("no kid", Message(header={"kid": ABSENT}), HeaderMalformed),
     ("empty kid", Message(header={"kid": ""}), HeaderMalformed),

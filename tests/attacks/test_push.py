@@ -284,6 +284,28 @@ def test_the_same_notification_again() -> None:
     assert len(inbox.got) == 1
 
 
+def test_secrets_in_the_url_of_a_webhook_stay_out_of_the_trail() -> None:
+    inbox, trail = Inbox(), Trail()
+    hook = receiver(inbox, trail, webhooks=("https://hooks.example/tasks?key=OURS",))
+    for webhook in ("https://hooks.example/other?key=THEIRS", "https://hooks.example/tasks?key=THEIRS"):
+        assert asyncio.run(deliver(hook, {"path": "/tasks?key=OURS", "jws": push(webhook=webhook)}))[0] == 401
+    assert [line["check"] for line in trail] == [AudienceMismatch.check] * 2
+    assert "hooks.example/tasks?..." in trail[0]["reason"]
+    assert not any(secret in repr(trail) for secret in ("OURS", "THEIRS"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://user:password@hooks.example/a@b?c=d@e", "https://...@hooks.example/a@b?..."),
+        ("https://hooks.example/a@b", "https://hooks.example/a@b"),
+        (401, "401"),
+    ],
+)
+def test_what_is_shown_of_a_url(value: object, shown: str) -> None:
+    assert envelope.without_query(value) == shown
+
+
 # The URL of a webhook, which is whatever somebody wants it to be.
 
 URLS: list[tuple[str, str, type[TrustError]]] = [
@@ -297,6 +319,14 @@ URLS: list[tuple[str, str, type[TrustError]]] = [
     ("a fragment", "https://hooks.example/#@127.0.0.1", WebhookRefused),
     ("steps in the path", "https://hooks.example/a/../b", WebhookRefused),
     ("a space", "https://hooks.example/a b", WebhookRefused),
+    ("a host in no letters", "https://xn--/", WebhookRefused),
+    ("a host in letters that are none", "https://xn--a.example/", WebhookRefused),
+    ("no host", "https:///hooks", WebhookRefused),
+    ("half a character", "https://hooks.example/\ud800", WebhookRefused),
+    ("too long for a header", "https://hooks.example/" + "a" * 5000, WebhookRefused),
+    ("too long to be read", "https://hooks.example/" + "a" * 70_000, WebhookRefused),
+    ("port 0", "https://hooks.example:0/", WebhookRefused),
+    ("a port that is none", "https://hooks.example:65536/", AddressRefused),
     ("another port", "https://hooks.example:8443/", AddressRefused),
     ("a port of other services", "https://127.0.0.1:6379/", AddressRefused),
     ("this machine", "https://127.0.0.1/", AddressRefused),

@@ -3,8 +3,8 @@
 The keys that are pinned for an agent (`trust.signing.pinned`) are such a set, too; only they can be ML-DSA (RFC 9964).
 
 Of a JWKS only public asymmetric signature keys count, each for its own algorithm. Everything else in it (symmetric,
-encryption, weak or unreadable keys, private keys that somebody published, a key ID that occurs twice) is passed over,
-so that a token which names it is signed by an unknown key.
+encryption, weak or unreadable keys, private keys that somebody published, in whichever entry their public half is, a
+key ID that occurs twice) is passed over, so that a token which names it is signed by an unknown key.
 """
 
 from __future__ import annotations
@@ -146,7 +146,11 @@ def _usable_keys(jwks: object) -> dict[str, _Key]:
     found = [(entry["kid"], key) for entry in entries if (key := _usable_key(entry)) is not None]
     # Which of two keys with one ID is meant cannot be known, and trying both would let the weaker one decide.
     times = Counter(kid for kid, _ in found)
-    return {kid: key for kid, key in found if times[kid] == 1}
+    # A private key that is in public is everyone's: what it signs proves nothing, by whichever entry it is found.
+    exposed = [entry for entry in entries if isinstance(entry, Mapping) and not _PRIVATE_MEMBERS.isdisjoint(entry)]
+    kids = [entry.get("kid") for entry in exposed]
+    public = [_public_key(entry) for entry in exposed]
+    return {kid: key for kid, key in found if times[kid] == 1 and kid not in kids and key.public_key not in public}
 
 
 def _usable_key(entry: object) -> _Key | None:
@@ -155,25 +159,32 @@ def _usable_key(entry: object) -> _Key | None:
     kid, kty, operations = entry.get("kid"), entry.get("kty"), entry.get("key_ops", ["verify"])
     if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
         return None
-    # RFC 7517 sections 4.2 and 4.3. A private key that is in public is everyone's: what it signs proves nothing.
+    # RFC 7517 sections 4.2 and 4.3
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return None
-    if not isinstance(kty, str) or kty not in _PUBLIC_MEMBERS or not _PRIVATE_MEMBERS.isdisjoint(entry):
+    public_key = _public_key(entry)
+    if public_key is None or not _PRIVATE_MEMBERS.isdisjoint(entry):
+        return None
+    algorithms = _ALGORITHMS.get((kty, entry["crv"] if kty in ("EC", "OKP") else None), ())
+    if "alg" in entry:  # RFC 7517 section 4.4: a key is for one algorithm where it says so
+        algorithms = tuple(a for a in algorithms if a == entry["alg"])
+    weak = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size not in RSA_BITS
+    return _Key(public_key, algorithms) if algorithms and not weak else None
+
+
+def _public_key(entry: Mapping[str, object]) -> PublicKey | None:
+    """The public key of an entry, whatever it is for; None where it has none that we know."""
+    kty = entry.get("kty")
+    if not isinstance(kty, str) or kty not in _PUBLIC_MEMBERS:
         return None
     members = {name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}
     if not all(isinstance(value, str) for value in members.values()):
-        return None
-    algorithms = _ALGORITHMS.get((kty, members.get("crv")), ())
-    if "alg" in entry:  # RFC 7517 section 4.4: a key is for one algorithm where it says so
-        algorithms = tuple(a for a in algorithms if a == entry["alg"])
-    if not algorithms:
         return None
     try:
         public_key = JWK(kty=kty, **members).get_op_key("verify")
     except (JWException, ValueError):  # not on the curve, not base64url, a wrong length
         return None
-    weak = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size not in RSA_BITS
-    return _Key(public_key, algorithms) if isinstance(public_key, PublicKey) and not weak else None
+    return public_key if isinstance(public_key, PublicKey) else None
 
 
 def _find(keys: Mapping[str, _Key], kid: str, alg: str) -> PublicKey:

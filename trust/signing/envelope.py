@@ -51,6 +51,7 @@ RECEIPT_TYPE = "a2a-rcpt+jws"
 IN_BODY = frozenset({MESSAGE_TYPE, RECEIPT_TYPE})  # inside JSON with all their certificates, not in a header line
 
 _JTI = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 128 random bits have 22 characters of base64url
+_USER = re.compile(r"//[^/?#]*@")
 COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
 
 
@@ -226,7 +227,9 @@ def verify(
         raise IssuerMismatch("iss is not the signer", got=claims["iss"], expected=str(signer.agent_id))
     # (7)
     if claims["aud"] != str(audience):
-        raise AudienceMismatch("message is for another receiver", got=claims["aud"], expected=str(audience))
+        raise AudienceMismatch(
+            "message is for another receiver", got=without_query(claims["aud"]), expected=without_query(audience)
+        )
     _match("cty", header, binding.content_type or None, binding.mismatch)
     for name, expected in binding.members.items():
         _match(name, claims, expected, binding.mismatch)
@@ -321,9 +324,9 @@ def _match(name: str, signed: Mapping[str, Any], received: object, mismatch: typ
 
 
 def without_query(value: object) -> str:
-    """A value for logs: of a URL its query is left out, because it may hold what only the receiver should see."""
+    """A value for logs: of a URL without its query and user, in which may be what only the receiver should see."""
     text, mark, _ = str(value).partition("?")
-    return text + mark + "..." * bool(mark)
+    return _USER.sub("//...@", text, count=1) + mark + "..." * bool(mark)
 
 
 def _times(claims: Mapping[str, Any], now: float) -> tuple[int, int]:

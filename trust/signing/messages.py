@@ -62,6 +62,7 @@ from trust.signing.proto_json import KINDS, Kind, canonical_form
 
 MAX_SIGNATURES = 8  # an author, a few relays; each is one verification, and as many certificates
 MAX_CONTAINERS = 100_000  # objects and lists; three bytes of text each, but 240 bytes of memory and 2 us of work
+MAX_VALUES = 200_000  # with what is in them; two bytes of text each, but up to 5 us of work
 
 
 def sign_message(
@@ -91,7 +92,7 @@ def sign_message(
 
     Raises:
         MessageNotPortable: a part of the message would not survive its way.
-        CanonicalizationError: it is not strict JSON, or has more than 100,000 objects and lists.
+        CanonicalizationError: it is not strict JSON, or has more than 100,000 objects and lists, or 200,000 values.
         SignatureMalformed: what is in the place of its signatures is none.
         ConfigurationError: an argument that no verifier would accept; a message other than the one that is relayed;
             more than 8 signatures.
@@ -132,7 +133,7 @@ def authenticate_message(
 ) -> VerifiedMessage:
     """Verify the one signature of an A2A object that is an allowed signer's, for this receiver.
 
-    (0) the object is strict JSON of at most 100,000 objects and lists; it carries 1 to 8 signatures
+    (0) the object is strict JSON of at most 100,000 objects and lists, and 200,000 values; it carries 1 to 8 signatures
     (a) of several, exactly one claims to be for `audience`, by one of `signers`, as an author (or as the relay of
         `relayed`). The others are not looked at: each signature is verified by itself, by whom it is meant for.
     (1) to (3) `envelope.verify`: the certificate or key. Before it, nothing is done that takes long.
@@ -233,7 +234,7 @@ def _read(message: dict[str, Any] | bytes, kind: Kind) -> tuple[dict[str, Any], 
     if kind not in KINDS:
         raise ConfigurationError("kind of a message", got=kind, expected=" or ".join(KINDS))
     data = message if isinstance(message, bytes) else canonicalize_value(message)
-    _check_containers(data)
+    _check_count(data)
     try:  # also of a value: what it is made of may be changed by others while it is read
         value = json_text.parse(data, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
     except NotStrictJson as error:
@@ -245,14 +246,23 @@ def _read(message: dict[str, Any] | bytes, kind: Kind) -> tuple[dict[str, Any], 
     return value, [] if carried is None else _signatures(carried)
 
 
-def _check_containers(data: bytes) -> None:
+def _check_count(data: bytes) -> None:
     """Before anything is parsed: what is not text costs a hundred times its bytes, and nobody has signed for it yet."""
-    count = data.count(b"{") + data.count(b"[")
-    if count > MAX_CONTAINERS and len(data) <= MAX_BYTES:  # it may be a long program, in a string
-        plain = outside_strings(data)
-        count = plain.count(b"{") + plain.count(b"[")
-    if count > MAX_CONTAINERS:
-        raise CanonicalizationError("message", got=f"{count} objects and lists", expected=f"at most {MAX_CONTAINERS}")
+    containers, values = _count(data)
+    if (containers > MAX_CONTAINERS or values > MAX_VALUES) and len(data) <= MAX_BYTES:
+        containers, values = _count(outside_strings(data))  # it may be a long program, in a string
+    if containers > MAX_CONTAINERS:
+        raise CanonicalizationError(
+            "message", got=f"{containers} objects and lists", expected=f"at most {MAX_CONTAINERS}"
+        )
+    if values > MAX_VALUES:
+        raise CanonicalizationError("message", got=f"{values} values", expected=f"at most {MAX_VALUES}")
+
+
+def _count(data: bytes) -> tuple[int, int]:
+    """How many objects and lists there are, and how many values at most: each is the first in one, or after a comma."""
+    containers = data.count(b"{") + data.count(b"[")
+    return containers, containers + data.count(b",") + 1
 
 
 def _passes_on(relayed: VerifiedMessage, payload: bytes, signatures: list[str]) -> bool:

@@ -75,14 +75,32 @@ class PinnedAgents:
             self._keys[agent] = pinned
         if not self._keys:
             raise ConfigurationError("pinned keys", got="of no agent", expected="at least one agent with its keys")
+        self._away: set[AgentID] = set()
+        self._beside: dict[AgentID, asyncio.Task[None]] = {}
 
     async def prepare(self, *, now: datetime) -> None:
         """Fetch the keys that are at URLs, where they are not fresh; to be called before messages are verified.
 
         One agent whose keys cannot be had is no reason to refuse another: `KeysUnavailable` comes when its own message
-        is verified.
+        is verified. Nor to hold it up: after a failure its keys are fetched beside, and nobody waits until they are
+        there. NOT covered: the first time, and while keys are good still but cannot be fetched again (up to an hour),
+        every agent waits for it: with `RemoteKeys` 3 s, once in 10 s.
         """
-        await asyncio.gather(*(keys.prepare(None, now=now) for keys in self._keys.values()), return_exceptions=True)
+        waited = []
+        for agent in self._keys:
+            if agent not in self._away:
+                waited.append(self._fetch(agent, now))
+            elif agent not in self._beside or self._beside[agent].done():
+                self._beside[agent] = asyncio.create_task(self._fetch(agent, now))
+        await asyncio.gather(*waited)
+
+    async def _fetch(self, agent: AgentID, now: datetime) -> None:
+        try:
+            await self._keys[agent].prepare(None, now=now)
+        except Exception:  # whatever it is: `find` says what is wrong, to whom it concerns
+            self._away.add(agent)
+        else:
+            self._away.discard(agent)
 
     def signer(self, header: Mapping[str, Any], alg: str, *, now: datetime) -> PinnedSigner:
         """Whom the header of a signature claims to be by; the key says whether it is.

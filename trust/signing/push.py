@@ -31,12 +31,13 @@ from trust.signing.algorithms import signer
 from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
 from trust.signing.exchange import HEADER, content_type_of
 from trust.signing.http import new_message_id
-from trust.signing.targets import target_uri
+from trust.signing.targets import origin_of, target_uri
 
 PUSH_TYPE = "a2a-push+jws"
 # In the extensions of an `httpx.Request`: the webhook's URL as the configuration has it, where httpx spells it in
 # another way. A str.
 WEBHOOK_EXTENSION = "a2a-trust.webhook"
+MAX_WEBHOOK_CHARACTERS = 4096  # as `aud` it has to fit into a header line, beside certificates
 
 
 def sign_push(
@@ -180,12 +181,17 @@ def webhook_uri(url: str) -> str:
     """The normal form of a webhook's URL, as `trust.signing.http.target_uri` has it.
 
     Raises:
-        WebhookRefused: not an absolute https URL; or one that parsers read differently, or that has a fragment.
+        WebhookRefused: not an absolute https URL; or one that parsers read differently, that has a fragment, or that is
+            longer than 4096 characters.
     """
+    if len(url) > MAX_WEBHOOK_CHARACTERS:
+        raise WebhookRefused("webhook", got=f"{len(url)} characters", expected=f"at most {MAX_WEBHOOK_CHARACTERS}")
     try:
         normal = target_uri(url)
     except BindingMismatch as error:
         raise WebhookRefused(f"webhook: {error}") from None
+    if origin_of(normal).endswith(":0"):
+        raise WebhookRefused("webhook leads nowhere", got="port 0", expected="a port from 1 to 65535")
     if "#" in url or not normal.startswith("https://"):
         got = envelope.without_query(url)
         raise WebhookRefused("webhook", got=got, expected="an https URL without a fragment")

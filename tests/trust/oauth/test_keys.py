@@ -204,14 +204,34 @@ UNUSABLE: dict[str, Any] = {
 
 @pytest.mark.parametrize("entry", UNUSABLE.values(), ids=UNUSABLE)
 def test_unusable_entries_are_passed_over(entry: Any) -> None:
-    good = jwk(P256, kid="good")
-    keys = StaticKeys({"keys": [entry, good]})
-    assert keys.find("good", "ES256", now=NOW) == P256.public_key()
+    other = ec.generate_private_key(ec.SECP256R1())
+    keys = StaticKeys({"keys": [entry, jwk(other, kid="good")]})
+    assert keys.find("good", "ES256", now=NOW) == other.public_key()
     for alg in (*ALGORITHMS, "RS256", "HS256", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"):
         with pytest.raises(TokenKeyUnknown):
             keys.find("k", alg, now=NOW)
     with pytest.raises(ConfigurationError):
         StaticKeys({"keys": [entry]})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        private_jwk(P256),
+        {**private_jwk(P256), "kid": "another"},
+        {**private_jwk(P256), "kid": None},
+        {**private_jwk(P256), "kid": "another", "use": "enc", "alg": "ECDH-ES"},
+        private_jwk(P384),
+        {"kty": "EC", "d": "AAAA", "kid": "k"},
+    ],
+    ids=["the same entry", "by another kid", "by no kid", "for encryption", "another key by its kid", "half of one"],
+)
+def test_a_key_is_everyones_whose_private_half_is_in_the_set(entry: dict[str, Any]) -> None:
+    for entries in ([jwk(P256), entry], [entry, jwk(P256)]):
+        keys = StaticKeys({"keys": [*entries, jwk(ED, kid="good")]})
+        assert keys.find("good", "EdDSA", now=NOW) == ED.public_key()
+        with pytest.raises(TokenKeyUnknown):
+            keys.find("k", "ES256", now=NOW)
 
 
 def test_a_key_id_that_occurs_twice_names_no_key() -> None:

@@ -31,6 +31,7 @@ from trust.signing.messages import (
     EXTENSION,
     MAX_CONTAINERS,
     MAX_SIGNATURES,
+    MAX_VALUES,
     authenticate_message,
     sign_message,
     verify_message,
@@ -102,8 +103,8 @@ def test_what_is_signed_is_in_the_form() -> None:
     assert EXTENSION not in MESSAGE["metadata"]  # the caller's object is its own
 
 
-def test_brackets_in_text_are_no_objects() -> None:
-    message = {"messageId": "m", "parts": [{"text": '\\"[{\\\\' * MAX_CONTAINERS}]}
+def test_brackets_and_commas_in_text_are_no_values() -> None:
+    message = {"messageId": "m", "parts": [{"text": '\\"[{,,\\\\' * MAX_CONTAINERS}]}
     assert json.loads(verify(json.dumps(sign(message)).encode()).payload) == message
 
 
@@ -199,6 +200,7 @@ def full() -> dict[str, Any]:
         ({"metadata": {"a": 2**53}}, {}, CanonicalizationError),
         ({"metadata": {"a": float("nan")}}, {}, CanonicalizationError),
         ({"metadata": {"a": [[]] * MAX_CONTAINERS}}, {}, CanonicalizationError),
+        ({"metadata": {"a": [1] * MAX_VALUES}}, {}, CanonicalizationError),
         ({"metadata": {"a": NOW}}, {}, CanonicalizationError),
         ({"metadata": {1: "a"}}, {}, CanonicalizationError),
         ({"messageId": "\ud800"}, {}, CanonicalizationError),

@@ -22,7 +22,8 @@ from tests.forge import NOW, Forge
 from trust.authorize import exactly
 from trust.errors import AuthorUnclear, ConfigurationError, KeysUnavailable, SignerUnknown
 from trust.identity import AgentID
-from trust.oauth.keys import FRESH, RemoteKeys, StaticKeys
+from trust.oauth import keys
+from trust.oauth.keys import FAILURE_REST, FRESH, RemoteKeys, StaticKeys
 from trust.peers import PeerVerifier
 from trust.signing.envelope import DEFAULT_ALGORITHMS, VerifiedMessage
 from trust.signing.http import new_message_id
@@ -145,6 +146,39 @@ def test_keys_at_a_url_that_the_configuration_names(tmp_path: Path) -> None:
             assert authenticate(signed_elsewhere(new, kid="new"), verifier=agents).signer.agent_id == PARTNER
             with pytest.raises(SignerUnknown):
                 authenticate(signed_elsewhere(), verifier=agents)
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_for_keys_that_could_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, asked, answer = Endpoint(json.dumps(jwks(k=KEY)).encode()), asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await answer.wait()
+        await endpoint(scope, receive, send)
+
+    async def main() -> None:
+        context = ssl.create_default_context(cadata=WEB.root.public_bytes(Encoding.PEM).decode())
+        async with over_web(slow, tmp_path) as url, httpx.AsyncClient(verify=context, timeout=None) as http:
+            agents = PinnedAgents({PARTNER: StaticKeys(jwks(k=KEY)), OTHER: RemoteKeys(url, http)})
+            monkeypatch.setattr(keys, "FETCH_SECONDS", 0.2)
+            await agents.prepare(now=NOW)
+            monkeypatch.setattr(keys, "FETCH_SECONDS", 60)
+            asked.clear()
+            async with asyncio.timeout(20):
+                for _ in range(3):
+                    await agents.prepare(now=NOW + FAILURE_REST)
+                await asked.wait()
+                assert authenticate(signed_elsewhere(), verifier=agents).signer.agent_id == PARTNER
+                with pytest.raises(KeysUnavailable):
+                    authenticate(signed_elsewhere(issuer=OTHER), verifier=agents, signers=exactly(OTHER))
+                answer.set()
+                while agents._away:
+                    await asyncio.sleep(0.01)
+            verified = authenticate(signed_elsewhere(issuer=OTHER), verifier=agents, signers=exactly(OTHER))
+            assert verified.signer.agent_id == OTHER
+            await agents.prepare(now=NOW + FAILURE_REST + FRESH)  # it is waited for again
 
     asyncio.run(main())
 
