@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from trust import private_keys
 
 # Keys are encrypted with little work: hundreds of CAs are made here. Processes of their own do all of it.
+_SCRYPT = {"SCRYPT_N": private_keys.SCRYPT_N, "SCRYPT_P": private_keys.SCRYPT_P}
 private_keys.SCRYPT_N, private_keys.SCRYPT_P = 2**10, 1
 
 # Typer makes its commands anew for each call, which is most of what a small one costs: hundreds are run here.
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: else one of them is still at work when all others have ended."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def full_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much work as users have."""
+    for name, value in _SCRYPT.items():
+        monkeypatch.setattr(private_keys, name, value)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from datetime import datetime
+from typing import NamedTuple, TypedDict
 
 from starlette.types import Message, Send
 
 from trust.clock import Clock
-from trust.credentials import CredentialSource
+from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, ResponseTooLarge, StreamNotSigned
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.events import is_event_stream
@@ -20,6 +21,12 @@ Signed = VerifiedMessage | RequestReference
 Headers = list[tuple[bytes, bytes]]
 
 _NOT_OF_A_STREAM = (b"content-length", HEADER.lower().encode())
+
+
+class _Facts(TypedDict):
+    credentials: Credentials
+    chain: bool
+    now: datetime
 
 
 class Answer(NamedTuple):
@@ -59,6 +66,8 @@ class Collected:
             return  # what comes after the end of an answer is no part of it
         more = message.get("more_body", False)
         if message["type"] == "http.response.start":
+            if self._stream is not None:  # another signer would begin another stream under the same head
+                raise ConfigurationError("application answers twice", expected="one http.response.start")
             self._status = message["status"]
             self._headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
             content_type = content_type_of(self._headers, ConfigurationError)  # several, or none at all: not signed
@@ -70,7 +79,7 @@ class Collected:
         elif message["type"] != "http.response.body":
             raise ConfigurationError("answer cannot be signed", got=message["type"], expected="a head and a body")
         elif self._stream is not None:
-            await self._stream.go_on(message.get("body", b""), more)
+            await self._stream.go_on(message.get("body", b""))
             self.sent = not more
         else:
             self._body += message.get("body", b"")
@@ -79,6 +88,14 @@ class Collected:
             if not more:
                 self.sent = True
                 await self._deliver(Answer(self._status, self._headers, bytes(self._body)))
+
+    async def end(self) -> None:
+        """To be called when the application has returned: only then is the end of a stream known to be its own.
+
+        Some middleware ends the body first, and raises the error of the application that it holds afterwards.
+        """
+        if self._stream is not None and self.sent:
+            await self._stream.end()
 
 
 class SignedStream:
@@ -129,12 +146,16 @@ class SignedStream:
         headers = [(name, value) for name, value in headers if name.lower() not in _NOT_OF_A_STREAM]
         return {"type": "http.response.start", "status": status, "headers": headers}
 
-    async def go_on(self, body: bytes, more: bool) -> None:
+    async def go_on(self, body: bytes) -> None:
         async with self._order:
-            credentials, now = self._source.current(), self._clock()
-            chain = self._presented not in (None, credentials.thumbprint)
-            text = self._signer.sign(body, credentials=credentials, chain=chain, now=now)
-            if not more:
-                text += self._signer.end(credentials=credentials, chain=chain, now=now)
-            if text or not more:
-                await self.send({"type": "http.response.body", "body": text, "more_body": more})
+            if text := self._signer.sign(body, **self._facts()):
+                await self.send({"type": "http.response.body", "body": text, "more_body": True})
+
+    async def end(self) -> None:
+        async with self._order:
+            await self.send({"type": "http.response.body", "body": self._signer.end(**self._facts())})
+
+    def _facts(self) -> _Facts:
+        credentials = self._source.current()
+        chain = self._presented not in (None, credentials.thumbprint)
+        return {"credentials": credentials, "chain": chain, "now": self._clock()}

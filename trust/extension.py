@@ -86,6 +86,16 @@ def named(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     return tuple(uri for uri in uris if uri)
 
 
+def under_both_names(headers: Collection[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a signed request for its application, which may read one name only: each has all that was signed.
+
+    `named` puts the two names together, so a proxy that moves an extension from one to the other breaks no signature.
+    """
+    uris = ", ".join(dict.fromkeys(named(headers))).encode("latin-1")
+    others = [(name, value) for name, value in headers if name.lower() not in _NAMES]
+    return [*others, *((name, uris) for name in _NAMES)] if uris else others
+
+
 def echoed(
     answer: Iterable[tuple[bytes, bytes]], request: Collection[tuple[bytes, bytes]]
 ) -> list[tuple[bytes, bytes]]:

@@ -1,6 +1,6 @@
 """The one page where the three proofs are joined: channel, authority, message. One identity, or no entry.
 
-`admit` runs seven checks in this order, and the first that fails decides:
+`judge` runs seven checks in this order, and the first that fails decides:
 
     (1) peer       the chain that the channel proved still verifies now, and its agent is allowed trust/peers.py
     (2) token      a valid access token, for us, in time, not revoked                             trust/oauth/tokens.py
@@ -10,6 +10,11 @@
     (6) replay     this message was never received before                                         trust/replay/
     (7) scope      the token grants what this request needs, now                                  trust/oauth/scopes.py
 
+A request has one signed answer. A refusal may be signed only where check 6 has remembered the request, so that it can
+never be executed afterwards, and one that was executed is never refused under a signature: whoever sees a signed
+refusal may ask again. For a token that was refused the checks 4 to 6 are made after it; whatever they find, the token
+decides. Where they fail, the refusal goes out unsigned.
+
 Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`,
 which also sees to it that a replay guard that waits for its store holds up nobody else.
 """
@@ -17,6 +22,7 @@ which also sees to it that a replay guard that waits for its store holds up nobo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -30,6 +36,7 @@ from trust.errors import (
     ScopeMalformed,
     SignatureMissing,
     SignerMismatch,
+    TrustError,
 )
 from trust.extension import ALGORITHMS, URI, Signatures, named
 from trust.identity import AgentID, Caller, PeerIdentity
@@ -110,6 +117,14 @@ class Admission:
     message: VerifiedMessage | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The error of the check that failed, and the request that the refusal may be signed for: authentic, remembered."""
+
+    error: TrustError
+    message: VerifiedMessage | None
+
+
 def may_speak(peer: PeerIdentity | None, authorization: list[bytes], policy: GatePolicy) -> str:
     """The caller's token, where there is somebody who may call and a token at all.
 
@@ -126,30 +141,56 @@ def may_speak(peer: PeerIdentity | None, authorization: list[bytes], policy: Gat
 
 
 def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
-    """Run the seven checks of this module's docstring.
-
-    Not checked: whether the application allows this caller this act on this object; that is the application's.
+    """Run the seven checks of this module's docstring; as `judge`.
 
     Raises:
         TrustError: the error of the first check that failed; its `check` names it.
     """
-    # (1) peer. Verified in the handshake already; a connection outlives certificates, CRLs and allow-lists.
-    peer = policy.verifier.verify(facts.peer_chain, now=facts.now, usage="client")
-    policy.authorize.check(peer.agent_id)
+    found = judge(facts, policy)
+    if isinstance(found, Refusal):
+        raise found.error
+    return found
 
-    # (2) token and (3) binding: `validate` compares `cnf.x5t#S256` with this very peer.
-    bearer = bearer_token(facts.values(b"authorization"))
-    token = policy.tokens.validate(bearer, peer=peer, now=facts.now)
 
-    # (4) signature
+def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
+    """Run the seven checks of this module's docstring.
+
+    Not checked: whether the application allows this caller this act on this object; that is the application's.
+    """
+    message: VerifiedMessage | None = None
+    try:
+        # (1) peer. Verified in the handshake already; a connection outlives certificates, CRLs and allow-lists.
+        peer = policy.verifier.verify(facts.peer_chain, now=facts.now, usage="client")
+        policy.authorize.check(peer.agent_id)
+        try:
+            # (2) token and (3) binding: `validate` compares `cnf.x5t#S256` with this very peer.
+            bearer = bearer_token(facts.values(b"authorization"))
+            token = policy.tokens.validate(bearer, peer=peer, now=facts.now)
+        except TrustError:
+            with suppress(TrustError):  # the token's error is the one that decides
+                message = _received(facts, policy, peer)
+            raise
+        # (4) signature, (5) signer, (6) replay
+        message = _received(facts, policy, peer)
+        # (7) scope
+        _check_scope(token, facts, policy)
+    except TrustError as error:
+        return Refusal(error=error, message=message)
+    return Admission(caller=_caller(peer, token, bearer, message), message=message)
+
+
+def _received(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:
+    """Checks 4 to 6; None where the request is not signed and need not be."""
     message = _message(facts, policy, peer)
     if message is not None:
-        # (5) signer
         _check_signer(message.signer.agent_id, peer.agent_id, policy.relays)
-        # (6) replay: only what is authentic and allowed is remembered, so nobody else can burn an identifier.
+        # Only what is authentic and allowed is remembered, so nobody else can burn an identifier.
         message.remember(policy.replay)
+    return message
 
-    # (7) scope
+
+def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) -> None:
+    """Check 7."""
     required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
     try:
         granted = satisfies(
@@ -170,7 +211,6 @@ def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
             expected=required,
             do="ask the authorization server for it",
         )
-    return Admission(caller=_caller(peer, token, bearer, message), message=message)
 
 
 def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:

@@ -36,8 +36,8 @@ from trust.errors import (
     TrustError,
     WebSocketRefused,
 )
-from trust.extension import Signatures, declaration, echoed, required_error
-from trust.gate import Admission, GatePolicy, RequestFacts, admit, may_speak
+from trust.extension import Signatures, declaration, echoed, required_error, under_both_names
+from trust.gate import Admission, GatePolicy, Refusal, RequestFacts, judge, may_speak
 from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, Caller, PeerIdentity, peer_of
 from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
 from trust.oauth.tokens import TokenValidator
@@ -85,8 +85,12 @@ class Gate:
         audit: where decisions are recorded.
         max_body_bytes: larger requests are refused with 413.
 
+    An answer to a signed request is signed. A refusal is, once the request was authentic and is remembered, so that it
+    can never be executed afterwards (`trust.gate`); any other goes out unsigned.
+
     An event stream in answer to a signed request is signed event by event (`trust.signing.streams`); it is cut at an
-    event that is not a JSON object.
+    event that is not a JSON object. Its end is signed and sent when the application has returned, and only if it has:
+    what it does after its last event delays the end.
 
     Not checked: WebSockets are refused as a whole.
 
@@ -167,15 +171,19 @@ class Gate:
         if scope["path"] in self._public_paths and scope["method"] in ("GET", "HEAD"):
             headers = _without_token(headers_of(scope))
             public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials(), "headers": headers}
-            await self._run(public, receive, send, _reference(scope))
+            await self._run(public, receive, send, _reference_of_public(scope))
             return
         facts: RequestFacts | None = None
         try:
             facts = await self._facts(scope, receive)
-            admission = await self._off_the_loop.run(partial(admit, facts, self._policy))
+            admission = await self._off_the_loop.run(partial(judge, facts, self._policy))
         except TrustError as error:
-            self._denied(scope, error)
-            await self._answer(scope, send, _refusal(error, facts), _reference(scope))
+            self._denied(scope, error)  # nothing was found out about the request, so nothing can be signed for it
+            await self._answer(scope, send, _refusal(error, facts), None)
+            return
+        if isinstance(admission, Refusal):
+            self._denied(scope, admission.error)
+            await self._answer(scope, send, _refusal(admission.error, facts), admission.message)
             return
         self._allowed(scope, admission)
         caller = admission.caller
@@ -188,6 +196,7 @@ class Gate:
             "headers": _without_token(facts.headers),
         }
         if admission.message is not None:
+            admitted["headers"] = under_both_names(admitted["headers"])
             send = _echoing(facts, send)
         await self._run(admitted, with_body(facts.body, receive), send, admission.message)
 
@@ -234,6 +243,7 @@ class Gate:
         refused: TrustError = ConfigurationError("application did not answer")
         try:
             await self._app({**scope, "extensions": plain}, receive, collected.send)
+            await collected.end()
         except (StreamError, ResponseTooLarge) as error:
             self._denied(scope, error)
             refused = error
@@ -371,10 +381,13 @@ def _proxy(scope: Scope) -> dict[str, str]:
     return {"proxy": str(proxy.agent_id)} if isinstance(proxy, PeerIdentity) else {}
 
 
-def _reference(scope: Scope) -> RequestReference | None:
-    """What an answer can be bound to where the request itself was not verified: its header, and its channel."""
-    peer = peer_of(scope)
-    return reference_of(headers_of(scope), peer.agent_id) if peer else None
+def _reference_of_public(scope: Scope) -> RequestReference | None:
+    """What a public answer can be bound to: never under the header of another request, which a proxy may put here."""
+    peer, headers = peer_of(scope), headers_of(scope)
+    try:
+        return reference_of(headers, peer.agent_id, received=(scope["method"], _url(scope, headers))) if peer else None
+    except RequestMalformed:
+        return None
 
 
 def _without_token(headers: Headers) -> list[tuple[bytes, bytes]]:

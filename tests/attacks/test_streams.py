@@ -186,6 +186,10 @@ ROWS: dict[str, tuple[list[bytes], type[TrustError]]] = {
     "a name in many chunks": ([b"event: ", *[b"x" * 1000] * 20], StreamEventTooLarge),
     "data in many chunks": ([b"data: ", *[b"x" * 10_000] * 7], StreamEventTooLarge),
     "data in many lines": ([(b"data: " + b"x" * 10_000 + b"\n") * 7], StreamEventTooLarge),
+    "keepalives without end": ([A, *[b":\n\n" * 1000] * 30], StreamEventTooLarge),
+    "empty lines without end": ([A, *[b"\n" * 1000] * 70], StreamEventTooLarge),
+    "events without data, without end": ([A, *[b"event: x\n\ndata:\n\n" * 1000] * 5], StreamEventTooLarge),
+    "keepalives without end, behind the end": ([A, B, C, D, END, *[b":\n\n" * 1000] * 30], StreamEventTooLarge),
 }
 
 
@@ -193,6 +197,7 @@ ROWS: dict[str, tuple[list[bytes], type[TrustError]]] = {
 def test_an_altered_stream_is_refused(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By then a reader has a beginning of the very stream, and nothing else."""
     monkeypatch.setattr(events, "MAX_EVENT_BYTES", 1 << 16)
+    monkeypatch.setattr(events, "MAX_IDLE_BYTES", 1 << 16)
     chunks, expected = ROWS[row]
     by, got = verifier(), []
     with pytest.raises(TrustError) as caught:
@@ -202,6 +207,11 @@ def test_an_altered_stream_is_refused(row: str, monkeypatch: pytest.MonkeyPatch)
         by.finish()
     assert type(caught.value) is expected
     assert got == WHOLE[: len(got)] or got == [event("{}")]
+    if expected is not StreamTruncated:  # there is no going on behind it, and no end
+        for again in (by.finish, lambda: list(by.verify(END, now=NOW))):
+            with pytest.raises(expected) as same:
+                again()
+            assert same.value is caught.value
 
 
 Changes = Callable[[], dict[str, Any]]

@@ -48,9 +48,10 @@ def test_two_files_of_one_key_share_nothing() -> None:
 
 
 @needs_openssl
+@pytest.mark.usefixtures("full_scrypt")
 def test_openssl_opens_it_and_finds_scrypt(tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
-    file.write_bytes(SEALED)
+    file.write_bytes(private_keys.write(KEY, PASSWORD))
     opened = openssl("pkey", "-in", file, "-passin", f"pass:{PASSWORD}", "-pubout")
     public = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert opened.stdout.encode() == public, opened.stderr

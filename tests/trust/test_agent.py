@@ -183,7 +183,8 @@ def test_a_token_and_a_signature_with_httpx2(tmp_path: Path) -> None:
                     assert (response.status_code, response.text) == (200, PLANNER)
                     assert HEADER in response.headers
                 async with httpx2_agent_client(**arguments, signer=signer) as agent:
-                    assert (await agent.post(server.url, content=b"question")).status_code == 401
+                    with pytest.raises(ResponseNotSigned, match="status 401"):
+                        await agent.post(server.url, content=b"question")
                 async with httpx2_agent_client(**arguments, tokens=tokens) as agent:
                     assert (await agent.post(server.url, content=b"question")).status_code == 401
 

@@ -6,22 +6,32 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from tests.forge import NOW
 from tests.world import World
 from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
 from trust.authorize import exactly
-from trust.errors import StreamTruncated
+from trust.errors import ConfigurationError, ResponseNotSigned, StreamNotSigned, StreamTruncated
 from trust.identity import PEER_EXTENSION
 from trust.middleware import Gate
+from trust.oauth.client import BearerAuth
+from trust.oauth.metadata import origin_of
 from trust.peers import PeerVerifier
 from trust.signing.envelope import VerifiedMessage
-from trust.signing.http import HEADER, MessageSigner
+from trust.signing.http import HEADER, MessageSigner, SigningTransport
 from trust.sources import Live
+from trust.tls import AgentTransport
 
 W = World()
 PATIENCE = 20.0
@@ -174,6 +184,118 @@ def test_an_application_that_fails_leaves_a_cut_stream() -> None:
 def test_an_application_that_stops_without_an_end_leaves_a_cut_stream() -> None:
     _, got, error = run(collect(gate(Stream(event(0), end=False))))
     assert (got, len(error)) == ([event(0)], 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_middleware_that_ends_a_body_before_it_raises_does_not_end_a_stream(fails: bool) -> None:
+    """Starlette's `BaseHTTPMiddleware` does."""
+
+    async def events() -> AsyncIterator[bytes]:
+        yield event(0)
+        if fails:
+            raise RuntimeError("in the middle")
+        yield event(1)
+
+    async def passes(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    app = Starlette(
+        routes=[Route("/", lambda _: StreamingResponse(events(), media_type="text/event-stream"), methods=["POST"])],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)],
+    )
+    _, got, error = run(collect(gate(app)))
+    assert (got, len(error)) == (([event(0)], 1) if fails else ([event(0), event(1)], 0))
+
+
+def test_a_refused_event_is_not_left_behind_by_a_second_start() -> None:
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        for text in (b"data: [DONE]\n\n", event(1)) if scope["type"] == "http" else ():
+            for message in ({"type": "http.response.start", "status": 200, "headers": STREAM}, {"body": text}):
+                try:
+                    await send({"type": "http.response.body", **message})
+                except Exception as error:
+                    refused.append(type(error))
+
+    refused: list[type[Exception]] = []
+    with pytest.raises(StreamTruncated):
+        run(collect(gate(app)))
+    assert refused == [StreamNotSigned, ConfigurationError, StreamNotSigned]
+
+
+class Proxy(httpx.AsyncBaseTransport):
+    """Ends TLS, and sends the agent's request twice: it keeps the first answer and hands on the second as it likes."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.inner = AgentTransport(W.planner, W.forge.bundles, exactly(W.billing.agent_id))
+        self.tokens = tokens  # of the two requests; empty leaves the agent's own
+        self.seen: list[int] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        for token in self.tokens:
+            headers = httpx.Headers(request.headers)
+            headers.update({"authorization": f"Bearer {token}"} if token else {})
+            sent = httpx.Request(
+                request.method, request.url, headers=headers, content=body, extensions=request.extensions
+            )
+            answer = await self.inner.handle_async_request(sent)
+            await answer.aread()
+            self.seen.append(answer.status_code)
+        self.tokens = ("",)
+        challenge = [(b"www-authenticate", b'Bearer error="invalid_token"')] * (answer.status_code == 401)
+        kept = [(name, value) for name, value in answer.headers.raw if name.lower() != b"www-authenticate"]
+        stream = httpx.ByteStream(answer.content)
+        return httpx.Response(answer.status_code, headers=kept + challenge, stream=stream, extensions=answer.extensions)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class Authority:
+    """A token source without a server."""
+
+    async def token(self, ask: Any) -> SimpleNamespace:
+        return SimpleNamespace(value=bearer()["authorization"].removeprefix("Bearer "))
+
+    def drop(self, ask: Any, token: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [STREAM, [(b"content-type", b"text/plain")]], ids=["stream", "whole"])
+@pytest.mark.parametrize(
+    ("tokens", "first", "accepted"),
+    [
+        (("", ""), [200, 401], False),
+        (("", "x"), [200, 401], False),
+        # Refused under a signature, so it cannot be executed: the client asks again, and that is executed, once.
+        (("x",), [401], True),
+        (("x", ""), [401, 401], False),
+    ],
+    ids=["again", "again with a bad token", "with a bad token", "with a bad token, then with its own"],
+)
+def test_a_call_that_a_proxy_sends_twice_is_executed_once(
+    tokens: tuple[str, ...], first: list[int], accepted: bool, kind: Any
+) -> None:
+    executed: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        executed.append((await receive())["body"])
+        await Stream(event(0), headers=kind)(scope, lambda: asyncio.sleep(0), send)
+
+    async def main() -> None:
+        proxy = Proxy(*tokens)
+        signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
+        async with over_tls(gate(app)) as url, httpx.AsyncClient(transport=SigningTransport(proxy, signer)) as client:
+            auth = BearerAuth(Authority(), None, frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
+            if accepted:
+                assert (await client.post(url, content=b"pay", auth=auth)).content == event(0)
+            else:
+                with pytest.raises(ResponseNotSigned, match="status 401"):
+                    await client.post(url, content=b"pay", auth=auth)
+        assert proxy.seen == first + [200] * accepted
+
+    run(main())
+    assert len(executed) == int(200 in first) + accepted
 
 
 @pytest.mark.parametrize("swallows", [False, True])

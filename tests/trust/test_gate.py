@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from tests.forge import NOW
 from tests.world import World
+from trust import errors
 from trust.authorize import exactly
 from trust.errors import ConfigurationError, Replayed, SignatureMissing
+from trust.gate import Refusal, RequestFacts, judge
 from trust.oauth.scopes import Catalogue
 from trust.replay import MemoryReplayGuard
 
@@ -98,3 +102,51 @@ def test_a_delegated_token_names_every_actor() -> None:
     caller = WORLD.admit(WORLD.request(token=WORLD.token(sub="spiffe://fleet.example/root", act=act))).caller
     assert caller.subject == "spiffe://fleet.example/root"
     assert caller.actors == (str(WORLD.planner.agent_id), "spiffe://fleet.example/first")
+
+
+# What is refused, by which error, and whether the refusal may be signed: only for what can never be executed any more.
+SIGNED: dict[str, tuple[Callable[[], RequestFacts], dict[str, Any], type[errors.TrustError], bool]] = {
+    "token": (lambda: WORLD.request(token="x"), {}, errors.TokenMalformed, True),
+    "token of another certificate": (
+        lambda: WORLD.request(token=WORLD.token(WORLD.billing)),
+        {},
+        errors.TokenBoundElsewhere,
+        True,
+    ),
+    "scope": (WORLD.request, {"scope": "agent:admin"}, errors.InsufficientScope, True),
+    "peer": (WORLD.request, {"authorize": exactly(WORLD.billing.agent_id)}, errors.PeerNotAllowed, False),
+    "signature": (lambda: WORLD.request(body=b"{}"), {}, errors.SignatureWrong, False),
+    "token and signature": (lambda: WORLD.request(token="x", body=b"{}"), {}, errors.TokenMalformed, False),
+    "token and signer": (
+        lambda: WORLD.request(token="x", signature=WORLD.signature(WORLD.billing, chain=True)),
+        {},
+        errors.TokenMalformed,
+        False,
+    ),
+    "token, unsigned": (
+        lambda: WORLD.request(token="x", signature=None),
+        {"signatures": "optional"},
+        errors.TokenMalformed,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("row", SIGNED)
+def test_a_refusal_is_signed_only_for_what_is_remembered(row: str) -> None:
+    make, changes, expected, signed = SIGNED[row]
+    facts, policy = make(), WORLD.policy(**changes)
+    first, again = judge(facts, policy), judge(facts, policy)
+    assert isinstance(first, Refusal) and isinstance(again, Refusal)
+    assert type(first.error) is expected
+    assert (first.message is not None, again.message) == (signed, None)
+
+
+@pytest.mark.parametrize("executed", [False, True], ids=["refused first", "executed first"])
+def test_a_request_is_executed_or_refused_under_a_signature_and_never_both(executed: bool) -> None:
+    signature, policy = WORLD.signature(), WORLD.policy()
+    good, bad = WORLD.request(signature=signature), WORLD.request(signature=signature, token="x")
+    first, second = (judge(facts, policy) for facts in ((good, bad) if executed else (bad, good)))
+    assert first.message is not None
+    assert isinstance(second, Refusal) and second.message is None
+    assert type(second.error) is (errors.TokenMalformed if executed else errors.Replayed)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.forge import NOW
+from tests.forge import HOUR, NOW
 from tests.world import World
 from trust import answers, asgi, middleware
 from trust.agent import agent_client, serving
@@ -34,6 +34,7 @@ from trust.signing.http import HEADER, MessageSigner
 
 W = World()
 BASE = "https://billing.fleet.example"
+FOR_THE_CARD = W.signature(method="GET", url=BASE + AGENT_CARD_PATH, body=b"", content_type="")
 
 
 class Trail:
@@ -270,11 +271,73 @@ def test_without_a_certificate_the_agent_card_is_all_there_is() -> None:
     assert run(go()) == [200, 401]
 
 
+@pytest.mark.parametrize(
+    ("changes", "signed"),
+    [
+        ({}, True),
+        ({"url": BASE + ":443" + AGENT_CARD_PATH}, True),
+        ({"method": "POST", "url": BASE + "/whoami"}, False),
+        ({"method": "POST"}, False),
+        ({"url": BASE + "/whoami"}, False),
+        ({"url": BASE + AGENT_CARD_PATH + "?tenant=1"}, False),
+    ],
+    ids=["the same", "the same, with its port", "another request", "method", "path", "query"],
+)
+def test_what_is_public_is_no_signed_answer_to_another_request(changes: dict[str, str], signed: bool) -> None:
+    """A proxy that ends TLS may put the header of one request on another."""
+    request = {"method": "GET", "url": BASE + AGENT_CARD_PATH, "body": b"", "content_type": "", **changes}
+
+    async def go() -> httpx.Response:
+        async with plain(gate()) as client:
+            return await client.get(AGENT_CARD_PATH, headers={HEADER: W.signature(**request)})
+
+    response = run(go())
+    assert (response.status_code, response.json(), HEADER in response.headers) == (200, {"user": False}, signed)
+
+
+def test_what_is_public_is_a_signed_answer_where_it_was_asked_for() -> None:
+    assert run(call(gate(), "GET", AGENT_CARD_PATH)).json() == {"user": False}
+
+
+def test_without_a_sound_host_what_is_public_is_not_signed() -> None:
+    headers = [(b"host", b"billing.fleet.example/x"), (b"jws-signature", FOR_THE_CARD.encode())]
+    sent = _raw(gate(), [], peer=W.planner, method="GET", path=AGENT_CARD_PATH, headers=headers)
+    assert sent[0]["status"] == 200
+    assert not any(name == b"jws-signature" for name, _ in sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    "names", [(b"a2a-extensions",), (b"x-a2a-extensions",), (b"x-a2a-extensions", b"a2a-extensions")]
+)
+def test_an_extension_is_not_hidden_under_the_headers_other_name(names: tuple[bytes, ...]) -> None:
+    """The signature is good for either, so the application finds what was signed under both."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(pair for pair in scope["headers"] if b"extensions" in pair[0])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guarded = gate(clock=lambda: NOW, tokens=W.validator(), replay=MemoryReplayGuard(started_at=NOW - HOUR))
+    guarded._app = app
+    uris = [b"urn:x", b"urn:y"]
+    signature = W.signature(url=BASE + "/whoami", body=b"", content_type="", version="", extensions=["urn:x", "urn:y"])
+    headers = [
+        (b"host", b"billing.fleet.example"),
+        (b"authorization", f"Bearer {W.token()}".encode()),
+        (b"jws-signature", signature.encode()),
+        *((names[n % len(names)], uri) for n, uri in enumerate(uris)),
+    ]
+    body = [{"type": "http.request", "body": b"", "more_body": False}]
+    assert _raw(guarded, body, peer=W.planner, headers=headers)[0]["status"] == 200
+    assert seen == [(b"a2a-extensions", b"urn:x, urn:y"), (b"x-a2a-extensions", b"urn:x, urn:y")]
+
+
 def test_a_large_body_is_refused_before_any_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the gate was asked")
 
-    monkeypatch.setattr(middleware, "admit", never)
+    monkeypatch.setattr(middleware, "judge", never)
     trail = Trail()
     app = gate(trail, max_body_bytes=10)
 
@@ -431,8 +494,10 @@ def test_the_answer_does_not_wait_for_work_that_comes_after_it(caplog: pytest.Lo
     scope = {
         "type": "http",
         "method": "GET",
+        "scheme": "https",
         "path": AGENT_CARD_PATH,
-        "headers": [(b"jws-signature", W.signature().encode())],
+        "query_string": b"",
+        "headers": [(b"host", b"billing.fleet.example"), (b"jws-signature", FOR_THE_CARD.encode())],
         "extensions": {PEER_EXTENSION: identity},
     }
     run(guarded(scope, None, send))
@@ -483,7 +548,8 @@ def test_ways_of_answering_that_cannot_be_signed_are_not_offered() -> None:
         peer=W.planner,
         method="GET",
         path=AGENT_CARD_PATH,
-        headers=[(b"host", b"billing.fleet.example"), (b"jws-signature", W.signature().encode())],
+        raw_path=AGENT_CARD_PATH.encode(),
+        headers=[(b"host", b"billing.fleet.example"), (b"jws-signature", FOR_THE_CARD.encode())],
         extensions={"http.response.pathsend": {}, "tls": {}},
     )
     assert offered == [{"tls", PEER_EXTENSION}]
@@ -522,7 +588,11 @@ class Unreachable:
 
 
 def test_an_issuer_without_keys_is_503_with_retry_after() -> None:
-    response = run(call(gate(tokens=W.validator(keys=Unreachable()))))
+    async def go() -> httpx.Response:
+        async with plain(gate(tokens=W.validator(keys=Unreachable()))) as client:
+            return await client.post("/whoami", headers={"authorization": bearer()})
+
+    response = run(go())
     assert response.status_code == 503
     assert response.headers["retry-after"] == "5"
     assert response.json() == {"error": "temporarily_unavailable"}

@@ -129,7 +129,7 @@ def response(name: str, by: Credentials = BILLING, *, body: bytes = BODY, **chan
 def asked(vector: Vector) -> SignedRequest:
     """What a client remembers of the request that an answer's vector is for."""
     number, digest = vector["bound"]["req"]["jti"], vector["bound"]["req"]["s256"]
-    return SignedRequest(jws="", jti=number, digest=digest, audience=vector["from"], signer="")
+    return SignedRequest(jws="", jti=number, digest=digest, audience=vector["from"], signed_at=NOW, signer="")
 
 
 def resigned(vector: Vector, change: Callable[[Json], Any], by: Any = PLANNER.private_key) -> Vector:

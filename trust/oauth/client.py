@@ -97,7 +97,8 @@ class _Ask:
 class BearerAuth(httpx.Auth):
     """Puts the current token of one request for tokens into requests to the hosts it is for. Async clients only.
 
-    A 401 `invalid_token` drops the token; the request is sent once more with a new one where its body can be.
+    A 401 `invalid_token` drops the token; the request is sent once more with a new one where its body can be. With a
+    signer, only a signed 401 comes here: its request was not executed, and cannot be (`trust.gate`).
     """
 
     def __init__(self, authority: _Authority, ask: _Ask, origins: frozenset[str]) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from trust.errors import StreamEventTooLarge, StreamMalformed, TrustError
 
 MAX_EVENT_BYTES = 16 << 20  # the data lines of one event: a task with all that is in it, as an answer's body may be
+MAX_IDLE_BYTES = 1 << 20  # lines without an event: a keepalive of 3 bytes each 15 s for 60 days
 MAX_FIELD_BYTES = 16 << 10  # any other line: a comment with a signature and its certificates
 
 _TYPE = re.compile(r'text/event-stream(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.ASCII | re.IGNORECASE)
@@ -49,6 +50,7 @@ class EventReader:
         self._at_start = True
         self._data = bytearray()
         self._size = 0  # of the lines of data
+        self._idle = 0  # of all other lines since the last event
         self._name: str | None = None
         self._id: str | None = None
 
@@ -57,7 +59,7 @@ class EventReader:
 
         Raises:
             StreamMalformed: not UTF-8.
-            StreamEventTooLarge: a line or an event beyond the bounds.
+            StreamEventTooLarge: a line or an event beyond the bounds, or too many lines without an event.
         """
         if self._after_cr and chunk[:1] == b"\n":
             chunk, self._after_cr = chunk[1:], False
@@ -82,6 +84,8 @@ class EventReader:
             _check_size(self._line, self._size)
 
     def _take(self, line: bytes) -> Event | Comment | None:
+        if not line.startswith(b"data"):
+            self._rest(len(line) + 1)
         if not line:
             return self._dispatch()
         _check_size(line, self._size)
@@ -100,16 +104,24 @@ class EventReader:
         return None
 
     def _dispatch(self) -> Event | None:
-        data, name = bytes(self._data[:-1]), self._name
+        data, name, size = bytes(self._data[:-1]), self._name, self._size
         self._data.clear()
         self._size, self._name = 0, None
         if not data:
+            self._rest(size)
             return None
+        self._idle = 0
         if not data.isascii():
             _text(data)
         event = Event(data, None if name in ("", "message") else name, self._id)
         self._id = None
         return event
+
+    def _rest(self, size: int) -> None:
+        """Count what is no event: whoever sends only that keeps a reader busy, and no time limit of its ends it."""
+        self._idle += size
+        if self._idle > MAX_IDLE_BYTES:
+            raise StreamEventTooLarge("lines without an event", expected=f"at most {MAX_IDLE_BYTES} bytes of them")
 
 
 def write_event(event: Event) -> bytes:

@@ -48,6 +48,7 @@ class SignedRequest:
     jti: str
     digest: str  # base64url(SHA-256(jws))
     audience: str
+    signed_at: datetime
     signer: str  # thumbprint of the certificate that it was signed by
 
 
@@ -106,8 +107,14 @@ def sign_request(
         lifetime=lifetime,
         chain=chain,
     )
-    digest = envelope.digest(jws)
-    return SignedRequest(jws=jws, jti=jti, digest=digest, audience=str(audience), signer=credentials.thumbprint)
+    return SignedRequest(
+        jws=jws,
+        jti=jti,
+        digest=envelope.digest(jws),
+        audience=str(audience),
+        signed_at=now,
+        signer=credentials.thumbprint,
+    )
 
 
 def authenticate_request(
@@ -223,7 +230,8 @@ def sign_response(
     """Sign the answer to a request; its receiver is whoever signed the request.
 
     Args:
-        request: the verified request; a `RequestReference` for the answer to one that was refused.
+        request: the verified request; a refusal too only for one that was authentic and is remembered (`trust.gate`).
+            A `RequestReference` for what is public.
         status: of the answer.
         body: its exact bytes; empty where there is no body.
         jti, content_type, chain: as `sign_request`.
@@ -264,7 +272,8 @@ def verify_response(
     (9) the signer is the agent that the request was addressed to, where it was addressed to a SPIFFE ID; `signers`
         allows it
 
-    No replay guard is needed: an answer names its request, and a request has one answer.
+    No replay guard is needed: an answer names its request, and a request has one signed answer (`trust.gate`). So one
+    that was refused was not executed, and is not afterwards. What is public may be answered more than once.
 
     Args:
         request: what `sign_request` returned.
@@ -342,26 +351,31 @@ def reference_to(request: VerifiedMessage | RequestReference) -> RequestReferenc
     return RequestReference(requester=request.signer.agent_id, jti=request.message_id, digest=request.digest)
 
 
-def reference_of(headers: Iterable[tuple[bytes, bytes]], requester: AgentID) -> RequestReference | None:
-    """What a refusal can be bound to: NOTHING of the request has been verified, and nothing is by this function.
+def reference_of(
+    headers: Iterable[tuple[bytes, bytes]], requester: AgentID, *, received: tuple[str, str]
+) -> RequestReference | None:
+    """What the answer of a public resource can be bound to: NOTHING of the request is verified, here or before.
 
-    It lets a client see that the refusal is the server's and is for its own request.
+    Never for a refusal, nor for what acts on a request: one and the same header would get several answers.
 
     Args:
+        received: method and URL of what is answered.
         requester: the agent of the channel's certificate, who will be the receiver of the answer; never who the request
             claims to be from, so that nobody can have an answer signed for another.
 
     Returns:
-        None where there is nothing to bind to: no header that could be a signature.
+        None where there is nothing to bind to: no header that could be a signature, or one for another method or URL.
     """
     try:
         jws = signature_of(headers)
         protected = strict_jws.parse_detached(jws, algorithms=DEFAULT_ALGORITHMS, typ=REQUEST_TYPE).header
+        wanted = (received[0], target_uri(received[1]))
     except SignatureError:
         return None
     claims = protected.get("a2a")
-    jti = claims.get("jti") if isinstance(claims, dict) else None
-    if not envelope.is_message_id(jti):
+    if not isinstance(claims, dict) or not envelope.is_message_id(jti := claims.get("jti")):
+        return None
+    if wanted != (claims.get("htm"), claims.get("htu")):
         return None
     return RequestReference(requester=requester, jti=str(jti), digest=envelope.digest(jws))
 

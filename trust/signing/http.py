@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -74,7 +75,8 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
     Of an event stream, each event is verified before it is handed on, in one form (`signing.events`): without its
     signature, comments and `retry`. The answer is there with its first event, which binds its head. When the stream
-    ends otherwise than by its signed end, the reader gets an error there.
+    ends otherwise than by its signed end, the reader gets an error there. A read that was cancelled ends `httpx`'s own
+    iterators without one: after it, close the stream, and take nothing for whole.
 
     Raises (from the client's calls, and from reading a stream):
         ResponseNotSigned: the answer has no signature; its status is in the message.
@@ -89,16 +91,18 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
-        signed, response = await self._exchange(request, body)
+        signed, response = await self._send(request, body)
         if response.status_code == 401 and _signed_by_another(signed, response):
             # Our certificate was renewed after the request was signed and before it found a connection. The server
-            # knows the signer by the certificate of the connection, and so refused, as its signed answer says, before
-            # anybody acted on the request: it is signed and sent once more.
+            # knows the signer by the certificate of the connection, and cannot have verified it. It is signed and sent
+            # once more, as the same message: whoever it was that answered, no server acts on both.
             await response.aclose()
-            _, response = await self._exchange(request, body)
-        return response
+            signed, response = await self._send(request, body, again=signed)
+        return await self._trusted(request, signed, response)
 
-    async def _exchange(self, request: httpx.Request, body: bytes) -> tuple[SignedRequest, httpx.Response]:
+    async def _send(
+        self, request: httpx.Request, body: bytes, again: SignedRequest | None = None
+    ) -> tuple[SignedRequest, httpx.Response]:
         if URI not in named(request.headers.raw):
             request.headers[EXTENSIONS] = ",".join([*request.headers.get_list(EXTENSIONS), URI])
         # From the raw parts: exactly what goes over the wire.
@@ -110,10 +114,13 @@ class SigningTransport(httpx.AsyncBaseTransport):
             content_type=content_type_of(request.headers.raw, ConfigurationError),
             version=request.headers.get("a2a-version", ""),
             extensions=named(request.headers.raw),
+            again=again,
         )
         request.headers[HEADER] = signed.jws  # replaces what a redirect or a retry brought along
         request.headers["accept-encoding"] = "identity"
-        response = await self._inner.handle_async_request(request)
+        return signed, await self._inner.handle_async_request(request)
+
+    async def _trusted(self, request: httpx.Request, signed: SignedRequest, response: httpx.Response) -> httpx.Response:
         headers, stream = response.headers, None
         try:
             if (encoding := headers.get("content-encoding", "identity")) != "identity":
@@ -127,7 +134,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
         finally:
             if stream is None:
                 await response.aclose()
-        return signed, httpx.Response(
+        return httpx.Response(
             response.status_code,
             headers=headers,
             stream=stream or httpx.ByteStream(content),
@@ -159,7 +166,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
                 "answer is not signed",
                 got=f"status {response.status_code}",
                 expected=f"a {HEADER} header",
-                do="look at the server's log: it refused before it knew the request, or a proxy answered",
+                do="look at the server's log: the request was not authentic, or known already; or a proxy answered",
             ) from None
         content = bytearray()
         async for chunk in response.stream:  # type: ignore[union-attr]
@@ -193,7 +200,7 @@ class _Events(httpx.AsyncByteStream):
         self._first = await self._next()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        text, self._first = self._first, None
+        text, self._first = self._first, b""  # whoever reads again after an error gets that again, and no end
         while text is not None:
             if text:
                 yield text
@@ -215,6 +222,7 @@ class _Events(httpx.AsyncByteStream):
                 except StreamTruncated as cut:
                     raise cut from end if isinstance(end, httpx.TransportError) else None
                 return None
+            await asyncio.sleep(0)  # whoever sends without a pause must not keep everybody else from running
             self._texts = self._signer.read(self._events, chunk)
 
 

@@ -80,8 +80,12 @@ class MessageSigner:
         content_type: str = "",
         version: str = "",
         extensions: tuple[str, ...] = (),
+        again: SignedRequest | None = None,
     ) -> SignedRequest:
         """Sign one request; as `sign_request`.
+
+        Args:
+            again: what this one stands for: it gets that one's `jti` and time, so no receiver acts on both.
 
         Raises:
             ConfigurationError: the URL's origin has no audience, or its request cannot be signed.
@@ -92,8 +96,8 @@ class MessageSigner:
             url=url,
             body=body,
             audience=self._audience_of(url),
-            now=self._clock(),
-            jti=new_message_id(),
+            now=again.signed_at if again else self._clock(),
+            jti=again.jti if again else new_message_id(),
             content_type=content_type,
             version=version,
             extensions=extensions,

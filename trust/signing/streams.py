@@ -29,8 +29,8 @@ Last-Event-ID with the `jti` of an event (`StreamTruncated.last_event_id`), each
 `last`: the server's word for what it was asked to go on from. It is NOT a word that nothing lies between: an A2A server
 keeps no events, and begins with the task as it stands.
 
-Every check is made for the time at which the event was received. An event lives for 300 s: what lies unread for longer,
-here or on its way, is refused. `retry` and the text of comments are not signed, and are not handed on.
+Every check is made for the time at which the event was received. An event lives for 300 s: what lies for longer on
+its way, or in the connection, is refused. `retry` and the text of comments are not signed, and are not handed on.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class StreamSigner:
             for raw, escaped in _ESCAPED.items():
                 data = data.replace(raw, escaped)
         if not data.startswith(b"{"):
-            raise StreamNotSigned("event", got=data[:20], expected="a JSON object, where a signature has a place")
+            raise StreamNotSigned("event", got=data[:1], expected="a JSON object, where a signature has a place")
         jws = self._jws(data, {"evt": item.name, "eid": item.id}, credentials, chain, now)
         comma = b"" if _EMPTY.match(data) else b","
         signed = b"".join((_OPEN, jws.encode(), _CLOSE, comma, data[1:]))
@@ -219,6 +219,7 @@ class StreamVerifier:
         self._peer = peer
         self._reader = EventReader()
         self._last: VerifiedMessage | None = None
+        self._failed: TrustError | None = None
         self.ended = False
 
     def verify(self, chunk: bytes, *, now: datetime) -> Iterator[tuple[VerifiedMessage, bytes]]:
@@ -228,7 +229,8 @@ class StreamVerifier:
         (a) the stream, the number and the predecessor are those that must come next
         (b) nothing comes behind the end
 
-        To be read to its end before the next chunk. What was returned before an error stays good.
+        To be read to its end before the next chunk. What was returned before an error stays good; after it there is
+        only that error again.
 
         Raises:
             ResponseNotSigned: the first event is not signed.
@@ -241,6 +243,15 @@ class StreamVerifier:
             SignatureError: its other leaf classes name the check that failed.
             PeerError: the certificate of the signer; PeerNotAllowed: it is not one of `signers`.
         """
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield from self._verified(chunk, now)
+        except TrustError as error:
+            self._failed = error
+            raise
+
+    def _verified(self, chunk: bytes, now: datetime) -> Iterator[tuple[VerifiedMessage, bytes]]:
         items = self._reader.feed(chunk)
         for item in items:
             if isinstance(item, Comment) and not item.text.startswith(_END):
@@ -264,8 +275,10 @@ class StreamVerifier:
         """To be asked when nothing more comes.
 
         Raises:
-            StreamTruncated: the signed end was not there.
+            StreamTruncated: the signed end was not there; after an error, that error again.
         """
+        if self._failed is not None:
+            raise self._failed
         if not self.ended:
             raise StreamTruncated(
                 "event stream was cut",

@@ -34,6 +34,8 @@ READ_BYTES = 4096  # at once; between two reads others have their turn
 class WebhookTransport(httpx.AsyncBaseTransport):
     """For `httpx.AsyncClient(transport=...)`: to the servers that the configuration names, and to those that it allows.
 
+    NOT covered: how many interim answers (1xx) a web server of `known` sends; for 20 seconds it can keep us busy.
+
     Args:
         source, bundles, crls, clock: as for `AgentTransport`.
         known: the rule of each origin that the configuration names. These may be at any address and port.

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from pki import CertificateAuthority
 from pki.store import database
+from pki.store import postgresql as driver
 from tests.pki.service.parts import certificates, new_ca, started
 from tests.pki.service.test_server import ready, until
 from tests.pki.store import parts
@@ -107,7 +108,7 @@ def test_a_database_server_that_hangs(wire: tuple[Wire, str], monkeypatch: pytes
     with ca_at(url) as ca, started(ca) as running:
         certificates(running.enrol(running.token()))
         token = running.token()
-        monkeypatch.setattr(database, "ANSWER_TIMEOUT", timedelta(seconds=1))
+        monkeypatch.setattr(driver, "ANSWER_TIMEOUT", timedelta(seconds=1))
         between.freeze()
         refused = running.enrol(token)  # within the client's own 60 s
         assert refused.status_code == 503

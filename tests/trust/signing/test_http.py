@@ -317,7 +317,8 @@ def test_a_redirected_request_is_signed_anew_for_its_target() -> None:
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             response = await billing.handle_async_request(request)
             if request.url.path == "/old":
-                message = reference_of(request.headers.raw, PLANNER.agent_id)
+                received = (request.method, str(request.url))
+                message = reference_of(request.headers.raw, PLANNER.agent_id, received=received)
                 assert message is not None
                 signature = sign_response(BILLING, request=message, status=307, body=b"", now=NOW, jti=new_message_id())
                 headers = {HEADER: signature, "location": "/new"}
@@ -505,14 +506,14 @@ def test_extensions_are_a_collection() -> None:
         )
 
 
-def test_a_refusal_is_bound_to_its_request_and_to_the_peer_of_the_channel() -> None:
+def test_a_public_answer_is_bound_to_its_request_and_to_the_peer_of_the_channel() -> None:
     """What the request claims decides nothing: the answer goes to whoever is on the other end."""
     request = signer().sign(method="POST", url=URL, body=b"x")
     headers = [(b"host", b"billing.example"), (b"Jws-Signature", request.jws.encode())]
-    reference = reference_of(headers, REPORTS.agent_id)
+    reference = reference_of(headers, REPORTS.agent_id, received=("POST", URL))
     assert reference == RequestReference(requester=REPORTS.agent_id, jti=request.jti, digest=request.digest)
 
-    reference = reference_of(headers, PLANNER.agent_id)
+    reference = reference_of(headers, PLANNER.agent_id, received=("POST", URL))
     assert reference is not None
     answer = sign_response(BILLING, request=reference, status=401, body=b"no", now=NOW, jti=new_message_id())
     message = verify_response(
@@ -530,7 +531,7 @@ def test_a_refusal_is_bound_to_its_request_and_to_the_peer_of_the_channel() -> N
 
 
 @pytest.mark.parametrize("value", [b"", b"a..b", None, "answer", "no jti", "no a2a"])
-def test_what_a_refusal_cannot_be_bound_to(value: Any) -> None:
+def test_what_a_public_answer_cannot_be_bound_to(value: Any) -> None:
     key, typ = PLANNER.private_key, "a2a-req+jws"
     signed: dict[Any, str] = {
         "answer": http_jws(key, {"typ": "a2a-res+jws", "a2a": {"jti": "a" * 22}}),
@@ -538,7 +539,7 @@ def test_what_a_refusal_cannot_be_bound_to(value: Any) -> None:
         "no a2a": http_jws(key, {"typ": typ, "a2a": "a" * 22}),
     }
     headers = [] if value is None else [(b"jws-signature", signed[value].encode() if value in signed else value)]
-    assert reference_of(headers, PLANNER.agent_id) is None
+    assert reference_of(headers, PLANNER.agent_id, received=("POST", URL)) is None
 
 
 def http_jws(key: Any, header: dict[str, Any]) -> str:

@@ -43,7 +43,8 @@ class Billing(httpx.AsyncBaseTransport):
         self.closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        reference = reference_of(request.headers.raw, PLANNER.agent_id)
+        received = (request.method, str(request.url))
+        reference = reference_of(request.headers.raw, PLANNER.agent_id, received=received)
         assert reference is not None
         stream = signer(request=reference, resumes=named_event(request.headers.raw))
         frames = [*(stream.sign(event(text), **FACTS) for text in EVENTS), stream.end(**FACTS)]
@@ -58,6 +59,9 @@ class _Body(httpx.AsyncByteStream):
         for step in self.steps:
             if isinstance(step, Exception):
                 raise step
+            if callable(step):
+                step()
+                continue
             self.server.sent += 1
             yield step
 
@@ -131,6 +135,37 @@ def test_a_stream_that_is_not_whole(steps: Any, expected: type[TrustError], got:
     assert type(caught.value) is expected
     assert seen == WHOLE[:got]
     assert server.closed
+
+
+def test_a_stream_that_failed_does_not_end_well_when_it_is_read_again() -> None:
+    async def run() -> None:
+        server = Billing(lambda frames: [frames[0], *frames[2:]])
+        async with client(server) as agent, agent.stream("POST", URL) as response:
+            for _ in range(2):
+                with pytest.raises(StreamEventLost):
+                    async for _part in response.stream:  # type: ignore[union-attr]
+                        pass
+
+    asyncio.run(run())
+
+
+def test_whoever_sends_without_a_pause_keeps_nobody_else_from_running() -> None:
+    async def run() -> None:
+        others: list[int] = []
+        server = Billing(lambda frames: [*[b":\n"] * 10, lambda: others.append(0), *frames])  # type: ignore[list-item]
+
+        async def other() -> None:
+            while True:
+                others.append(1)
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        async with client(server) as agent:
+            await agent.post(URL)
+        task.cancel()
+        assert others.index(0) >= 10
+
+    asyncio.run(run())
 
 
 def test_how_the_connection_ended_is_told() -> None:
