@@ -55,6 +55,9 @@ class GroupCommit(Generic[Item, Result]):
         """Return the result when the item is committed; raise what went wrong with it.
 
         A caller that is interrupted while it waits (KeyboardInterrupt) does not know whether its item was committed.
+
+        Raises:
+            StoreError: whoever led was interrupted; and whatever the work raises for this item.
         """
         slot: _Slot[Item, Result] = _Slot(item)
         try:

@@ -114,7 +114,7 @@ class RenewingCredentials:
                 url = enrolment.url
         if url is None:
             raise ConfigurationError(
-                "CA service of the agent", got="no URL", expected="url= (`--ca URL`), or a folder with ca.json"
+                "CA service of the agent", got="no URL", expected="its URL (`--ca`), or a folder with ca.json"
             )
         if bundles is None:
             raise ConfigurationError("trust bundles of the agent", got="none", expected="bundles=")

@@ -261,7 +261,12 @@ def is_message_id(jti: object) -> bool:
 
 
 def chain_of(header: Mapping[str, Any], peer: PeerIdentity | None) -> tuple[bytes, ...]:
-    """The certificates that the header names. They are a claim: nothing has been verified."""
+    """The certificates that the header names. They are a claim: nothing has been verified.
+
+    Raises:
+        SignerUnknown: it names none, one that is not here, or another than `x5c` has.
+        HeaderMalformed: `x5c` is no list of certificates.
+    """
     name = header.get("x5t#S256")
     if not isinstance(name, str):
         raise SignerUnknown("message names no certificate", got=name, expected="x5t#S256")

@@ -89,7 +89,7 @@ class EventReader:
         if not line:
             return self._dispatch()
         _check_size(line, self._size)
-        if line[0] == _COLON:
+        if line.startswith(b":"):
             return Comment(line[1:])
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -176,6 +176,3 @@ def _text(value: bytes | bytearray) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise StreamMalformed("event stream", got="bytes that are not UTF-8", expected="UTF-8") from None
-
-
-_COLON = ord(":")

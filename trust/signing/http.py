@@ -169,7 +169,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
                 do="look at the server's log: the request was not authentic, or known already; or a proxy answered",
             ) from None
         content = bytearray()
-        async for chunk in response.stream:  # type: ignore[union-attr]
+        async for chunk in response.stream:  # type: ignore[union-attr]  # of an asynchronous transport
             content += chunk
             if len(content) > MAX_RESPONSE_BYTES:
                 raise ResponseTooLarge("answer is too large to verify", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
@@ -191,7 +191,7 @@ class _Events(httpx.AsyncByteStream):
         self._response = response
         self._signer = signer
         self._events = events
-        self._chunks = aiter(response.stream)  # type: ignore[arg-type]
+        self._chunks = aiter(response.stream)  # type: ignore[arg-type]  # of an asynchronous transport
         self._texts: Iterator[bytes] = iter(())
         self._first: bytes | None = None
 

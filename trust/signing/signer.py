@@ -39,6 +39,9 @@ class MessageSigner:
         chain: put our certificates into each request, for agents that are reached through a TLS proxy.
         received: called with each verified answer, and with each verified event of a stream and its end, before the
             caller of the client has it: for evidence. What it raises, the caller gets.
+
+    Raises:
+        ConfigurationError: no audience, an origin that is none, or no `signers` for a URL.
     """
 
     def __init__(

@@ -168,7 +168,7 @@ async def connected(address: str, port: int) -> socket.socket:
     try:
         plain.setblocking(False)
         await asyncio.get_running_loop().sock_connect(plain, (address, port))
-    except BaseException:
+    except BaseException:  # a cancelled call, too
         plain.close()
         raise
     return plain

@@ -71,11 +71,11 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         self._known: dict[Origin, httpx.AsyncBaseTransport] = {}
         self._others: httpx.AsyncBaseTransport | None = None
         self._reach = Reach(networks, ports)
-        if all(isinstance(rule, WebPKI) for rule in known.values()):
+        if all(isinstance(rule, WebPKI) for rule in known.values()):  # `AgentTransport` wants at least one agent
             for text, rule in known.items():
                 if destination(text) in self._known:
                     raise ConfigurationError("webhook is there twice", got=text)
-                self._known[destination(text)] = rule.transport(None)  # type: ignore[union-attr]
+                self._known[destination(text)] = rule.transport(None)  # type: ignore[union-attr]  # as `all` has found
         else:
             agents = AgentTransport(source, bundles, known, crls=crls, clock=clock)
             self._known = dict.fromkeys(map(destination, known), agents)
@@ -97,7 +97,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             async with asyncio.timeout(DELIVERY_SECONDS):
                 response = await transport.handle_async_request(request)
                 try:
-                    await _read_over(response.stream)  # type: ignore[arg-type]
+                    await _read_over(response.stream)  # type: ignore[arg-type]  # of an asynchronous transport
                 finally:
                     await response.aclose()
         except TimeoutError:
@@ -130,7 +130,7 @@ class _WebTransport(httpx.AsyncBaseTransport):
                 method=request.method,
                 url=target,
                 headers=request.headers.raw,
-                content=request.stream,  # type: ignore[arg-type]
+                content=request.stream,  # type: ignore[arg-type]  # of an asynchronous client
                 extensions=request.extensions,
             ) as response:
                 await _read_over(response.aiter_stream())

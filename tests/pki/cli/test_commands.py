@@ -535,7 +535,7 @@ def test_a_damaged_database(command: str, damage: str, run: Run, password: None,
         (("renew", "."), "a2a-pki: . is not enrolled: got no chain.pem; run `a2a-pki enrol`"),
         (
             ("renew", "ISSUED"),
-            "CA service of the agent: got no URL, expected url= (`--ca URL`), or a folder with ca.json",
+            "CA service of the agent: got no URL, expected its URL (`--ca`), or a folder with ca.json",
         ),
         (
             ("renew", "ISSUED", "--ca", "https://127.0.0.1:1", "--hook", "/nowhere/x"),
