@@ -57,6 +57,7 @@ from trust.signing.http import new_message_id
 from trust.signing.messages import sign_message
 from trust.signing.push import sign_push
 from trust.signing.push_receiver import PushReceiver
+from trust.signing.targets import without_query
 from trust.tls.destinations import WebPKI
 
 FORGE = Forge()
@@ -303,7 +304,7 @@ def test_secrets_in_the_url_of_a_webhook_stay_out_of_the_trail() -> None:
     ],
 )
 def test_what_is_shown_of_a_url(value: object, shown: str) -> None:
-    assert envelope.without_query(value) == shown
+    assert without_query(value) == shown
 
 
 # The URL of a webhook, which is whatever somebody wants it to be.

@@ -39,6 +39,7 @@ from trust.peers import MAX_CERTIFICATES, PeerVerifier, Usage
 from trust.replay import ReplayGuard
 from trust.signing import jws as strict_jws
 from trust.signing.pinned import PinnedAgents, PinnedSigner
+from trust.signing.targets import without_query
 
 VERSION = 1
 DEFAULT_LIFETIME = timedelta(seconds=60)
@@ -51,7 +52,6 @@ RECEIPT_TYPE = "a2a-rcpt+jws"
 IN_BODY = frozenset({MESSAGE_TYPE, RECEIPT_TYPE})  # inside JSON with all their certificates, not in a header line
 
 _JTI = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 128 random bits have 22 characters of base64url
-_USER = re.compile(r"//[^/?#]*@")
 COMMON = frozenset({"v", "iss", "aud", "iat", "exp", "jti"})
 
 
@@ -326,12 +326,6 @@ def _match(name: str, signed: Mapping[str, Any], received: object, mismatch: typ
     # The type too: 200.0 and true equal integers in Python, but are something else to other readers.
     if (name in signed) is (received is None) or value.__class__ is not received.__class__ or value != received:
         raise mismatch(f"{name} is not what was received", got=without_query(value), expected=without_query(received))
-
-
-def without_query(value: object) -> str:
-    """A value for logs: of a URL without its query and user, in which may be what only the receiver should see."""
-    text, mark, _ = str(value).partition("?")
-    return _USER.sub("//...@", text, count=1) + mark + "..." * bool(mark)
 
 
 def _times(claims: Mapping[str, Any], now: float) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from trust.signing.algorithms import signer
 from trust.signing.envelope import DEFAULT_ALGORITHMS, DEFAULT_LIFETIME, Binding, VerifiedMessage
 from trust.signing.exchange import HEADER, content_type_of
 from trust.signing.http import new_message_id
-from trust.signing.targets import origin_of, target_uri
+from trust.signing.targets import origin_of, target_uri, without_query
 
 PUSH_TYPE = "a2a-push+jws"
 # In the extensions of an `httpx.Request`: the webhook's URL as the configuration has it, where httpx spells it in
@@ -161,7 +161,7 @@ class PushSigningTransport(httpx.AsyncBaseTransport):
         goes_to = (request.url.raw_scheme + b"://" + request.url.netloc + request.url.raw_path).decode("latin-1")
         if webhook_uri(webhook) != webhook_uri(goes_to):
             raise WebhookRefused(
-                "URL of a webhook is read in two ways", got=envelope.without_query(webhook), expected="its normal form"
+                "URL of a webhook is read in two ways", got=without_query(webhook), expected="its normal form"
             )
         request.headers[HEADER] = sign_push(
             self._source.current(),
@@ -193,7 +193,7 @@ def webhook_uri(url: str) -> str:
     if origin_of(normal).endswith(":0"):
         raise WebhookRefused("webhook leads nowhere", got="port 0", expected="a port from 1 to 65535")
     if "#" in url or not normal.startswith("https://"):
-        got = envelope.without_query(url)
+        got = without_query(url)
         raise WebhookRefused("webhook", got=got, expected="an https URL without a fragment")
     return normal
 

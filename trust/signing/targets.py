@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from trust.errors import BindingMismatch
-from trust.signing.envelope import without_query
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 # Nothing that two parsers of URLs read differently: no user, no percent-encoding, backslash or space in the host.
@@ -14,6 +13,7 @@ _URI = re.compile(
     r"(?P<path>/[!-\"$->@-~]*)?(?:\?(?P<query>[!-\"$-~]*))?(?:#[!-~]*)?",
     re.ASCII,
 )
+_USER = re.compile(r"//[^/?#]*@")
 
 
 def target_uri(url: str) -> str:
@@ -32,6 +32,12 @@ def target_uri(url: str) -> str:
 def origin_of(url: str) -> str:
     """Scheme, host and port of a URL, in the form that `target_uri` gives them. Raises as `target_uri`."""
     return _split(url)[0]
+
+
+def without_query(value: object) -> str:
+    """A value for logs: of a URL without its query and user, in which may be what only the receiver should see."""
+    text, mark, _ = str(value).partition("?")
+    return _USER.sub("//...@", text, count=1) + mark + "..." * bool(mark)
 
 
 def _split(url: str) -> tuple[str, str]:
