@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def full_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     """As much work as users have."""
     for name, value in _SCRYPT.items():
         monkeypatch.setattr(private_keys, name, value)
+
+
+@pytest.fixture(autouse=True)
+def no_log_goes_where_a_former_test_was_listening() -> Iterator[None]:
+    """uvicorn's own configuration writes to the stream that was captured then, which is closed when its test ends."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, handlers, propagate, level in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module", autouse=True)
