@@ -263,7 +263,7 @@ def read_crls(data: bytes, name: str) -> tuple[x509.CertificateRevocationList, .
         if not data.lstrip().startswith(b"-----BEGIN"):
             return (x509.load_der_x509_crl(data),)
         found = _PEM_CRL.findall(data)
-        if found and len(found) == data.count(b"-----BEGIN"):
+        if found and not _PEM_CRL.sub(b"", data).strip():
             return tuple(x509.load_pem_x509_crl(one) for one in found)
     except (ValueError, x509.InvalidVersion):
         pass

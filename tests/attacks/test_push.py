@@ -300,6 +300,7 @@ def test_secrets_in_the_url_of_a_webhook_stay_out_of_the_trail() -> None:
     [
         ("https://user:password@hooks.example/a@b?c=d@e", "https://...@hooks.example/a@b?..."),
         ("https://hooks.example/a@b", "https://hooks.example/a@b"),
+        ("https://hooks.example/#secret?x", "https://hooks.example/#..."),
         (401, "401"),
     ],
 )

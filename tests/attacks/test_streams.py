@@ -188,6 +188,7 @@ ROWS: dict[str, tuple[list[bytes], type[TrustError]]] = {
     "data in many lines": ([(b"data: " + b"x" * 10_000 + b"\n") * 7], StreamEventTooLarge),
     "keepalives without end": ([A, *[b":\n\n" * 1000] * 30], StreamEventTooLarge),
     "empty lines without end": ([A, *[b"\n" * 1000] * 70], StreamEventTooLarge),
+    "lines that begin like data, without end": ([A, *[b"datax\n" * 1000] * 20], StreamEventTooLarge),
     "events without data, without end": ([A, *[b"event: x\n\ndata:\n\n" * 1000] * 5], StreamEventTooLarge),
     "keepalives without end, behind the end": ([A, B, C, D, END, *[b":\n\n" * 1000] * 30], StreamEventTooLarge),
 }

@@ -43,13 +43,13 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Stream:
     """An application that answers with a stream: bytes are sent, events of asyncio are waited for, errors raised."""
 
-    def __init__(self, *steps: Any, headers: Any = STREAM, end: bool = True) -> None:
-        self.steps, self.headers, self.end = steps, headers, end
+    def __init__(self, *steps: Any, headers: Any = STREAM, end: bool = True, status: int = 200) -> None:
+        self.steps, self.headers, self.end, self.status = steps, headers, end, status
         self.gone = asyncio.Event()  # the client
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         for step in self.steps:
             if isinstance(step, bytes):
                 await send({"type": "http.response.body", "body": step, "more_body": True})
@@ -259,6 +259,28 @@ class Authority:
 
     def drop(self, ask: Any, token: Any) -> bool:
         return True
+
+
+@pytest.mark.parametrize("kind", [STREAM, [(b"content-type", b"text/plain")]], ids=["stream", "whole"])
+def test_a_proxy_does_not_have_a_call_repeated_that_the_application_refused(kind: Any) -> None:
+    """The application's 401 is signed; that the token was the reason is the proxy's word alone."""
+    executed: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        executed.append((await receive())["body"])
+        await Stream(event(0), headers=kind, status=401)(scope, lambda: asyncio.sleep(0), send)
+
+    async def main() -> None:
+        proxy = Proxy("")
+        signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
+        async with over_tls(gate(app)) as url, httpx.AsyncClient(transport=SigningTransport(proxy, signer)) as client:
+            auth = BearerAuth(Authority(), None, frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
+            answer = await client.post(url, content=b"pay", auth=auth)
+            assert (answer.status_code, answer.content) == (401, event(0))
+            assert "www-authenticate" not in answer.headers
+
+    run(main())
+    assert executed == [b"pay"]
 
 
 @pytest.mark.parametrize("kind", [STREAM, [(b"content-type", b"text/plain")]], ids=["stream", "whole"])

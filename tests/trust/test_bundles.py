@@ -299,8 +299,20 @@ def test_one_file_with_all_revocation_lists(tmp_path: Path) -> None:
         FLEET.crls().crls[0].public_bytes(Encoding.PEM) + FLEET.root.public_bytes(Encoding.PEM),
         FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA",
         FLEET.crls().crls[0].public_bytes(Encoding.PEM) + b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+        b"".join(FLEET.crls().crls[0].public_bytes(encoding) for encoding in (Encoding.PEM, Encoding.DER)),
+        FLEET.crls().crls[0].public_bytes(Encoding.PEM) + FLEET.crls().crls[0].public_bytes(Encoding.PEM)[1:],
     ],
-    ids=["nothing", "rubbish", "no end", "a certificate", "one beside", "a second has no end", "a second is none"],
+    ids=[
+        "nothing",
+        "rubbish",
+        "no end",
+        "a certificate",
+        "one beside",
+        "a second has no end",
+        "a second is none",
+        "a second in DER",
+        "a second that lost a dash",
+    ],
 )
 def test_what_is_not_a_revocation_list(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.crl").write_bytes(content)

@@ -98,7 +98,8 @@ class BearerAuth(httpx.Auth):
     """Puts the current token of one request for tokens into requests to the hosts it is for. Async clients only.
 
     A 401 `invalid_token` drops the token; the request is sent once more with a new one where its body can be. With a
-    signer, only a signed 401 comes here: its request was not executed, and cannot be (`trust.gate`).
+    signer, only a signed 401 comes here whose signed body says the same: where it is a gate's, its request was not
+    executed, and cannot be (`trust.gate`). An application that acts on a request must not answer so.
     """
 
     def __init__(self, authority: _Authority, ask: _Ask, origins: frozenset[str]) -> None:

@@ -182,7 +182,7 @@ def _public_key(entry: Mapping[str, object]) -> PublicKey | None:
         return None
     try:
         public_key = JWK(kty=kty, **members).get_op_key("verify")
-    except (JWException, ValueError):  # not on the curve, not base64url, a wrong length
+    except (JWException, ValueError, TypeError):  # not on the curve, not base64url, a wrong length or curve
         return None
     return public_key if isinstance(public_key, PublicKey) else None
 

@@ -84,7 +84,7 @@ class EventReader:
             _check_size(self._line, self._size)
 
     def _take(self, line: bytes) -> Event | Comment | None:
-        if not line.startswith(b"data"):
+        if not _is_data(line):
             self._rest(len(line) + 1)
         if not line:
             return self._dispatch()
@@ -162,8 +162,12 @@ def check_type(content_type: str, refusal: type[TrustError]) -> None:
         raise refusal("Content-Type of an event stream", got=content_type, expected="text/event-stream in UTF-8")
 
 
+def _is_data(line: bytes | bytearray) -> bool:
+    return line == b"data" or line.startswith(b"data:")
+
+
 def _check_size(line: bytes | bytearray, before: int) -> None:
-    limit = MAX_EVENT_BYTES - before if line.startswith(b"data") else MAX_FIELD_BYTES
+    limit = MAX_EVENT_BYTES - before if _is_data(line) else MAX_FIELD_BYTES
     if len(line) > limit:
         raise StreamEventTooLarge(
             "event of a stream",

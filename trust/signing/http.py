@@ -121,7 +121,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
         return signed, await self._inner.handle_async_request(request)
 
     async def _trusted(self, request: httpx.Request, signed: SignedRequest, response: httpx.Response) -> httpx.Response:
-        headers, stream = response.headers, None
+        headers, stream, content = response.headers, None, b""
         try:
             if (encoding := headers.get("content-encoding", "identity")) != "identity":
                 # Decoding would give the caller other bytes than the signed ones, and more than the limits allow.
@@ -136,7 +136,7 @@ class SigningTransport(httpx.AsyncBaseTransport):
                 await response.aclose()
         return httpx.Response(
             response.status_code,
-            headers=headers,
+            headers=_believed(headers, content),
             stream=stream or httpx.ByteStream(content),
             extensions=response.extensions,
         )
@@ -182,6 +182,19 @@ class SigningTransport(httpx.AsyncBaseTransport):
             content_type=content_type,
         )
         return message.payload
+
+
+def _believed(headers: httpx.Headers, content: bytes) -> list[tuple[bytes, bytes]]:
+    """Without the word that the token was refused, where only a header says it, which nobody has signed.
+
+    Whoever hears it asks again with another token; a proxy must not make them do so for a call that was executed.
+    """
+    refused = b"invalid_token"
+    return [
+        (name, value)
+        for name, value in headers.raw
+        if name.lower() != b"www-authenticate" or refused not in value.lower() or refused in content
+    ]
 
 
 class _Events(httpx.AsyncByteStream):

@@ -14,6 +14,7 @@ _URI = re.compile(
     re.ASCII,
 )
 _USER = re.compile(r"//[^/?#]*@")
+_HIDDEN = re.compile(r"([?#]).*", re.DOTALL)
 
 
 def target_uri(url: str) -> str:
@@ -35,9 +36,8 @@ def origin_of(url: str) -> str:
 
 
 def without_query(value: object) -> str:
-    """A value for logs: of a URL without its query and user, in which may be what only the receiver should see."""
-    text, mark, _ = str(value).partition("?")
-    return _USER.sub("//...@", text, count=1) + mark + "..." * bool(mark)
+    """A value for logs: of a URL without query, fragment and user, where what only its receiver should see may be."""
+    return _USER.sub("//...@", _HIDDEN.sub(r"\1...", str(value), count=1), count=1)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -104,13 +104,13 @@ def _framed(scope: MutableMapping[str, Any]) -> bool:
     """Whether everybody who reads a request finds the same host, and the same end of its body.
 
     RFC 9112 sections 3.2, 6.1 and 6.3: one Host (in HTTP/1.0, one at most); no transfer coding but chunked, none in
-    HTTP/1.0, and none beside Content-Length. The parsers see to the rest.
+    HTTP/1.0 or what calls itself otherwise, and none beside Content-Length. The parsers see to the rest.
     """
     names = [name for name, _ in scope["headers"]]
     hosts, coded = names.count(b"host"), b"transfer-encoding" in names
     if hosts == 1 and not coded:  # as most are
         return True
-    if scope["http_version"] == "1.0":
+    if scope["http_version"] not in ("1.1", "2"):
         return not (hosts or coded)
     codings = [value.strip().lower() for name, value in scope["headers"] if name == b"transfer-encoding"]
     return hosts == 1 and codings == [b"chunked"] and b"content-length" not in names

@@ -26,7 +26,7 @@ from trust.tls.reach import Reach, first
 
 DELIVERY_SECONDS = 20.0  # from resolving the name to the end of the answer: a2a-sdk holds up the task meanwhile
 MAX_ANSWER_BYTES = 64 * 1024  # that are read for the sake of the connection; what is longer ends it
-PART_BYTES = 1024  # that a part of an answer counts for at least: a chunk of one byte is as much work
+PART_BYTES = 1024  # that a part of an answer, or a read, counts for at least: one byte is as much work
 MAX_WIRE_BYTES = MAX_ANSWER_BYTES + 32 * 1024  # of a web server's answer with its head, and the interim ones before it
 READ_BYTES = 4096  # at once; between two reads others have their turn
 
@@ -174,7 +174,7 @@ class _Bounded(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
         await asyncio.sleep(0)  # TLS does not wait for what it has already
         data = await self._plain.read(min(max_bytes, READ_BYTES), timeout)
-        self._left -= len(data)
+        self._left -= max(len(data), PART_BYTES)
         if self._left < 0:
             raise httpcore.ReadError(f"answer of more than {MAX_WIRE_BYTES} bytes")
         return data

@@ -178,6 +178,7 @@ UNUSABLE: dict[str, Any] = {
     "other curve": jwk(ec.generate_private_key(ec.SECP521R1())),
     "secp256k1": jwk(ec.generate_private_key(ec.SECP256K1())),
     "agreement key": jwk(x25519.X25519PrivateKey.generate()),
+    "curve of another type": jwk(P256, crv="X25519"),
     "curve is missing": {k: v for k, v in jwk(P256).items() if k != "crv"},
     "x is missing": {k: v for k, v in jwk(P256).items() if k != "x"},
     "x is a number": jwk(P256, x=7),

@@ -311,6 +311,7 @@ AMBIGUOUS = {
     "chunks and a length": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n" + CODED + b"\r\n0\r\n\r\n",
     "a length and chunks": b"POST / HTTP/1.1\r\nHost: a\r\n" + CODED + b"Content-Length: 4\r\n\r\n0\r\n\r\n",
     "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\n" + CODED + b"\r\n0\r\n\r\n",
+    "chunks in what is no version": b"POST / HTTP/2.0\r\nHost: a\r\n" + CODED + b"\r\n0\r\n\r\n",
     "a websocket with two hosts": WEBSOCKET + b"Host: b\r\n\r\n",
 }
 CLEAR = {
