@@ -81,7 +81,7 @@ def _taken(protocol: Any, stall: float) -> Any:
     What is written for it waits in memory, and a transport that is closed waits for that too: both without an end.
     """
 
-    class Taken(protocol):  # type: ignore[misc]
+    class Taken(protocol):  # type: ignore[misc]  # whichever class uvicorn has chosen
         _timer: asyncio.TimerHandle | None = None
         _waiting: int | None = None  # bytes at the last look, if nothing is written behind them
         _answered: Any = None  # the request that is answered; `cycle` is the newest that was read

@@ -81,7 +81,7 @@ def _raw(payload: bytes) -> Calls:
 
 
 def _jwcrypto(payload: bytes) -> Calls:
-    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]
+    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]  # not in its stubs
     private, public, header = jwk.JWK.from_pyca(KEY), jwk.JWK.from_pyca(PUBLIC), json.dumps(HEADER)
 
     def sign() -> str:

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import atheris  # type: ignore[import-untyped]
+import atheris  # type: ignore[import-untyped]  # of an extra, and without types
 
 INSTRUMENTED = [
     "trust.signing.jws",

@@ -159,7 +159,8 @@ def _ours(text: str, detached: bool, key: Key) -> Read | SignatureError:
 def _jwcrypto(whole: str, key: Key) -> Read | tuple[()] | None:
     if key.alg == "Ed25519":
         return None  # it has the algorithm by its older name alone
-    found = other.JWS(header_registry={"a2a": other.JWSEHeaderParameter("a2a", False, True, None)})  # type: ignore[attr-defined]
+    registry = {"a2a": other.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]  # not in its stubs
+    found = other.JWS(header_registry=registry)
     found.allowed_algs = [key.alg]
     try:
         found.deserialize(whole, JWK.from_pyca(key.public))

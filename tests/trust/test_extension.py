@@ -217,7 +217,7 @@ class Echo(AgentExecutor):
         await event_queue.enqueue_event(new_text_message(asked, role=Role.ROLE_AGENT))
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("nobody cancels here")
 
 
 def signer() -> MessageSigner:

@@ -68,7 +68,7 @@ def test_clients_without_a_certificate_are_not_one_agent(
     """An agent's share of a server (here 2, so that few are enough) keeps nobody out of the CA who is to enrol."""
     monkeypatch.setitem(uvicorn_config.__kwdefaults__, "limits", Limits(peer=2))
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # strangers, who do not ask who answers
     with started(own_ca) as running, ExitStack() as stack:
         port = int(running.url.rpartition(":")[2])
         for _ in range(4):  # each of them stays, as those do who enrol

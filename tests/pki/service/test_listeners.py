@@ -47,7 +47,7 @@ async def served(app: Answers, http: str) -> AsyncIterator[socket.socket]:
     config.load()
     made: Any = config.http_protocol_class
 
-    class Kept(made):  # type: ignore[misc]
+    class Kept(made):  # type: ignore[misc]  # whichever class uvicorn has chosen
         def connection_made(self, transport: asyncio.Transport) -> None:
             app.connections.append(self)
             super().connection_made(transport)

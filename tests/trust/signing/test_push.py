@@ -194,7 +194,7 @@ class Work(AgentExecutor):
         await updater.complete()
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("nobody cancels here")
 
 
 def billing_agent(pushes: httpx.AsyncClient) -> tuple[Starlette, AgentCard]:

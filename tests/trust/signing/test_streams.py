@@ -86,7 +86,7 @@ def test_another_library_verifies_an_event() -> None:
     text = frames()[1].decode().removeprefix("data: ").rstrip("\n")
     compact = json.loads(text)["metadata"][URI]
     payload = text.replace(f'"metadata":{{"{URI}":"{compact}"}},', "").encode()
-    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]
+    registry = {"a2a": jwcrypto_jws.JWSEHeaderParameter("a2a", False, True, None)}  # type: ignore[attr-defined]  # not in its stubs
     other = jwcrypto_jws.JWS(header_registry=registry)
     other.deserialize(compact)
     other.verify(jwk.JWK.from_pyca(BILLING.certificate.public_key()), detached_payload=payload)
