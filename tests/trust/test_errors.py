@@ -16,7 +16,8 @@ CLASSES = {
     for name, value in vars(trust.errors).items()
     if isinstance(value, type) and issubclass(value, TrustError)
 }
-LEAVES = {name: c for name, c in CLASSES.items() if not c.__subclasses__() or c.__module__ != "trust.errors"}
+OURS = {name: c for name, c in CLASSES.items() if c.__module__.startswith("trust.errors")}
+LEAVES = {name: c for name, c in CLASSES.items() if not c.__subclasses__() or name not in OURS}
 
 
 def drawn() -> list[tuple[str, str | None, str]]:

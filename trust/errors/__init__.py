@@ -1,0 +1,73 @@
+"""Every error that a2a-trust raises, as one tree.
+
+Each class names the `check` that refused (also the word in the audit trail), whose `fault` it is, and what
+the wire may learn: an HTTP `status` and an RFC error `code`. The message itself, `str(error)`, is for logs and
+people ("what failed: got X, expected Y; do Z") and never leaves the process.
+
+    TrustError
+    |- IdentityError            a SPIFFE ID or trust domain is malformed              (also a ValueError)
+    |- ConfigurationError       files, keys and settings of this side
+    |  |- CredentialsError
+    |  |  |- WrongPassword
+    |  |  `- WorkloadAPIUnavailable, WorkloadAPIDenied, WorkloadAPIRefused
+    |  `- BundleError
+    |- PeerError                check 1: who is on the other end of the channel
+    |  |- NoPeerCertificate, MalformedCertificate, ChainTooLong, UnknownTrustDomain, UntrustedChain
+    |  |- CertificateExpired, CertificateNotYetValid, NameConstraintViolated, WeakKey
+    |  |- CertificateRevoked, RevocationUnknown
+    |  |- NotAnAgentCertificate
+    |  |  `- NoSpiffeID, SeveralSpiffeIDs, CertificateIsCA, WrongKeyUsage, WrongExtendedKeyUsage
+    |  `- PeerNotAllowed
+    |- ForwardedCertificateRefused, ForwardedCertificateMalformed     behind a proxy: RFC 9440
+    |- TokenError               checks 2 and 3: what the caller may do
+    |  |- TokenMissing, TokenRequestMalformed, TokenMalformed, TokenTypeWrong, TokenAlgorithmRefused
+    |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong
+    |  |- TokenClaimMissing, TokenClaimMalformed
+    |  |- TokenExpired, TokenNotYetValid, TokenLifetimeTooLong, TokenRevoked
+    |  |- TokenNotBound, TokenBoundElsewhere, TokenWithoutCertificate
+    |  `- KeysUnavailable       the issuer's keys cannot be had: 503, neither 401 nor 500
+    |- SignatureError           check 4: that nobody altered what was said
+    |  |- SignatureMissing, SignatureTooLarge, SignatureMalformed, HeaderMalformed, TypeWrong
+    |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
+    |  |- IssuerMismatch, AudienceMismatch, BindingMismatch, ResponseMismatch
+    |  |- MessageExpired, MessageFromTheFuture, MessageLifetimeTooLong
+    |  |- MessageNotPortable, AuthorUnclear, EvidenceMalformed, ReceiptMismatch
+    |  |- CardMalformed, CardNotCovered, CardOfAnother, CardAsksForLess       an Agent Card's
+    |  |- SignaturesNotOffered
+    |  |- ResponseNotSigned, ResponseTooLarge
+    |  `- StreamError           an event stream's
+    |     |- StreamNotSigned, StreamMalformed, StreamEventTooLarge
+    |     `- StreamEventLost, StreamEventsReordered, StreamEventRepeated, StreamEventInserted, StreamTruncated
+    |- SignerMismatch           check 5: the signer is not the peer
+    |- Replayed, ReplayGuardFull, ReplayStoreUnavailable     check 6: seen before, no room to remember, nobody to ask
+    |- ScopeError               check 7
+    |  |- ScopeMalformed        (also a ValueError)
+    |  `- InsufficientScope
+    |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
+    |- RequestMalformed, RequestTooLarge, RequestTooSlow, WebSocketRefused     the edge: 400, 413, 408, 403
+    |- WebhookUnknown           a push notification to a path that is no webhook of ours
+    |- WebhookRefused           a webhook's URL that no notification is signed for
+    |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
+    |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
+    |  `- SubjectTokenRefused, DelegationRefused
+    |- TokenRequestError        the client's side of OAuth
+    |  |- TokenRequestRefused, TokenResponseRefused, AuthorizationServerUnavailable, MetadataRefused
+    |  `- ScopeNotGranted, OriginRefused, CardRefused
+    `- TransportError           TLS, beside who the peer is
+       |- HandshakeFailed
+       |  `- NotPostQuantum
+       |- HandshakeRefused, DestinationRefused, AddressRefused
+       |- TooManyCalls
+       `- TooManyConnections
+          `- HandshakeGaveWay
+"""
+
+from trust.errors.base import *
+from trust.errors.client import *
+from trust.errors.edge import *
+from trust.errors.grants import *
+from trust.errors.peers import *
+from trust.errors.signatures import *
+from trust.errors.streams import *
+from trust.errors.tokens import *
+from trust.errors.transport import *
