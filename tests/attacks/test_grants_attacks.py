@@ -43,8 +43,8 @@ from trust.errors import (
     TrustError,
 )
 from trust.identity import AgentID
-from trust.oauth.clients import Client
 from trust.oauth.keys import SigningKey
+from trust.oauth.server.clients import Client
 from trust.oauth.tokens import sign_access_token
 from trust.signing import jws
 
@@ -233,7 +233,7 @@ def _encoded(data: bytes) -> str:
 
 
 def _revoked(subject: Subject) -> str:
-    subject.authority.store.revoke(subject.claims["jti"])
+    subject.authority.store.tokens.revoke(subject.claims["jti"])
     return subject.token
 
 

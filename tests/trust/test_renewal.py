@@ -22,10 +22,10 @@ from trust.authorize import exactly, members_of
 from trust.files import WatchedCredentials
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
-from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
 
 AUTHORITY = "spiffe://fleet.example/authority"

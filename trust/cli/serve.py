@@ -24,11 +24,11 @@ from trust.command_line import Terminated
 from trust.credentials import BUNDLE_FILE, CredentialSource, read_bounded, write_atomically
 from trust.errors import ConfigurationError, TrustError, WrongPassword
 from trust.files import WatchedRevocationLists
-from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import SigningKey
 from trust.oauth.metadata import check_issuer
 from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.store import Store
 from trust.peers import PeerVerifier
 
 

@@ -17,10 +17,10 @@ from trust.demo.attacks import attacks
 from trust.demo.fleet import DOMAIN, ID, NAMES, SHORT_LIFE, Fleet, Step, archive_agent, billing_agent, say, start
 from trust.middleware import AGENT_CARD_PATH
 from trust.oauth.cards import check_card, read_card
-from trust.oauth.clients import Client, ClientRegistry
 from trust.oauth.keys import SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server.clients import Client, ClientRegistry
+from trust.oauth.server.store import Store
 from trust.tls.client import peer_of_response
 
 CHAPTERS = {

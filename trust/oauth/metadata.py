@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
 import httpx
 
 from trust.errors import ConfigurationError
@@ -12,6 +15,10 @@ WELL_KNOWN = "/.well-known/oauth-authorization-server"
 CLIENT_CREDENTIALS = "client_credentials"
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a name, not a token
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name, not a token
+
+MAX_URI_CHARACTERS = 2048
+
+_URI = re.compile(r"[a-z][a-z0-9+.-]*:[\x21\x24-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]+", re.ASCII)
 
 
 def check_issuer(issuer: str) -> str:
@@ -47,6 +54,17 @@ def origin_of(url: str | httpx.URL) -> str:
         raise ConfigurationError("URL", got=url, expected="https://host[:port]/...")
     host = parsed.raw_host.decode("ascii").lower()
     return f"https://{f'[{host}]' if ':' in host else host}" + ("" if parsed.port is None else f":{parsed.port}")
+
+
+def is_resource(uri: str) -> bool:
+    """Whether `uri` can be a resource indicator: absolute, no fragment (RFC 8707 section 2), nothing unprintable."""
+    if len(uri) > MAX_URI_CHARACTERS or not _URI.fullmatch(uri):
+        return False
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.netloc or parts.path) and parts.username is None
+    except ValueError:  # an unclosed bracket in the host
+        return False
 
 
 def _url(text: str | httpx.URL) -> httpx.URL | None:

@@ -29,10 +29,10 @@ from trust.authorize import exactly, members_of
 from trust.identity import AgentID
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
-from trust.oauth.clients import Client, ClientRegistry
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server.clients import Client, ClientRegistry
+from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
 from trust.signing.http import MessageSigner
 from trust.tls import AgentTransport, serving

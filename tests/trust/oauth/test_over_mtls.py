@@ -19,10 +19,10 @@ from trust.credentials import Credentials, CredentialSource
 from trust.errors import PeerNotAllowed, TokenBoundElsewhere, TokenRequestRefused
 from trust.identity import PeerIdentity
 from trust.oauth.client import TokenSource
-from trust.oauth.clients import ClientRegistry
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.sources import Live

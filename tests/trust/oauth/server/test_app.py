@@ -16,11 +16,11 @@ from tests.authority import ACCESS_TOKEN, BILLING, CLIENTS, ISSUER, LEDGER, PLAN
 from tests.forge import NOW
 from trust.errors import ConfigurationError
 from trust.identity import AgentID
-from trust.oauth import server as server_module
-from trust.oauth.clients import Client, ClientRegistry
 from trust.oauth.keys import SigningKey
-from trust.oauth.server import create_app
-from trust.oauth.store import Store
+from trust.oauth.server import create_app, edge
+from trust.oauth.server.clients import Client, ClientRegistry
+from trust.oauth.server.store import Store
+from trust.oauth.server.store.tokens import TokenTable
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -103,7 +103,7 @@ def test_a_token_for_oneself(authority: Authority) -> None:
     assert token.scopes == tuple(ask()["scope"].split())
     assert token.thumbprint == authority.credentials(PLANNER).thumbprint
     assert (token.issued_at, token.expires_at, token.actors) == (NOW, NOW + timedelta(minutes=10), ())
-    issued = authority.store.find(token.token_id)
+    issued = authority.store.tokens.find(token.token_id)
     assert issued is not None
     assert (issued.parent_id, issued.root_id, issued.client_id, issued.subject) == (
         None,
@@ -144,12 +144,12 @@ def test_a_token_on_behalf_of_the_caller(authority: Authority) -> None:
     assert token.scopes == ("read:ledger.eu", "temporal:20min")
     assert token.expires_at == parent.expires_at  # never beyond the parent's
     assert answer.json()["expires_in"] == 300
-    issued = authority.store.find(token.token_id)
+    issued = authority.store.tokens.find(token.token_id)
     assert issued is not None
     assert (issued.parent_id, issued.root_id, issued.root_issued_at) == (parent.token_id, parent.token_id, NOW)
     assert authority.trail.last["parent"] == parent.token_id
     # A revoked parent takes the child with it.
-    assert authority.store.revoke(parent.token_id) == 2
+    assert authority.store.tokens.revoke(parent.token_id) == 2
 
 
 def test_a_third_hop_nests_the_actors_and_keeps_the_subject(authority: Authority) -> None:
@@ -223,19 +223,19 @@ def test_parallel_issuance(authority: Authority) -> None:
     assert [a.status_code for a in answers] == [200] * 64
     tokens = [authority.validate(a.json()["access_token"], audience=BILLING, holder=PLANNER) for a in answers]
     assert len({t.token_id for t in tokens}) == 64
-    assert all(authority.store.find(t.token_id) is not None for t in tokens)
+    assert all(authority.store.tokens.find(t.token_id) is not None for t in tokens)
 
 
 def test_the_event_loop_goes_on_while_the_store_waits(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    gate, add = threading.Event(), Store.add
+    gate, add = threading.Event(), TokenTable.add
 
     def slow(self: Store, *args: Any, **options: Any) -> None:
         assert gate.wait(10)
         add(self, *args, **options)
 
-    monkeypatch.setattr(Store, "add", slow)
+    monkeypatch.setattr(TokenTable, "add", slow)
 
     async def work() -> None:
         async with authority.http(PLANNER) as http:
@@ -316,7 +316,7 @@ def test_unknown_paths_and_methods_are_json_too(authority: Authority, method: st
 
 
 def test_a_slow_or_broken_sender_is_let_go(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(edge, "BODY_SECONDS", 0.05)
 
     async def never() -> AsyncIterator[bytes]:
         yield b"grant_type="

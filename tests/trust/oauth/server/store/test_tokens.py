@@ -13,7 +13,8 @@ import pytest
 
 from tests.forge import HOUR, NOW
 from trust.errors import ConfigurationError, SubjectTokenRefused
-from trust.oauth.store import PURGE_BATCH, Issued, Store
+from trust.oauth.server.store import Issued, Store
+from trust.oauth.server.store.tokens import PURGE_BATCH
 
 ROOT = Issued(
     token_id="root",
@@ -40,7 +41,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_token_is_found_as_it_was_added_by_another_process_too(store: Store, tmp_path: Path) -> None:
     issued = replace(ROOT, root_issued_at=NOW - HOUR)
-    store.add(issued, now=NOW)
+    store.tokens.add(issued, now=NOW)
     other = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
     assert other.find("root") == issued
     assert other.find("unknown") is None
@@ -51,77 +52,77 @@ def test_commits_are_durable_and_readers_do_not_wait(store: Store, tmp_path: Pat
     with store._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
-    store.add(ROOT, now=NOW)
+    store.tokens.add(ROOT, now=NOW)
     writer = sqlite3.connect(tmp_path / "oauth.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
-    assert store.find("root") == ROOT
+    assert store.tokens.find("root") == ROOT
     writer.execute("ROLLBACK")
     writer.close()
 
 
 def test_revoking_a_token_revokes_all_that_came_from_it_and_nothing_else(store: Store) -> None:
-    store.add(ROOT, now=NOW)
-    store.add(replace(ROOT, token_id="other", root_id="other"), now=NOW)
+    store.tokens.add(ROOT, now=NOW)
+    store.tokens.add(replace(ROOT, token_id="other", root_id="other"), now=NOW)
     for issued in (child("a"), child("a1", "a"), child("a11", "a1"), child("b"), child("b1", "b")):
-        store.add(issued, now=NOW)
-    assert store.revoke("a") == 3
+        store.tokens.add(issued, now=NOW)
+    assert store.tokens.revoke("a") == 3
     assert _revoked(store) == {"a", "a1", "a11"}
-    assert store.revoke("a") == 0
-    assert store.revoke("unknown") == 0
-    assert store.revoke("root") == 3
+    assert store.tokens.revoke("a") == 0
+    assert store.tokens.revoke("unknown") == 0
+    assert store.tokens.revoke("root") == 3
     assert _revoked(store) == {"root", "a", "a1", "a11", "b", "b1"}
 
 
 def _revoked(store: Store) -> set[str]:
-    found = {i: store.find(i) for i in ("root", "other", "a", "a1", "a11", "b", "b1")}
+    found = {i: store.tokens.find(i) for i in ("root", "other", "a", "a1", "a11", "b", "b1")}
     return {i for i, issued in found.items() if issued is not None and issued.revoked}
 
 
 @pytest.mark.parametrize("parent", ["unknown", "revoked", "expired"])
 def test_no_child_of_a_parent_that_is_gone(store: Store, parent: str) -> None:
-    store.add(replace(ROOT, token_id="revoked", root_id="revoked"), now=NOW)
-    store.revoke("revoked")
-    store.add(replace(ROOT, token_id="expired", root_id="expired", expires_at=NOW), now=NOW)
+    store.tokens.add(replace(ROOT, token_id="revoked", root_id="revoked"), now=NOW)
+    store.tokens.revoke("revoked")
+    store.tokens.add(replace(ROOT, token_id="expired", root_id="expired", expires_at=NOW), now=NOW)
     with pytest.raises(SubjectTokenRefused):
-        store.add(child("child", parent), now=NOW)
-    assert store.find("child") is None
+        store.tokens.add(child("child", parent), now=NOW)
+    assert store.tokens.find("child") is None
 
 
 def test_children_that_race_with_the_revocation_of_their_parent_die_with_it(store: Store) -> None:
     """Whichever comes first: a child is refused, or it is revoked."""
-    store.add(ROOT, now=NOW)
+    store.tokens.add(ROOT, now=NOW)
     start = threading.Barrier(5)
 
     def add(worker: int) -> None:
         start.wait()
         for n in range(20):
             try:
-                store.add(child(f"{worker}-{n}"), now=NOW)
+                store.tokens.add(child(f"{worker}-{n}"), now=NOW)
             except SubjectTokenRefused:
                 return
 
     with ThreadPoolExecutor(5) as pool:
         workers = [pool.submit(add, worker) for worker in range(4)]
         start.wait()
-        store.revoke("root")
+        store.tokens.revoke("root")
         for worker in workers:
             worker.result()
-    children = [store.find(f"{worker}-{n}") for worker in range(4) for n in range(20)]
+    children = [store.tokens.find(f"{worker}-{n}") for worker in range(4) for n in range(20)]
     assert all(issued.revoked for issued in children if issued is not None)
 
 
 def test_expired_rows_go_a_few_at_a_time_and_living_ones_stay(store: Store) -> None:
     for n in range(PURGE_BATCH + 4):
-        store.add(replace(ROOT, token_id=f"old-{n}", root_id=f"old-{n}", expires_at=NOW), now=NOW)
-    store.add(ROOT, now=NOW + timedelta(seconds=1))
+        store.tokens.add(replace(ROOT, token_id=f"old-{n}", root_id=f"old-{n}", expires_at=NOW), now=NOW)
+    store.tokens.add(ROOT, now=NOW + timedelta(seconds=1))
 
     def left() -> int:
-        return sum(store.find(f"old-{n}") is not None for n in range(PURGE_BATCH + 4))
+        return sum(store.tokens.find(f"old-{n}") is not None for n in range(PURGE_BATCH + 4))
 
     assert left() == 4
-    store.add(child("child"), now=NOW + timedelta(seconds=1))
+    store.tokens.add(child("child"), now=NOW + timedelta(seconds=1))
     assert left() == 0
-    assert store.find("root") == ROOT
+    assert store.tokens.find("root") == ROOT
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,13 @@ from tests.authority import BILLING, CLIENTS, ISSUER, LEDGER, PLANNER, ask
 from tests.forge import HOUR, NOW, Forge
 from trust.errors import GrantError, ScopeRefused, SubjectTokenRefused
 from trust.identity import PeerIdentity
-from trust.oauth.clients import ClientRegistry
-from trust.oauth.grants import (
-    GrantPolicy,
-    SubjectToken,
-    authenticate,
-    client_credentials,
-    parse_form,
-    token_exchange,
-)
 from trust.oauth.scopes import Calendar, Catalogue, attenuates
-from trust.oauth.store import Issued
+from trust.oauth.server.authentication import authenticate
+from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.edge import parse_form
+from trust.oauth.server.exchange import SubjectToken, token_exchange
+from trust.oauth.server.grants import GrantPolicy, client_credentials
+from trust.oauth.server.store import Issued
 from trust.peers import PeerVerifier
 
 FORGE = Forge()

@@ -27,10 +27,10 @@ from trust.errors import (
     TrustError,
 )
 from trust.identity import AgentID
-from trust.oauth import client as client_module
-from trust.oauth.client import CACHE_SIZE, REFRESH_REST, TokenSource
-from trust.oauth.clients import ClientRegistry
+from trust.oauth.client import TokenSource, talk
+from trust.oauth.client.authority import CACHE_SIZE, REFRESH_REST
 from trust.oauth.metadata import ACCESS_TOKEN_TYPE
+from trust.oauth.server.clients import ClientRegistry
 from trust.sources import Live
 
 AGENT = "https://billing.fleet.example"
@@ -667,12 +667,12 @@ def test_a_server_that_is_not_there_or_too_slow(monkeypatch: pytest.MonkeyPatch)
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(refuse))
     run(refused(Fake().source(http=http), AuthorizationServerUnavailable))
-    monkeypatch.setattr(client_module, "FETCH_SECONDS", 0.05)
+    monkeypatch.setattr(talk, "FETCH_SECONDS", 0.05)
     run(refused(Fake(delay=5).source(), AuthorizationServerUnavailable))
 
 
 def test_a_body_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FETCH_SECONDS", 0.1)
+    monkeypatch.setattr(talk, "FETCH_SECONDS", 0.1)
 
     async def drip() -> AsyncIterator[bytes]:
         while True:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trust.errors import ConfigurationError, CredentialsError
 from trust.identity import AgentID
-from trust.oauth.clients import Client, ClientRegistry, is_resource
+from trust.oauth.server.clients import Client, ClientRegistry, is_resource
 
 BILLING = AgentID.parse("spiffe://fleet.example/billing")
 VALID: dict[str, Any] = {

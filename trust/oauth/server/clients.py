@@ -20,19 +20,17 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from trust.credentials import read_bounded
 from trust.errors import ConfigurationError, IdentityError, ScopeMalformed
 from trust.identity import AgentID
+from trust.oauth.metadata import is_resource
 from trust.oauth.scopes import Scope, parse
 from trust.oauth.tokens import MAX_LIFETIME
 
 DEFAULT_LIFETIME = timedelta(minutes=10)
-MAX_URI_CHARACTERS = 2048
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,2048}")  # RFC 6749 appendix A.1, without the space
-_URI = re.compile(r"[a-z][a-z0-9+.-]*:[\x21\x24-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +161,6 @@ class ClientRegistry:
 
     def current(self) -> ClientRegistry:
         return self
-
-
-def is_resource(uri: str) -> bool:
-    """Whether `uri` can be a resource indicator: absolute, no fragment (RFC 8707 section 2), nothing unprintable."""
-    if len(uri) > MAX_URI_CHARACTERS or not _URI.fullmatch(uri):
-        return False
-    try:
-        parts = urlsplit(uri)
-        return bool(parts.netloc or parts.path) and parts.username is None
-    except ValueError:  # an unclosed bracket in the host
-        return False
 
 
 _TEXTS = ("scopes", "exchange_scopes", "resources", "audiences")

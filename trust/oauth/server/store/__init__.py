@@ -1,0 +1,10 @@
+"""The authorization server's memory, in one database. Only this folder of `trust` knows SQLAlchemy.
+
+The default is one SQLite file (write-ahead log); any other database goes by its URL. Every change is durable before the
+method returns: a revocation that a power cut undid would let a thief back in.
+"""
+
+from trust.oauth.server.store.database import Store
+from trust.oauth.server.store.tokens import Issued
+
+__all__ = ["Issued", "Store"]
