@@ -43,8 +43,8 @@ def test_a_token_is_found_as_it_was_added_by_another_process_too(store: Store, t
     issued = replace(ROOT, root_issued_at=NOW - HOUR)
     store.tokens.add(issued, now=NOW)
     other = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
-    assert other.find("root") == issued
-    assert other.find("unknown") is None
+    assert other.tokens.find("root") == issued
+    assert other.tokens.find("unknown") is None
     other.close()
 
 
