@@ -89,7 +89,10 @@ class WithPeer:
 class Authority:
     """The server, its clients' certificates, and everything that a test may want to look at or change."""
 
-    def __init__(self, folder: Path, clients: tuple[Client, ...] = CLIENTS, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, clients: tuple[Client, ...] = CLIENTS, *, issuer: str = ISSUER, **options: Any
+    ) -> None:
+        self.issuer = issuer
         self.forge = Forge()
         self.verifier = PeerVerifier(self.forge.bundles)
         self.clock = Clock()
@@ -99,8 +102,12 @@ class Authority:
         self.store = Store(f"sqlite:///{folder / 'oauth.db'}")
         weakref.finalize(self, self.store.close)
         self.certificates: dict[str, Credentials] = {}
+        self.serve(**options)
+
+    def serve(self, **options: Any) -> None:
+        """Start (again), with other options."""
         self.app = create_app(
-            issuer=ISSUER,
+            issuer=self.issuer,
             clients=self.clients,
             store=self.store,
             keys=[self.key],
@@ -121,7 +128,7 @@ class Authority:
     def http(self, agent: str | None) -> httpx.AsyncClient:
         peer = None if agent is None else self.peer(agent)
         transport = httpx.ASGITransport(WithPeer(self.app, peer))
-        return httpx.AsyncClient(transport=transport, base_url=ISSUER)
+        return httpx.AsyncClient(transport=transport, base_url=self.issuer)
 
     async def post(self, agent: str | None, form: Mapping[str, str | list[str]], **options: Any) -> httpx.Response:
         async with self.http(agent) as http:
@@ -134,7 +141,7 @@ class Authority:
 
     def validate(self, token: str, *, audience: str, holder: str, now: datetime | None = None) -> AccessToken:
         """As the resource does it: with this server's published keys, and bound to the holder's certificate."""
-        validator = TokenValidator(issuer=ISSUER, audience=audience, keys=StaticKeys(public_jwks([self.key])))
+        validator = TokenValidator(issuer=self.issuer, audience=audience, keys=StaticKeys(public_jwks([self.key])))
         return validator.validate(token, peer=self.peer(holder), now=now or self.clock.now)
 
 

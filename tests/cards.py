@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 
 from tests.forge import NOW, Forge, spiffe
 from trust.credentials import Credentials
-from trust.oauth.cards import CardPolicy, security_members
+from trust.oauth.cards import CardPolicy, secured
 from trust.peers import PeerVerifier
 from trust.signing.cards import VerifiedCard, verify_card
 
@@ -32,7 +32,7 @@ def agent_of(path: str, *hosts: str, forge: Forge = FORGE, **changes: Any) -> Cr
 
 BILLING = agent_of("/billing", HOST)
 
-CARD: dict[str, Any] = {
+_PLAIN: dict[str, Any] = {
     "name": "billing",
     "description": "Bills, in € and “quoted”.",
     "version": "1.0.0",
@@ -41,8 +41,8 @@ CARD: dict[str, Any] = {
     "defaultInputModes": ["text/plain"],
     "defaultOutputModes": ["text/plain"],
     "skills": [{"id": "bill", "name": "Bill", "description": "Writes a bill.", "tags": ["money"]}],
-    **security_members(CardPolicy(issuer="https://auth.fleet.example", scopes={"agent:execute": "Give it work."})),
 }
+CARD = secured(_PLAIN, CardPolicy(issuer="https://auth.fleet.example", scopes={"agent:execute": "Give it work."}))
 CARD["capabilities"]["streaming"] = False
 CARD["capabilities"]["extensions"][0]["params"].update(ratio=0.5, whole=5, deep={"list": [1, True, "😀", "\uffff"]})
 

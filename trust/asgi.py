@@ -18,6 +18,7 @@ BODY_SECONDS = 30  # to receive a whole body; a slower sender holds memory and a
 # RFC 3986 section 3, without what parsers read differently: each part stays within itself.
 _PATH = re.compile(rb"/[!-\"$->@-~]*")  # printable ASCII but "#" and "?"
 _QUERY = re.compile(rb"[!-\"$-~]*")  # printable ASCII but "#"
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 section 7.2, likewise
 
 
 def headers_of(scope: Scope) -> Headers:
@@ -36,6 +37,26 @@ def target_of(scope: Scope) -> str:
         raise RequestMalformed("request target", expected="a path and a query in ASCII, percent-encoded")
     query = b"?" + scope["query_string"] if scope["query_string"] else b""
     return (path + query).decode("ascii")
+
+
+def url_of(scope: Scope) -> str:
+    """The absolute URL that the client addressed, from parts that cannot run into one another.
+
+    Raises:
+        RequestMalformed: not one host, or a target that HTTP does not allow.
+    """
+    origin = origin_of(scope)
+    if not origin:
+        hosts = b", ".join(value for name, value in headers_of(scope) if name == b"host")
+        raise RequestMalformed("Host header", got=hosts, expected="one host, and a port or none")
+    return origin + target_of(scope)
+
+
+def origin_of(scope: Scope) -> str:
+    """The origin that the client addressed; empty where that is not one host."""
+    hosts = [value for name, value in headers_of(scope) if name == b"host"]
+    one = len(hosts) == 1 and _HOST.fullmatch(hosts[0])
+    return f"{scope['scheme']}://{hosts[0].decode('ascii')}" if one else ""
 
 
 def check_declared_size(headers: Headers, limit: int) -> None:

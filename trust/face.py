@@ -20,8 +20,11 @@ from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLis
 from trust.identity import AgentID, Caller, PeerIdentity, peer_of
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
+from trust.oauth.denylist import MemoryDenylist, RedisDenylist, RemoteDenylist
 from trust.oauth.keys import RemoteKeys
-from trust.oauth.tokens import TokenValidator
+from trust.oauth.operations import SkillScopes
+from trust.oauth.policy import CedarPolicy
+from trust.oauth.tokens import TokenValidator, TokenValidators
 from trust.partners import Partner
 from trust.peers import verify_peer
 from trust.signing.http import MessageSigner
@@ -35,19 +38,25 @@ __all__ = [
     "AgentID",
     "AuditLog",
     "Caller",
+    "CedarPolicy",
     "Credentials",
     "FederatedBundles",
     "Gate",
     "Live",
+    "MemoryDenylist",
     "MessageSigner",
     "Partner",
     "PartnerHealth",
     "PeerIdentity",
     "PushReceiver",
+    "RedisDenylist",
+    "RemoteDenylist",
     "RemoteKeys",
     "RevocationLists",
+    "SkillScopes",
     "TokenSource",
     "TokenValidator",
+    "TokenValidators",
     "TrustBundle",
     "TrustBundles",
     "TrustError",

@@ -301,6 +301,32 @@ class WatchedRevocationLists:
         return self._lists.problem
 
 
+class WatchedFile(Generic[T]):
+    """What one file says: a `Source` that follows it.
+
+    Args:
+        parse: makes the value of the file's content, or raises a `TrustError`; called again when it has changed.
+        limit: bytes; a larger file is refused.
+
+    Attributes:
+        problem: as of `WatchedCredentials`.
+
+    Raises:
+        TrustError: what `parse` says of the first content.
+        CredentialsError: the file is missing or too large.
+    """
+
+    def __init__(self, path: PathLike, parse: Callable[[bytes], T], *, limit: int = MAX_FILE_BYTES) -> None:
+        self._watch = _Watch((Path(path),), lambda contents: parse(_whole(contents[0])), limit=limit)
+
+    def current(self) -> T:
+        return self._watch.current()
+
+    @property
+    def problem(self) -> str | None:
+        return self._watch.problem
+
+
 def _pair(path: Path, key: Path | None) -> tuple[Path, tuple[Path, ...]]:
     """The file of the chain, and those that its key may be in."""
     if not path.is_dir():

@@ -4,16 +4,20 @@
 
     (1) peer       the chain that the channel proved still verifies now, and its agent is allowed trust/peers.py
     (2) token      a valid access token, for us, in time, not revoked                             trust/oauth/tokens.py
-    (3) binding    that token is bound to the certificate of (1)                                  trust/oauth/tokens.py
+    (3) binding    that token is bound to the certificate of (1), or to a key that a proof shows  trust/oauth/tokens.py,
+                   to be the caller's, and the peer of (1) may forward for its holder             trust/oauth/dpop.py
     (4) signature  the body, its type, method, target and receiver are what the signer signed     trust/signing/http.py
     (5) signer     the signer is the peer of (1), or an origin that this peer may relay for
     (6) replay     this message was never received before                                         trust/replay/
-    (7) scope      the token grants what this request needs, now                                  trust/oauth/scopes.py
+    (7) scope      the token grants what this request needs, now, and no policy forbids it        trust/oauth/scopes.py
 
 A request has one signed answer. A refusal may be signed only where check 6 has remembered the request, so that it can
 never be executed afterwards, and one that was executed is never refused under a signature: whoever sees a signed
 refusal may ask again. For a token that was refused the checks 4 to 6 are made after it; whatever they find, the token
 decides. Where they fail, the refusal goes out unsigned.
+
+Where a proxy ends TLS, the peer is that proxy. A token that is bound to a key alone (DPoP) is then its holder's, and
+so must be the signature; the proxy needs an entry in `relays` for that agent.
 
 Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`,
 which also sees to it that a replay guard that waits for its store holds up nobody else.
@@ -25,23 +29,34 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
+from trust.asgi import Headers
 from trust.authorize import Authorizer, a_rule
 from trust.errors import (
+    ApprovalMissing,
     BindingMismatch,
     ConfigurationError,
+    IdentityError,
     InsufficientScope,
     NoPeerCertificate,
     PeerNotAllowed,
     ScopeMalformed,
     SignatureMissing,
     SignerMismatch,
+    TokenRelayRefused,
     TrustError,
 )
 from trust.extension import ALGORITHMS, URI, Signatures, named
 from trust.identity import AgentID, Caller, PeerIdentity
-from trust.oauth.scopes import Calendar, Catalogue, satisfies
-from trust.oauth.tokens import AccessToken, TokenValidator, bearer_token
+from trust.oauth import dpop
+from trust.oauth.calendars import Calendar
+from trust.oauth.metadata import APPROVED
+from trust.oauth.operations import Operation, SkillScopes
+from trust.oauth.policy import REQUEST, Permit, Question, ask
+from trust.oauth.presented import Presented, presented_token
+from trust.oauth.scopes import Catalogue, overlaps, parse, parse_scope_list, satisfies
+from trust.oauth.tokens import AccessToken, Binding
 from trust.peers import PeerVerifier
 from trust.replay import ReplayGuard
 from trust.signing.envelope import VerifiedMessage
@@ -68,6 +83,25 @@ class RequestFacts:
         return ", ".join(value.strip(b" \t").decode("latin-1") for value in self.values(name))
 
 
+class TokenRules(Protocol):
+    """What is asked about tokens: `TokenValidator`, or `TokenValidators` where there are several issuers."""
+
+    @property
+    def issuers(self) -> tuple[str, ...]: ...
+
+    @property
+    def audience(self) -> str: ...
+
+    @property
+    def bindings(self) -> frozenset[Binding]: ...
+
+    async def prepare(self, token: str, *, now: datetime) -> None: ...
+
+    def validate(
+        self, token: str, *, peer: PeerIdentity | None, now: datetime, proof: dpop.Proof | None
+    ) -> AccessToken: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePolicy:
     """Every decision that the gate needs, made once by the operator.
@@ -75,16 +109,21 @@ class GatePolicy:
     Args:
         verifier: trust bundles and revocation lists, for check 1 and for signers that are not the peer.
         authorize: which agents may call at all.
-        tokens: issuer, audience and keys of access tokens.
+        tokens: issuers, audience, keys and bindings of access tokens.
         audience: our own SPIFFE ID, or our origin URL outside any trust domain: the `aud` of messages to us.
         signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures, and
             requests that name the extension for signed messages but lost theirs on the way.
-        replay: remembers messages.
-        scope: what a request needs: one scope for all, or a function of the request. It must decide by `facts.path`,
-            which is what the application routes by; `facts.url` can spell one path in many ways.
-        relays: for each peer that forwards messages of others: whose. Without an entry a peer speaks for itself only.
+        replay: remembers messages, and the proofs of tokens.
+        scope: what a request needs: one scope for all, a `SkillScopes` for A2A's operations and the agent's skills, or
+            a function of the request. It must decide by `facts.path`, which is what the application routes by;
+            `facts.url` can spell one path in many ways.
+        relays: for each peer that forwards messages of others, or requests with their tokens (DPoP): whose. Without an
+            entry a peer speaks for itself only.
         catalogue: the declared scope hierarchy.
         calendars: the named calendars of time scopes.
+        approvals: what needs a scope that meets one of these needs a token that a person has approved (RFC 9470),
+            whatever the authorization server's own rules are. How long ago is bounded by the token's lifetime.
+        permit: a policy for what scopes cannot say, asked where they suffice (`trust.oauth.policy`).
 
     Raises:
         ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule.
@@ -92,17 +131,21 @@ class GatePolicy:
 
     verifier: PeerVerifier
     authorize: Authorizer
-    tokens: TokenValidator
+    tokens: TokenRules
     audience: AgentID | str
     signatures: Signatures
     replay: ReplayGuard
-    scope: str | Callable[[RequestFacts], str]
+    scope: str | SkillScopes | Callable[[RequestFacts], str]
     relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
     catalogue: Catalogue | None = None
     calendars: Mapping[str, Calendar] = field(default_factory=dict)
+    approvals: tuple[str, ...] = ()
+    permit: Permit | None = None
 
     def __post_init__(self) -> None:
         a_rule(self.authorize)
+        for scope in self.approvals:
+            parse(scope)
         for relay, rule in self.relays.items():
             a_rule(rule)
             if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever
@@ -111,10 +154,14 @@ class GatePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """The caller, and the signed request that an answer must be bound to (None where it was not signed)."""
+    """The caller, and the signed request that an answer must be bound to (None where it was not signed).
+
+    `operation` is what it asks for, where the policy's scope is a `SkillScopes`.
+    """
 
     caller: Caller
     message: VerifiedMessage | None
+    operation: Operation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +172,20 @@ class Refusal:
     message: VerifiedMessage | None
 
 
-def may_speak(peer: PeerIdentity | None, authorization: list[bytes], policy: GatePolicy) -> str:
+def may_speak(peer: PeerIdentity | None, headers: Headers, policy: GatePolicy) -> str:
     """The caller's token, where there is somebody who may call and a token at all.
 
     Asked before a body is read or a key fetched: nothing is spent on strangers. It proves nothing that `admit` does
     not prove again, with the checks in their order.
 
     Raises:
-        NoPeerCertificate, PeerNotAllowed, TokenMissing, TokenRequestMalformed, TokenMalformed: as `admit`.
+        NoPeerCertificate, PeerNotAllowed, TokenMissing, TokenRequestMalformed, TokenWithoutProof, ProofMalformed: as
+            `admit`.
     """
     if peer is None:
         raise NoPeerCertificate("caller has no certificate", expected="an agent's certificate")
     policy.authorize.check(peer.agent_id)
-    return bearer_token(authorization)
+    return _presented(headers, policy).token
 
 
 def admit(facts: RequestFacts, policy: GatePolicy) -> Admission:
@@ -163,35 +211,82 @@ def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
         peer = policy.verifier.verify(facts.peer_chain, now=facts.now, usage="client")
         policy.authorize.check(peer.agent_id)
         try:
-            # (2) token and (3) binding: `validate` compares `cnf.x5t#S256` with this very peer.
-            bearer = bearer_token(facts.values(b"authorization"))
-            token = policy.tokens.validate(bearer, peer=peer, now=facts.now)
+            # (2) token and (3) binding: `validate` compares `cnf` with this very peer and this very proof.
+            presented = _presented(facts.headers, policy)
+            proof = _proof(presented, facts)
+            token = policy.tokens.validate(presented.token, peer=peer, now=facts.now, proof=proof)
+            holder = _holder(token, peer.agent_id, policy.relays)
+            if proof is not None:
+                proof.remember(policy.replay, now=facts.now)
         except TrustError:
             with suppress(TrustError):  # the token's error is the one that decides
-                message = _received(facts, policy, peer)
+                message = _received(facts, policy, peer, None)
             raise
         # (4) signature, (5) signer, (6) replay
-        message = _received(facts, policy, peer)
+        message = _received(facts, policy, peer, holder)
         # (7) scope
-        _check_scope(token, facts, policy)
+        operation = _check_scope(token, facts, policy)
+        caller = _caller(peer, token, presented.token, message)
+        ask(policy.permit, _question(caller, operation, facts, policy))
     except TrustError as error:
         return Refusal(error=error, message=message)
-    return Admission(caller=_caller(peer, token, bearer, message), message=message)
+    return Admission(caller=caller, message=message, operation=operation)
 
 
-def _received(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:
+def _presented(headers: Headers, policy: GatePolicy) -> Presented:
+    return presented_token(
+        [value for name, value in headers if name == b"authorization"],
+        proofs=[value for name, value in headers if name == b"dpop"],
+        dpop="dpop" in policy.tokens.bindings,
+    )
+
+
+def _proof(presented: Presented, facts: RequestFacts) -> dpop.Proof | None:
+    """Of check 3: what the caller's key has signed, where the token came by the scheme `DPoP`."""
+    if presented.proof is None:
+        return None
+    return dpop.verify_proof(presented.proof, method=facts.method, url=facts.url, now=facts.now, token=presented.token)
+
+
+def _holder(token: AccessToken, peer: AgentID, relays: Mapping[AgentID, Authorizer]) -> AgentID | None:
+    """Of check 3: whose token it is where no certificate says so, and that the peer may forward for that agent."""
+    if token.thumbprint:  # the peer's own: `validate` has compared
+        return None
+    with suppress(IdentityError, PeerNotAllowed):
+        holder = AgentID.parse(token.holder)
+        if holder == peer:
+            return holder
+        if peer in relays:
+            relays[peer].check(holder)
+            return holder
+    raise TokenRelayRefused(
+        "token is of another agent than the one that sent it",
+        got=token.holder,
+        expected=str(peer),
+        do="configure the sender as a relay if it may forward this agent's requests",
+    )
+
+
+def _received(
+    facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity, holder: AgentID | None
+) -> VerifiedMessage | None:
     """Checks 4 to 6; None where the request is not signed and need not be."""
     message = _message(facts, policy, peer)
     if message is not None:
-        _check_signer(message.signer.agent_id, peer.agent_id, policy.relays)
+        _check_signer(message.signer.agent_id, peer.agent_id, holder, policy.relays)
         # Only what is authentic and allowed is remembered, so nobody else can burn an identifier.
         message.remember(policy.replay)
     return message
 
 
-def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) -> None:
-    """Check 7."""
-    required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
+def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) -> Operation | None:
+    """Check 7, the policy's `permit` apart."""
+    operation = None
+    if isinstance(policy.scope, SkillScopes):
+        operation = policy.scope.operation(method=facts.method, path=facts.path, body=facts.body)
+        required = policy.scope.required(operation)
+    else:
+        required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
     try:
         granted = satisfies(
             token.scopes,
@@ -211,6 +306,30 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
             expected=required,
             do="ask the authorization server for it",
         )
+    needs_a_person = any(overlaps(rule, one) for rule in policy.approvals for one in parse_scope_list(required))
+    if needs_a_person and token.claims.get("acr") != APPROVED:
+        raise ApprovalMissing(
+            "no person has approved what the token grants",
+            required=required,
+            expected=f"a token with acr {APPROVED}",
+            do="ask the authorization server with acr_values",
+        )
+    return operation
+
+
+def _question(caller: Caller, operation: Operation | None, facts: RequestFacts, policy: GatePolicy) -> Question:
+    return Question(
+        agent=caller.agent_id,
+        action=operation.name if operation else REQUEST,
+        resource=str(policy.audience),
+        scopes=caller.scopes,
+        subject=caller.subject,
+        client=caller.client_id,
+        actors=caller.actors,
+        now=facts.now,
+        skill=operation.skill if operation else None,
+        path=facts.path,
+    )
 
 
 def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:
@@ -239,20 +358,21 @@ def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> Ver
     )
 
 
-def _check_signer(signer: AgentID, peer: AgentID, relays: Mapping[AgentID, Authorizer]) -> None:
-    """Check 5. A message of A that comes through B's channel is accepted only if B was configured to relay A."""
-    if signer == peer:
+def _check_signer(signer: AgentID, peer: AgentID, holder: AgentID | None, relays: Mapping[AgentID, Authorizer]) -> None:
+    """Check 5. A message of A that comes through B's channel is accepted only if B was configured to relay A.
+
+    Where the token is A's, and not B's, nobody else's message comes with it.
+    """
+    if signer == (holder or peer):
         return
-    try:
-        if peer in relays:
+    with suppress(PeerNotAllowed):
+        if peer in relays and holder is None:
             relays[peer].check(signer)
             return
-    except PeerNotAllowed:
-        pass
     raise SignerMismatch(
         "message is signed by another agent than the one that sent it",
         got=signer,
-        expected=str(peer),
+        expected=str(holder or peer),
         do="configure the sender as a relay if it may forward this agent's messages",
     )
 

@@ -9,38 +9,40 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trust.answers import Answer, Collected, Signed, SignedStream
-from trust.asgi import MAX_BODY_BYTES, Headers, body_of, check_declared_size, headers_of, target_of, with_body
+from trust.asgi import MAX_BODY_BYTES, Headers, body_of, check_declared_size, headers_of, origin_of, url_of, with_body
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
+from trust.caller_auth import CallerCredentials
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import (
     ConfigurationError,
-    InsufficientScope,
     RequestMalformed,
     ResponseTooLarge,
-    ScopeMalformed,
     SignatureMissing,
     StreamError,
     TrustError,
     WebSocketRefused,
 )
 from trust.extension import Signatures, declaration, echoed, required_error, under_both_names
-from trust.gate import Admission, GatePolicy, Refusal, RequestFacts, judge, may_speak
-from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, Caller, PeerIdentity, peer_of
-from trust.oauth.scopes import Calendar, Catalogue, parse, satisfies
-from trust.oauth.tokens import TokenValidator
+from trust.gate import Admission, GatePolicy, Refusal, RequestFacts, TokenRules, judge, may_speak
+from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, PeerIdentity, peer_of
+from trust.oauth.calendars import Calendar
+from trust.oauth.cards import Form, policies_of, secured
+from trust.oauth.operations import SkillScopes
+from trust.oauth.policy import Permit
+from trust.oauth.resource import ProtectedResource
+from trust.oauth.scopes import Catalogue, parse
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, OffTheLoop, ReplayGuard
 from trust.signing.algorithms import signer
@@ -53,9 +55,6 @@ from trust.signing.http import (
     sign_response,
 )
 from trust.signing.streams import named_event
-
-# RFC 9110 section 7.2, without what parsers read differently: it stays within itself.
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 AGENT_CARD_PATH = "/.well-known/agent-card.json"
 
@@ -73,17 +72,19 @@ class Gate:
         app: the application.
         source: our own credentials: who we are, and the key that signs answers.
         bundles, authorize, crls: whom we trust, which agents may call, what is revoked.
-        tokens: validates access tokens.
-        scope: what a request needs: one scope for all, or a function of the request facts.
+        tokens: validates access tokens: a `TokenValidator`, or `TokenValidators` for several issuers.
+        scope: what a request needs: one scope for all, a `SkillScopes`, or a function of the request facts.
         signatures: "required", or "optional" to also accept unsigned requests. `extension` says it in the Agent Card.
         public_paths: exact paths that GET and HEAD reach without any check, e.g. `(AGENT_CARD_PATH,)`. Required, so
             that what is public is written where the gate is built.
         audience: the `aud` of messages to us; our own SPIFFE ID by default.
         replay: a shared guard where several processes serve; memory by default. With another guard than that the checks
             run in threads, so `scope`, and rules of your own, have to be safe for them.
-        relays, catalogue, calendars: see `GatePolicy`.
+        relays, catalogue, calendars, approvals, permit: see `GatePolicy`.
         audit: where decisions are recorded.
         max_body_bytes: larger requests are refused with 413.
+
+    It also serves the metadata of the protected resource (RFC 9728), to anyone, as its challenges say where.
 
     An answer to a signed request is signed. A refusal is, once the request was authentic and is remembered, so that it
     can never be executed afterwards (`trust.gate`); any other goes out unsigned.
@@ -105,8 +106,8 @@ class Gate:
         source: CredentialSource,
         bundles: BundleSource,
         authorize: Authorizer,
-        tokens: TokenValidator,
-        scope: str | Callable[[RequestFacts], str],
+        tokens: TokenRules,
+        scope: str | SkillScopes | Callable[[RequestFacts], str],
         signatures: Signatures,
         public_paths: Collection[str],
         crls: RevocationSource | None = None,
@@ -115,6 +116,8 @@ class Gate:
         relays: Mapping[AgentID, Authorizer] | None = None,
         catalogue: Catalogue | None = None,
         calendars: Mapping[str, Calendar] | None = None,
+        approvals: Collection[str] = (),
+        permit: Permit | None = None,
         audit: AuditSink | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         clock: Clock = wall_clock,
@@ -144,16 +147,50 @@ class Gate:
             relays={} if relays is None else relays,
             catalogue=catalogue,
             calendars={} if calendars is None else calendars,
+            approvals=tuple(approvals),
+            permit=permit,
+        )
+        self._resource = ProtectedResource(
+            audience=tokens.audience, issuers=tokens.issuers, bindings=tokens.bindings, scopes=_scopes_of(scope)
         )
         self._off_the_loop = OffTheLoop(self._policy.replay)
 
     @property
     def extension(self) -> dict[str, Any]:
-        """The entry for `capabilities.extensions` of the Agent Card, as this gate does it (`trust.extension`).
-
-        `oauth.cards.security_members` writes the same for the same word in `CardPolicy.signatures`.
-        """
+        """The entry for `capabilities.extensions` of the Agent Card, as this gate does it; `secured` puts it there."""
         return declaration(self._policy.signatures)
+
+    def secured(
+        self,
+        card: Mapping[str, Any],
+        *,
+        form: Form = "1.0",
+        descriptions: Mapping[str, str] = MappingProxyType({}),
+        token_urls: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """The Agent Card with the members that say how to call the agent, as this gate does it (`oauth.cards`).
+
+        Whoever does what it says gets in: to send a message for any skill, or for one, and to follow its task.
+
+        Args:
+            card: the other members, in the form that is asked for.
+            form: of A2A "1.0", or "0.3" for clients that read no other.
+            descriptions: of scopes, for people.
+            token_urls: the token endpoint of each issuer that has it elsewhere than the embedded server.
+
+        Raises:
+            ConfigurationError: the gate's scope is a function; its skills are not the card's; or a description or URL
+                is for what this gate has not.
+        """
+        policies = policies_of(
+            issuers=self._policy.tokens.issuers,
+            scope=self._policy.scope,
+            signatures=self._policy.signatures,
+            bindings=self._policy.tokens.bindings,
+            descriptions=descriptions,
+            token_urls=token_urls,
+        )
+        return secured(card, *policies, form=form)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -173,24 +210,29 @@ class Gate:
             public = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials(), "headers": headers}
             await self._run(public, receive, send, _reference_of_public(scope))
             return
+        if self._resource.serves(scope["path"]) and scope["method"] in ("GET", "HEAD"):
+            headers = [(b"content-type", b"application/json"), (b"cache-control", b"max-age=300")]
+            answer = Answer(200, headers, self._resource.document)
+            await self._answer(scope, send, answer, _reference_of_public(scope))
+            return
         facts: RequestFacts | None = None
         try:
             facts = await self._facts(scope, receive)
             admission = await self._off_the_loop.run(partial(judge, facts, self._policy))
         except TrustError as error:
             self._denied(scope, error)  # nothing was found out about the request, so nothing can be signed for it
-            await self._answer(scope, send, _refusal(error, facts), None)
+            await self._answer(scope, send, self._refusal(scope, error, facts), None)
             return
         if isinstance(admission, Refusal):
             self._denied(scope, admission.error)
-            await self._answer(scope, send, _refusal(admission.error, facts), admission.message)
+            await self._answer(scope, send, self._refusal(scope, admission.error, facts), admission.message)
             return
         self._allowed(scope, admission)
         caller = admission.caller
         admitted = {
             **scope,
             "user": caller,
-            "auth": CallerCredentials(caller, self._policy, facts.now),
+            "auth": CallerCredentials(caller, self._policy, facts.now, admission.operation),
             "state": {**scope.get("state", {}), "caller": caller},
             # Those that were judged: a server may still add to the list in the scope (trailers, by httptools).
             "headers": _without_token(facts.headers),
@@ -203,10 +245,10 @@ class Gate:
     async def _facts(self, scope: Scope, receive: Receive) -> RequestFacts:
         """Collect what arrived. In this order: what is cheap to refuse costs nobody memory, time or a fetch of keys."""
         headers = headers_of(scope)
-        url = _url(scope, headers)
+        url = url_of(scope)
         check_declared_size(headers, self._max_body_bytes)
         peer = peer_of(scope)
-        bearer = may_speak(peer, [value for name, value in headers if name == b"authorization"], self._policy)
+        bearer = may_speak(peer, headers, self._policy)
         body = await body_of(receive, self._max_body_bytes)
         await self._policy.tokens.prepare(bearer, now=self._clock())
         return RequestFacts(
@@ -252,7 +294,18 @@ class Gate:
                 raise  # the server logs it, and cuts the stream
             logger.exception("application failed")
         if not collected.sent and not collected.streaming:  # a stream without its end the server cuts
-            await self._answer(scope, send, _refusal(refused), request)
+            await self._answer(scope, send, self._refusal(scope, refused), request)
+
+    def _refusal(self, scope: Scope, error: TrustError, facts: RequestFacts | None = None) -> Answer:
+        """What the wire learns: a status, an RFC error code, and challenges. Never the message."""
+        content: dict[str, Any] = {"error": error.code or "unauthorized"}
+        if isinstance(error, SignatureMissing) and facts is not None:  # A2A has an error of its own for this
+            content = required_error(facts.body)
+        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        headers += self._resource.challenges(error, origin_of(scope))
+        if error.status == 503:
+            headers.append((b"retry-after", b"5"))
+        return Answer(error.status, headers, json.dumps(content).encode())
 
     async def _answer(self, scope: Scope, send: Send, answer: Answer, request: Signed | None) -> None:
         """Send an answer; signed, where there is a request to bind it to."""
@@ -309,61 +362,6 @@ class Gate:
         )
 
 
-class CallerCredentials(AuthCredentials):
-    """Starlette's `request.auth`: `"agent:execute" in auth.scopes` asks whether the caller's token covers that scope.
-
-    a2a-sdk hands it on as `context.state["auth"]`; `caller` is the whole of what the gate found.
-    """
-
-    def __init__(self, caller: Caller, policy: GatePolicy, now: datetime) -> None:
-        super().__init__()
-        self.caller = caller
-        self.scopes = _CoveredScopes(caller, policy, now)
-
-
-class _CoveredScopes(list[str]):
-    """The granted scopes; containment is by `scopes.satisfies`, so wildcards and the catalogue count."""
-
-    def __init__(self, caller: Caller, policy: GatePolicy, now: datetime) -> None:
-        super().__init__(caller.scopes)
-        self._issued_at = caller.issued_at
-        self._policy = policy
-        self._now = now
-
-    def __contains__(self, required: object) -> bool:
-        if required == "authenticated":  # Starlette's own word; whoever has come so far is
-            return True
-        try:
-            return isinstance(required, str) and satisfies(
-                tuple(self),
-                required,
-                self._policy.catalogue,
-                issued_at=self._issued_at,
-                now=self._now,
-                calendars=self._policy.calendars,
-            )
-        except ScopeMalformed:  # a word outside the grammar is granted to nobody
-            return False
-
-
-def _refusal(error: TrustError, facts: RequestFacts | None = None) -> Answer:
-    """What the wire learns: a status, an RFC error code, and a challenge (RFC 6750 section 3). Never the message."""
-    content: dict[str, Any] = {"error": error.code or "unauthorized"}
-    if isinstance(error, SignatureMissing) and facts is not None:  # A2A has an error of its own for this
-        content = required_error(facts.body)
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    if error.status in (401, 403):
-        challenge = "Bearer"
-        if error.code in ("invalid_token", "insufficient_scope"):  # RFC 6750's own; the others are not about tokens
-            challenge += f' error="{error.code}"'
-        if isinstance(error, InsufficientScope) and error.required:
-            challenge += f', scope="{error.required}"'
-        headers.append((b"www-authenticate", challenge.encode()))
-    if error.status == 503:
-        headers.append((b"retry-after", b"5"))
-    return Answer(error.status, headers, json.dumps(content).encode())
-
-
 def _echoing(facts: RequestFacts, send: Send) -> Send:
     """An ASGI `send` that names the extension as activated, in an answer to a signed request that named it."""
 
@@ -385,18 +383,17 @@ def _reference_of_public(scope: Scope) -> RequestReference | None:
     """What a public answer can be bound to: never under the header of another request, which a proxy may put here."""
     peer, headers = peer_of(scope), headers_of(scope)
     try:
-        return reference_of(headers, peer.agent_id, received=(scope["method"], _url(scope, headers))) if peer else None
+        return reference_of(headers, peer.agent_id, received=(scope["method"], url_of(scope))) if peer else None
     except RequestMalformed:
         return None
 
 
+def _scopes_of(scope: str | SkillScopes | Callable[[RequestFacts], str]) -> tuple[str, ...]:
+    """Those that a caller may need, where that is known without a request."""
+    if isinstance(scope, SkillScopes):
+        scope = " ".join((scope.default, *scope.operations.values(), *scope.skills.values()))
+    return tuple(dict.fromkeys(scope.split())) if isinstance(scope, str) else ()
+
+
 def _without_token(headers: Headers) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in headers if name != b"authorization"]
-
-
-def _url(scope: Scope, headers: Headers) -> str:
-    """The absolute URL that the caller addressed, from parts that cannot run into one another."""
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
-        raise RequestMalformed("Host header", got=b", ".join(hosts), expected="one host, and a port or none")
-    return f"{scope['scheme']}://{hosts[0].decode('ascii')}{target_of(scope)}"
+    return [(name, value) for name, value in headers if name not in (b"authorization", b"dpop")]

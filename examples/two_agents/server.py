@@ -12,7 +12,6 @@ from google.protobuf.json_format import ParseDict
 from starlette.applications import Starlette
 
 import trust
-from trust.oauth.cards import CardPolicy, security_members
 
 ISSUER, URL = "https://localhost:8400", "https://localhost:8443"
 us = trust.Credentials.load("fleet/billing")
@@ -30,19 +29,19 @@ class Billing(AgentExecutor):
         raise NotImplementedError("this agent answers at once")
 
 
-card = {"name": "billing", "description": "bills", "version": "1"}
-card["skills"] = [{"id": "bill", "name": "bill", "description": "bills what you say", "tags": ["billing"]}]
-card |= {"defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"]}
-card["supportedInterfaces"] = [{"url": f"{URL}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
-card |= security_members(CardPolicy(issuer=ISSUER, scopes={"agent:execute": "use the billing agent"}))
-parsed = ParseDict(card, AgentCard())
-handler = DefaultRequestHandler(Billing(), InMemoryTaskStore(), parsed)
-app = Starlette(routes=[*create_agent_card_routes(parsed), *create_jsonrpc_routes(handler, "/a2a")])
-
+app = Starlette()
 authority = trust.agent_client(source=us, bundles=bundles, authorize=trust.exactly("spiffe://fleet.example/authority"))
 keys = trust.RemoteKeys(f"{ISSUER}/jwks", authority)
 tokens = trust.TokenValidator(issuer=ISSUER, audience=str(us.agent_id), keys=keys)
 who = {"source": us, "bundles": bundles, "authorize": callers, "audit": trust.AuditLog.to(sys.stdout)}
 public = ["/.well-known/agent-card.json"]
 gate = trust.Gate(app, **who, tokens=tokens, scope="agent:execute", signatures="required", public_paths=public)
+
+card = {"name": "billing", "description": "bills", "version": "1"}
+card["skills"] = [{"id": "bill", "name": "bill", "description": "bills what you say", "tags": ["billing"]}]
+card |= {"defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"]}
+card["supportedInterfaces"] = [{"url": f"{URL}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
+parsed = ParseDict(gate.secured(card, descriptions={"agent:execute": "use the billing agent"}), AgentCard())
+handler = DefaultRequestHandler(Billing(), InMemoryTaskStore(), parsed)
+app.router.routes += [*create_agent_card_routes(parsed), *create_jsonrpc_routes(handler, "/a2a")]
 trust.serve(gate, **who, port=8443)

@@ -116,6 +116,21 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="WebPKI certificate chain of this host, PEM.")
     ] = None,
     web_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, PEM.")] = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option(metavar="CLIENTS", help="Serve an authorization server too, with this TOML of its clients."),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --authority: the https URL that agents reach it by.")
+    ] = None,
+    authority_state: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Its folder, as of `a2a-trust serve`; default: `authority` in the CA's."),
+    ] = None,
+    authority_store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Its database, such as postgresql://..., in place of the one in its folder."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve.")] = 1,
     password_file: PasswordFile = None,
     pin_file: PinFile = None,
@@ -124,7 +139,16 @@ def serve(
     from pki import service  # brings the web server, which no other command needs
 
     names = tuple(policy.dns_name(name) for name in dns or ())
-    web = None
+    web = beside = None
+    if (authority is None) != (issuer is None):
+        raise typer.BadParameter("--authority and --issuer URL go together")
+    if authority is not None and issuer is not None:
+        from pki.cli import authorization
+
+        if authority_state is None and "://" in where:
+            raise typer.BadParameter("give --authority-state DIR: a CA in a database has no folder for it")
+        folder = authority_state or Path(where) / "authority"
+        beside = authorization.beside(authority, issuer, folder, authority_store)
     if (web_certificate is None) != (web_key is None) or (web_port is None) != (web_certificate is None):
         raise typer.BadParameter("--web-port, --web-certificate and --web-key go together")
     if web_certificate is not None and web_key is not None:
@@ -149,4 +173,5 @@ def serve(
             dns_names=names,
             web_certificate=web,
             web_port=web_port,
+            beside=beside,
         )

@@ -7,20 +7,26 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
+
+from starlette.types import ASGIApp
 
 from pki.authority import CertificateAuthority
 from pki.policy import DEFAULT_LIFETIME
 from pki.service.app import Service
+from pki.service.beside import Beside, Opener
 from pki.service.door import Door
 from pki.service.listeners import MAX_CONNECTIONS, OPTIONS, BoundedConfig, WebConfig, listen, running, url_of
 from pki.service.seldom import SparingAudit
 from pki.service.upkeep import Upkeep
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import members_of
+from trust.bundles import RevocationLists
 from trust.clock import Clock, wall_clock
 from trust.errors import ConfigurationError
+from trust.sources import Live
 from trust.tls import Limits, uvicorn_config
 
 
@@ -35,6 +41,7 @@ class Options(TypedDict, total=False):
     dns_names: tuple[str, ...]  # what EST clients that go by host names call the service
     ip_addresses: tuple[str, ...]  # or by addresses
     lifetime: timedelta  # of the service's own certificates
+    beside: Opener | None  # of another application on the TLS listener, such as an authorization server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,7 @@ class Endpoints:
     dns_names: tuple[str, ...] = ()
     ip_addresses: tuple[str, ...] = ()
     lifetime: timedelta = DEFAULT_LIFETIME
+    beside: Opener | None = None
 
     def __post_init__(self) -> None:
         if (self.web_port is None) != (self.web_certificate is None):
@@ -134,8 +142,14 @@ async def serving(
             web = WebConfig(service.web, *endpoints.web_certificate)
             upkeep.add("web certificate", web.refresh)
             await stack.enter_async_context(running(web, sockets.web, door))
+        secure: ASGIApp = service.secure
+        if endpoints.beside is not None:
+            app = await asyncio.to_thread(stack.enter_context, endpoints.beside(audit, clock))
+            lists = Live(await asyncio.to_thread(ca.crl, clock()))
+            upkeep.add("revocation lists", partial(_refresh, lists, ca, clock))
+            secure = Beside(app, secure, bundles=upkeep.bundles, crls=lists, audit=audit, clock=clock)
         config = uvicorn_config(
-            service.secure,
+            secure,
             source=upkeep.credentials,
             bundles=upkeep.bundles,
             authorize=members_of(ca.trust_domain),
@@ -152,6 +166,12 @@ async def serving(
             web_url=None if sockets.web is None else url_of(sockets.web, "https"),
             upkeep=upkeep,
         )
+
+
+def _refresh(lists: Live[RevocationLists], ca: CertificateAuthority, clock: Clock) -> None:
+    found = ca.crl(clock())
+    if found != lists.current():  # a source's value stays the same object while it is the same
+        lists.replace(found)
 
 
 @contextlib.asynccontextmanager

@@ -140,8 +140,8 @@ WIRE: dict[str, tuple[Request, Refusal]] = {
     "no content type": (send(content_type=""), GrantRequestMalformed),
     "compressed": (send(content_encoding="gzip"), GrantRequestMalformed),
     "parameters in the query": (send(path="/token?scope=agent:execute"), GrantRequestMalformed),
-    "basic authentication": (send(authorization="Basic eDp5"), GrantRequestMalformed),
-    "bearer token": (send(authorization="Bearer eDp5"), GrantRequestMalformed),
+    "basic authentication": (send(authorization="Basic eDp5"), ClientRefused),
+    "bearer token": (send(authorization="Bearer eDp5"), ClientRefused),
 }
 
 

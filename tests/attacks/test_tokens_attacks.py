@@ -43,10 +43,12 @@ from trust.errors import (
     TokenSignatureWrong,
     TokenTypeWrong,
     TokenWithoutCertificate,
+    TokenWithoutProof,
 )
 from trust.identity import PeerIdentity
 from trust.oauth.keys import StaticKeys
-from trust.oauth.tokens import TokenValidator, bearer_token
+from trust.oauth.presented import presented_token
+from trust.oauth.tokens import TokenValidator
 from trust.signing.jws import MAX_COMPACT_BYTES
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -355,6 +357,11 @@ BINDING = {
     "no cnf": Attack(TokenNotBound, forge(cnf=GONE)),
     "cnf empty": Attack(TokenNotBound, forge(cnf={})),
     "cnf with jkt only": Attack(TokenNotBound, forge(cnf={"jkt": PEER.thumbprint})),
+    "cnf with jkt too, and no proof": Attack(
+        TokenWithoutProof, forge(cnf={"x5t#S256": PEER.thumbprint, "jkt": PEER.thumbprint})
+    ),
+    "jkt is empty": Attack(TokenClaimMalformed, forge(cnf={"x5t#S256": PEER.thumbprint, "jkt": ""})),
+    "jkt is a list": Attack(TokenClaimMalformed, forge(cnf={"x5t#S256": PEER.thumbprint, "jkt": [PEER.thumbprint]})),
     "cnf with jwk only": Attack(TokenNotBound, forge(cnf={"jwk": jwk(P256)})),
     "cnf with SHA-1 only": Attack(TokenNotBound, forge(cnf={"x5t": PEER.thumbprint})),
     "thumbprint beside cnf": Attack(TokenNotBound, forge(cnf={}, **{"x5t#S256": PEER.thumbprint})),
@@ -450,10 +457,10 @@ REQUESTS: dict[str, tuple[list[str | bytes], type[TokenError]]] = {
 @pytest.mark.parametrize(("headers", "expected"), REQUESTS.values(), ids=REQUESTS)
 def test_request(headers: list[str | bytes], expected: type[TokenError]) -> None:
     with pytest.raises(TokenError) as caught:
-        bearer_token(headers)
+        presented_token(headers)
     assert type(caught.value) is expected
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_scheme_in_any_case(scheme: str) -> None:
-    assert bearer_token([f"{scheme} {VALID}".encode()]) == VALID
+    assert presented_token([f"{scheme} {VALID}".encode()]).token == VALID

@@ -22,10 +22,12 @@ from tests.forge import NOW
 from tests.world import World
 from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
 from trust.authorize import exactly
+from trust.clock import wall_clock
 from trust.errors import ConfigurationError, ResponseNotSigned, StreamNotSigned, StreamTruncated
 from trust.identity import PEER_EXTENSION
 from trust.middleware import Gate
 from trust.oauth.client import BearerAuth
+from trust.oauth.client.asks import ask_for
 from trust.oauth.metadata import origin_of
 from trust.peers import PeerVerifier
 from trust.signing.envelope import VerifiedMessage
@@ -254,6 +256,11 @@ class Proxy(httpx.AsyncBaseTransport):
 class Authority:
     """A token source without a server."""
 
+    authority = SimpleNamespace(proof_key=None, clock=wall_clock)
+
+    def holds(self, ask: Any) -> bool:
+        return False
+
     async def token(self, ask: Any) -> SimpleNamespace:
         return SimpleNamespace(value=bearer()["authorization"].removeprefix("Bearer "))
 
@@ -274,7 +281,7 @@ def test_a_proxy_does_not_have_a_call_repeated_that_the_application_refused(kind
         proxy = Proxy("")
         signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
         async with over_tls(gate(app)) as url, httpx.AsyncClient(transport=SigningTransport(proxy, signer)) as client:
-            auth = BearerAuth(Authority(), None, frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
+            auth = BearerAuth(Authority(), ask_for(W.billing.agent_id, ["a:b"]), frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
             answer = await client.post(url, content=b"pay", auth=auth)
             assert (answer.status_code, answer.content) == (401, event(0))
             assert "www-authenticate" not in answer.headers
@@ -308,7 +315,7 @@ def test_a_call_that_a_proxy_sends_twice_is_executed_once(
         proxy = Proxy(*tokens)
         signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles)
         async with over_tls(gate(app)) as url, httpx.AsyncClient(transport=SigningTransport(proxy, signer)) as client:
-            auth = BearerAuth(Authority(), None, frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
+            auth = BearerAuth(Authority(), ask_for(W.billing.agent_id, ["a:b"]), frozenset({origin_of(httpx.URL(url))}))  # type: ignore[arg-type]
             if accepted:
                 assert (await client.post(url, content=b"pay", auth=auth)).content == event(0)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import subprocess
 import sys
 import time
@@ -18,9 +17,7 @@ from tests.forge import Forge
 from trust import cli, files
 from trust.authorize import allows
 from trust.bundles import TrustBundles
-from trust.cli import app as cli_app
 from trust.cli import serve as serving
-from trust.errors import ConfigurationError, WrongPassword
 from trust.identity import AgentID
 
 FORGE = Forge()
@@ -176,22 +173,6 @@ def test_what_cannot_be_served_is_one_line_and_1(name: str, agent: Path, capsys:
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
-
-
-def test_the_signing_key_is_encrypted_private_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cli_app.PASSWORD_VARIABLE, raising=False)
-    first = serving._signing_key(tmp_path)
-    pem = (tmp_path / "signing-key.pem").read_bytes()
-    assert b"ENCRYPTED" in pem
-    for name in ("signing-key.pem", "signing-key.password"):
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    assert serving._signing_key(tmp_path).kid == first.kid
-    (tmp_path / "signing-key.password").unlink()
-    with pytest.raises(WrongPassword):
-        serving._signing_key(tmp_path)
-    monkeypatch.setenv(cli_app.PASSWORD_VARIABLE, "wrong")
-    with pytest.raises(ConfigurationError):
-        serving._signing_key(tmp_path)
 
 
 def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

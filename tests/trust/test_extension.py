@@ -36,7 +36,6 @@ from trust.authorize import exactly, members_of
 from trust.errors import ResponseMismatch, ResponseNotSigned, SignaturesNotOffered, TrustError
 from trust.extension import ALGORITHMS, MAX_READ_BYTES, URI, check_declared, declaration, echoed, named, required_error
 from trust.middleware import AGENT_CARD_PATH
-from trust.oauth.cards import CardPolicy, security_members
 from trust.peers import PeerVerifier
 from trust.private_keys import generate
 from trust.signing.cards import sign_card, verifier_for_a2a
@@ -55,9 +54,8 @@ def card_with(**entry: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("signatures", ["required", "optional"])
 def test_the_gate_and_the_card_say_the_same(signatures: Any) -> None:
-    policy = CardPolicy(issuer="https://auth.fleet.example", scopes={"agent:execute": "x"}, signatures=signatures)
     entry = gate(signatures=signatures).extension
-    assert security_members(policy)["capabilities"] == {"extensions": [entry]}
+    assert gate(signatures=signatures).secured({})["capabilities"] == {"extensions": [entry]}
     assert entry.get("required", False) is (signatures == "required")
     assert entry["params"] == {"algs": ["ES256", "ES384", "Ed25519"], "carriage": ["http"]}
 

@@ -18,15 +18,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from tests.forge import HOUR, NOW
-from tests.world import World
+from tests.world import ISSUER, World
 from trust import answers, asgi, middleware
 from trust.agent import agent_client, serving
 from trust.audit import AuditSink
 from trust.authorize import exactly, members_of
+from trust.caller_auth import CallerCredentials
+from trust.clock import wall_clock
 from trust.credentials import Credentials
 from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned, ScopeMalformed
 from trust.identity import PEER_EXTENSION
-from trust.middleware import AGENT_CARD_PATH, CallerCredentials, Gate
+from trust.middleware import AGENT_CARD_PATH, Gate
+from trust.oauth.client.discovery import issuer_of
+from trust.oauth.dpop import make_proof
+from trust.oauth.keys import SigningKey
+from trust.oauth.operations import SkillScopes
+from trust.oauth.policy import CedarPolicy
 from trust.peers import PeerVerifier
 from trust.private_keys import generate
 from trust.replay import MemoryReplayGuard
@@ -161,6 +168,30 @@ def test_starlettes_requires_asks_for_the_applications_own_scopes() -> None:
     assert run(call(gate(), path="/admin")).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{}", 400, "invalid_request"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"Unheard-of"}', 403, "access_denied"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"GetTask"}', 403, "access_denied"),  # by the policy
+        (b'{"jsonrpc":"2.0","id":1,"method":"ListTasks"}', 403, "insufficient_scope"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"SendMessage"}', 200, None),
+    ],
+    ids=["no operation", "unknown operation", "policy", "scope", "allowed"],
+)
+def test_what_the_wire_learns_of_an_operation_that_is_refused(body: bytes, status: int, code: str | None) -> None:
+    scope = SkillScopes(default="agent:execute", operations={"ListTasks": "task:list"}, jsonrpc="/whoami")
+    permit = CedarPolicy('permit (principal, action == Action::"SendMessage", resource);')
+    response = run(call(gate(scope=scope, permit=permit), content=body))  # signed, whatever it is
+    assert (response.status_code, response.json().get("error")) == (status, code)
+    # RFC 6750 section 3.1: the challenge says what a token would help with, and nothing of the other reasons.
+    challenge = response.headers.get("www-authenticate", "").partition("resource_metadata=")[0].rstrip(", ")
+    assert challenge == {
+        "insufficient_scope": 'Bearer error="insufficient_scope", scope="task:list"',
+        "access_denied": "Bearer",
+    }.get(code or "", "")
+
+
 def test_requires_goes_by_containment() -> None:
     policy = W.policy()
     caller = W.admit(W.request(token=W.token(scope="agent:*"))).caller
@@ -194,7 +225,8 @@ def test_an_application_that_fails_gives_a_signed_500_without_detail(caplog: pyt
 def test_a_refusal_is_signed_once_the_peer_is_known() -> None:
     response = run(call(gate(scope="agent:admin")))
     assert response.status_code == 403
-    assert response.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="agent:admin"'
+    expected = 'Bearer error="insufficient_scope", scope="agent:admin", resource_metadata="https://127.0.0.1:'
+    assert response.headers["www-authenticate"].startswith(expected)
     assert response.json() == {"error": "insufficient_scope"}
 
 
@@ -212,12 +244,19 @@ def test_an_unsigned_stream_passes_where_signatures_are_optional() -> None:
     assert (response.status_code, response.text) == (200, 'data: {"n": 1}\n\n')
 
 
+METADATA = f'resource_metadata="{BASE}/.well-known/oauth-protected-resource"'
 REFUSALS: dict[str, tuple[dict[str, str], Credentials | None, int, str | None, str]] = {
-    "no certificate": ({}, None, 401, 'Bearer error="invalid_token"', "peer.certificate"),
-    "no token": ({}, W.planner, 401, "Bearer", "token.missing"),
-    "not a token": ({"authorization": "Bearer x"}, W.planner, 401, 'Bearer error="invalid_token"', "token.malformed"),
+    "no certificate": ({}, None, 401, f'Bearer error="invalid_token", {METADATA}', "peer.certificate"),
+    "no token": ({}, W.planner, 401, f"Bearer {METADATA}", "token.missing"),
+    "not a token": (
+        {"authorization": "Bearer x"},
+        W.planner,
+        401,
+        f'Bearer error="invalid_token", {METADATA}',
+        "token.malformed",
+    ),
     "two hosts": ({"host": "a, b"}, W.planner, 400, None, "request.form"),
-    "not on the list": ({}, W.forge.leaf("/x"), 403, "Bearer", "peer.allowed"),
+    "not on the list": ({}, W.forge.leaf("/x"), 403, f"Bearer {METADATA}", "peer.allowed"),
 }
 
 
@@ -234,6 +273,107 @@ def test_refusals_tell_the_wire_a_status_and_a_code(name: str) -> None:
     assert (response.status_code, response.headers.get("www-authenticate")) == (status, challenge)
     assert set(response.json()) == {"error"}
     assert [(e["decision"], e["check"]) for e in trail.events] == [("deny", check)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"scopes_supported": ["agent:execute"], "tls_client_certificate_bound_access_tokens": True}),
+        (
+            {
+                "scope": SkillScopes(
+                    default="agent:execute", operations={"GetTask": "task:read"}, skills={"pay": "pay:all"}, rest=""
+                )
+            },
+            {"scopes_supported": ["agent:execute", "task:read", "pay:all"]},
+        ),
+        ({"scope": lambda facts: "agent:execute"}, {}),
+    ],
+    ids=["one scope", "scopes of skills", "a function"],
+)
+def test_the_gate_serves_the_metadata_of_its_resource_to_anyone(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    path = "/.well-known/oauth-protected-resource"
+
+    async def go() -> list[httpx.Response]:
+        async with plain(gate(**changes), None) as client:
+            return [
+                await client.get(path),
+                await client.head(path),
+                await client.post(path),
+                await client.get(path + "s"),
+            ]
+
+    answer, head, *others = run(go())
+    document = answer.json()
+    assert (
+        document.items()
+        >= {
+            **expected,
+            "resource": str(W.billing.agent_id),
+            "authorization_servers": [ISSUER],
+            "bearer_methods_supported": ["header"],
+        }.items()
+    )
+    assert ("scopes_supported" in document) == ("scopes_supported" in expected)
+    assert (head.status_code, head.content, [a.status_code for a in others]) == (200, b"", [401, 401])
+
+
+def test_the_metadata_is_signed_where_it_was_asked_for_so() -> None:
+    # `call` verifies every answer.
+    assert run(call(gate(), "GET", "/.well-known/oauth-protected-resource")).json()["resource"] == str(
+        W.billing.agent_id
+    )
+
+
+def test_a_client_finds_the_issuer_by_the_metadata() -> None:
+    async def go(path: str) -> str:
+        async with plain(gate(), None) as client:
+            ours = ["https://x.example", ISSUER]
+            return await issuer_of(BASE + path, resource=str(W.billing.agent_id), issuers=ours, http=client)
+
+    assert [run(go(path)) for path in ("", "/a2a/jsonrpc")] == [ISSUER, ISSUER]
+
+
+def test_proofs_are_asked_for_where_they_are_taken_and_do_not_reach_the_application() -> None:
+    key, trail = SigningKey.generate(), Trail()
+    proxy, url = W.forge.leaf("/proxy"), BASE + "/whoami"
+    issued = int(time.time())
+    token = W.token(iat=issued, exp=issued + 600, cnf={"jkt": key.kid})
+    seen: list[bytes] = []
+    guarded = gate(
+        trail,
+        signatures="optional",
+        tokens=W.validator(bindings=["dpop"]),
+        authorize=exactly(proxy.agent_id),
+        relays={proxy.agent_id: exactly(W.planner.agent_id)},
+    )
+    inner = guarded._app
+
+    async def spying(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(name for name, _ in scope["headers"])
+        await inner(scope, receive, send)
+
+    guarded._app = spying
+
+    async def go() -> list[httpx.Response]:
+        async with plain(guarded, proxy) as client:
+            proof = make_proof(key, method="POST", url=url, now=wall_clock(), jti="once", token=token)
+            headers = {"authorization": f"DPoP {token}", "dpop": proof}
+            first, again = [await client.post("/whoami", headers=headers) for _ in range(2)]
+            return [first, again, await client.post("/whoami", headers={"authorization": f"Bearer {token}"})]
+
+    first, again, stolen = run(go())
+    assert (first.status_code, first.json()["user"]) == (200, str(W.planner.agent_id))
+    assert not {b"authorization", b"dpop"} & set(seen)
+    challenge = again.headers.get_list("www-authenticate")
+    assert len(challenge) == 1
+    assert challenge[0].startswith('DPoP error="invalid_dpop_proof", resource_metadata=')
+    assert challenge[0].endswith('algs="ES256 ES384 PS256 Ed25519 EdDSA"')
+    assert again.json() == {"error": "invalid_dpop_proof"}
+    assert (stolen.status_code, stolen.json()) == (401, {"error": "invalid_token"})
+    assert [e["check"] for e in trail.events] == ["all", "proof.replay", "token.proof"]
 
 
 def test_only_get_and_head_reach_a_public_path() -> None:

@@ -17,7 +17,8 @@ from trust.credentials import CHAIN_FILE, read_bounded
 from trust.errors import ConfigurationError
 from trust.files import WatchedBundles, WatchedCredentials
 from trust.identity import AgentID, trust_domain
-from trust.oauth.keys import MAX_JWKS_BYTES, StaticKeys
+from trust.oauth.keys import StaticKeys
+from trust.oauth.keys.jwks import MAX_JWKS_BYTES
 from trust.signing.algorithms import POST_QUANTUM
 from trust.signing.envelope import DEFAULT_ALGORITHMS
 from trust.signing.jws import strict_json
@@ -48,6 +49,14 @@ KeyFile = Annotated[
     typer.Option("--jwks", metavar="FILE", help="The agent's keys (JWKS), in place of trust bundles."),
 ]
 PostQuantum = Annotated[bool, typer.Option("--post-quantum", help="Accept ML-DSA-44 and ML-DSA-65 signatures, too.")]
+StateFolder = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="The authorization server's folder, with its database.")
+]
+StoreURL = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Its database, such as postgresql://..., in place of that in --state."),
+]
+STATE = Path("authority-state")
 Input = Annotated[Path, typer.Argument(metavar="[FILE]", help="What to read; default: standard input.")]
 STDIN = Path("-")
 CHAINS = (CHAIN_FILE, "svid.pem", "tls.crt")  # by one of these names `WatchedCredentials` finds a chain

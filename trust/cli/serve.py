@@ -5,31 +5,42 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import secrets
 import sys
 import traceback
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 
+from trust.agent import agent_client
 from trust.agent import serve as serve_app
 from trust.audit import AuditLog
 from trust.authorize import exactly
 from trust.bundles import BundleSource, RevocationSource
 from trust.cli.app import PASSWORD_VARIABLE, app
-from trust.cli.options import BundleFiles, CredentialsFolder, RevocationFiles, bundles_of, credentials_of, rule_of
+from trust.cli.options import (
+    STATE,
+    BundleFiles,
+    CredentialsFolder,
+    RevocationFiles,
+    StateFolder,
+    StoreURL,
+    bundles_of,
+    credentials_of,
+    rule_of,
+)
 from trust.command_line import Terminated
-from trust.credentials import BUNDLE_FILE, CredentialSource, read_bounded, write_atomically
-from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.credentials import BUNDLE_FILE, CredentialSource
+from trust.errors import ConfigurationError, TrustError
 from trust.files import WatchedRevocationLists
-from trust.oauth.keys import SigningKey
-from trust.oauth.metadata import check_issuer
-from trust.oauth.server import create_app
-from trust.oauth.server.clients import ClientRegistry
-from trust.oauth.server.store import Store
+from trust.identity import AgentID
+from trust.oauth.metadata import origin_of
+from trust.oauth.server.state import authorization_server
 from trust.peers import PeerVerifier
+from trust.tls.destinations import WebPKI
 
 
 @app.command()
@@ -43,9 +54,16 @@ def serve(
     issuer: Annotated[
         str | None, typer.Option(metavar="URL", help="With --authority: the https URL that agents reach it by.")
     ] = None,
-    state: Annotated[
-        Path, typer.Option(metavar="DIR", help="With --authority: its database and its signing key, encrypted.")
-    ] = Path("authority-state"),
+    state: StateFolder = STATE,
+    store: StoreURL = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="With --authority: a Redis server, rediss://..., where agents find the list of revoked tokens and "
+            "several authorization servers count requests together.",
+        ),
+    ] = None,
     credentials: CredentialsFolder = Path(),
     bundles: BundleFiles = None,
     crl: RevocationFiles = None,
@@ -70,6 +88,8 @@ def serve(
     """
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")
+    if redis is not None and authority is None:
+        raise typer.BadParameter("--redis is for --authority")
     if (authority is None) != (issuer is None):
         raise typer.BadParameter("--authority and --issuer URL go together")
     ours = credentials_of(credentials)
@@ -81,12 +101,25 @@ def serve(
     proxies = exactly(*proxy) if proxy else None
     _check_ourselves(ours, trusted, revoked)
     audit = AuditLog.to(sys.stdout)
-    served: Any
-    if authority is not None and issuer is not None:
-        served = _authority(authority, issuer, state, audit)
-    else:
-        served = _import(application or "")
-    with contextlib.suppress(Terminated):  # it has ended in order by then
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Terminated))  # it has ended in order by then
+        served: Any
+        if authority is not None and issuer is not None:
+            password = os.environ.get(PASSWORD_VARIABLE)
+            served = stack.enter_context(
+                authorization_server(
+                    clients=authority,
+                    issuer=issuer,
+                    folder=state,
+                    url=store,
+                    password=password,
+                    audit=audit,
+                    redis_url=redis,
+                    http=partial(_http, ours, trusted, revoked),
+                )
+            )
+        else:
+            served = _import(application or "")
         serve_app(
             served,
             source=ours,
@@ -100,45 +133,20 @@ def serve(
         )
 
 
+def _http(
+    ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource, url: str, server: AgentID | None
+) -> httpx.AsyncClient:
+    """What fetches the keys of another authorization server: an agent of a bundle's trust domain, or one of the web."""
+    rule = WebPKI() if server is None else exactly(str(server))
+    return agent_client(source=ours, bundles=trusted, crls=revoked, authorize={origin_of(url): rule})
+
+
 def _check_ourselves(ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource) -> None:
     """A certificate that every caller will refuse is told now, and not to each of them."""
     try:
         PeerVerifier(trusted, revoked).verify(ours.current().chain_der, now=datetime.now(UTC), usage="server")
     except TrustError as error:
         raise ConfigurationError(f"our own certificate would be refused: {error}") from None
-
-
-def _authority(clients: Path, issuer: str, state: Path, audit: AuditLog) -> Any:
-    registry = ClientRegistry.load(clients)
-    check_issuer(issuer)  # what is wrong is said before anything is written
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return create_app(
-        issuer=issuer,
-        clients=registry,
-        store=Store(f"sqlite:///{(state / 'tokens.db').absolute()}"),
-        keys=[_signing_key(state)],
-        audit=audit,
-    )
-
-
-def _signing_key(state: Path) -> SigningKey:
-    """The key that signs tokens: encrypted at rest, made at the first start; its password from the environment or,
-    where there is none, generated into a 0600 file of its own."""
-    key_file, password_file = state / "signing-key.pem", state / "signing-key.password"
-    password = os.environ.get(PASSWORD_VARIABLE, "").encode()
-    if not password and password_file.exists():
-        password = read_bounded(password_file).strip()
-    if key_file.exists():
-        if not password:
-            raise WrongPassword(f"{key_file} is encrypted", do=f"set {PASSWORD_VARIABLE}")
-        return SigningKey.from_pem(read_bounded(key_file), password)
-    if not password:
-        password = secrets.token_urlsafe(24).encode()
-        write_atomically(password_file, password + b"\n", mode=0o600)
-        typer.echo(f"Password of the signing key generated and kept in {password_file}", err=True)
-    key = SigningKey.generate()
-    write_atomically(key_file, key.to_pem(password), mode=0o600)
-    return key
 
 
 def _import(target: str) -> Any:

@@ -31,7 +31,6 @@ from trust.bundles import RevocationLists, TrustBundles
 from trust.credentials import Credentials
 from trust.identity import AgentID, Caller
 from trust.middleware import AGENT_CARD_PATH, Gate
-from trust.oauth.cards import CardPolicy, security_members
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys
 from trust.oauth.tokens import TokenValidator
@@ -163,9 +162,12 @@ class _Executor(AgentExecutor):
         raise NotImplementedError("this agent answers at once")
 
 
-def _agent(fleet: Fleet, name: str, scope: str, work: Callable[[Caller, str], Awaitable[str]]) -> Starlette:
-    """An unchanged a2a-sdk server: card, JSON-RPC binding, REST binding."""
-    url = fleet.url[name]
+def _agent(
+    fleet: Fleet, name: str, authorize: Authorizer, scope: str, work: Callable[[Caller, str], Awaitable[str]]
+) -> Gate:
+    """An unchanged a2a-sdk server, with JSON-RPC binding and REST binding, behind the gate, which writes its card."""
+    app, url = Starlette(), fleet.url[name]
+    gate = _gate(fleet, name, app, authorize, scope)
     card = {
         "name": name,
         "description": f"The {name} agent of the demo",
@@ -177,25 +179,22 @@ def _agent(fleet: Fleet, name: str, scope: str, work: Callable[[Caller, str], Aw
         "defaultInputModes": ["text/plain"],
         "defaultOutputModes": ["text/plain"],
         "skills": [{"id": name, "name": name, "description": "answers in one line", "tags": ["demo"]}],
-        **security_members(CardPolicy(issuer=fleet.url["authority"], scopes={scope: f"use the {name} agent"})),
     }
-    parsed: AgentCard = ParseDict(card, AgentCard())
+    parsed: AgentCard = ParseDict(gate.secured(card, descriptions={scope: f"use the {name} agent"}), AgentCard())
     handler = DefaultRequestHandler(agent_executor=_Executor(work), task_store=InMemoryTaskStore(), agent_card=parsed)
-    routes = [
+    app.router.routes += [
         *create_agent_card_routes(parsed),
         *create_jsonrpc_routes(handler, "/a2a/jsonrpc"),
         *create_rest_routes(handler, path_prefix="/a2a/rest"),
     ]
-    return Starlette(routes=routes)
+    return gate
 
 
 def archive_agent(fleet: Fleet) -> Gate:
     async def work(caller: Caller, text: str) -> str:
         return json.dumps({"sub": caller.subject, "act": caller.actors, "cnf": caller.peer.thumbprint, "read": text})
 
-    return _gate(
-        fleet, "archive", _agent(fleet, "archive", "archive:read", work), exactly(ID["billing"]), "archive:read"
-    )
+    return _agent(fleet, "archive", exactly(ID["billing"]), "archive:read", work)
 
 
 def billing_agent(fleet: Fleet) -> Gate:
@@ -213,8 +212,7 @@ def billing_agent(fleet: Fleet) -> Gate:
         client = fleet.client("billing", "archive", tokens=on_behalf, signer=fleet.signer("billing", "archive"))
         return await say(client, fleet.url["archive"], text.removeprefix("archive:").strip(), binding="HTTP+JSON")
 
-    rule = exactly(ID["planner"], ID["auditor"])
-    return _gate(fleet, "billing", _agent(fleet, "billing", "agent:execute", work), rule, "agent:execute")
+    return _agent(fleet, "billing", exactly(ID["planner"], ID["auditor"]), "agent:execute", work)
 
 
 async def say(client: httpx.AsyncClient, url: str, text: str, *, binding: str = "JSONRPC") -> str:

@@ -10,7 +10,8 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- CredentialsError
     |  |  |- WrongPassword
     |  |  `- WorkloadAPIUnavailable, WorkloadAPIDenied, WorkloadAPIRefused
-    |  `- BundleError
+    |  |- BundleError
+    |  `- ClientNotRegistered
     |- PeerError                check 1: who is on the other end of the channel
     |  |- NoPeerCertificate, MalformedCertificate, ChainTooLong, UnknownTrustDomain, UntrustedChain
     |  |- CertificateExpired, CertificateNotYetValid, NameConstraintViolated, WeakKey
@@ -24,8 +25,13 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- TokenKeyUnknown, TokenSignatureWrong, TokenIssuerWrong, TokenAudienceWrong
     |  |- TokenClaimMissing, TokenClaimMalformed
     |  |- TokenExpired, TokenNotYetValid, TokenLifetimeTooLong, TokenRevoked
-    |  |- TokenNotBound, TokenBoundElsewhere, TokenWithoutCertificate
-    |  `- KeysUnavailable       the issuer's keys cannot be had: 503, neither 401 nor 500
+    |  |- TokenNotBound, TokenBoundElsewhere, TokenWithoutCertificate, TokenWithoutProof, TokenRelayRefused
+    |  |- ProofError            a DPoP proof's: RFC 9449
+    |  |  |- ProofMalformed, ProofAlgorithmRefused, ProofSignatureWrong, ProofTimeWrong, ProofReplayed
+    |  |  `- ProofForAnotherRequest, ProofForAnotherToken
+    |  |- KeysUnavailable       the issuer's keys cannot be had: 503, neither 401 nor 500
+    |  `- DenylistUnavailable   which tokens are revoked cannot be known: 503
+    |     `- DenylistTooLarge, DenylistMalformed, DenylistIssuerWrong, DenylistOutdated
     |- SignatureError           check 4: that nobody altered what was said
     |  |- SignatureMissing, SignatureTooLarge, SignatureMalformed, HeaderMalformed, TypeWrong
     |  |- AlgorithmRefused, CriticalHeaderRefused, SignerUnknown, KeyMismatch, SignatureWrong
@@ -42,17 +48,28 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |- Replayed, ReplayGuardFull, ReplayStoreUnavailable     check 6: seen before, no room to remember, nobody to ask
     |- ScopeError               check 7
     |  |- ScopeMalformed        (also a ValueError)
-    |  `- InsufficientScope
+    |  |- InsufficientScope, PolicyDenied
+    |  |- OperationMalformed, OperationUnknown      which scope it would need cannot be told, or there is none
+    |  `- ApprovalMissing       granted, and needs a person's yes: RFC 9470
     |- CanonicalizationError    not JSON that RFC 8785 can represent                  (also a ValueError)
     |- RequestMalformed, RequestTooLarge, RequestTooSlow, WebSocketRefused     the edge: 400, 413, 408, 403
     |- WebhookUnknown           a push notification to a path that is no webhook of ours
     |- WebhookRefused           a webhook's URL that no notification is signed for
     |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
+    |  |- TooManyTokenRequests  a client asks too often: 429
+    |  |  `- ClientLockedOut
     |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
-    |  `- SubjectTokenRefused, DelegationRefused
+    |  |- RevocationRefused, TokenNotRevocable
+    |  |- IssuanceDenied, ApprovalPending, ApprovalDenied, ApprovalNotWaiting, TooManyApprovals, StepUpUnknown
+    |  |- SubjectTokenRefused, DelegationRefused, GrantProofRefused
+    |  |- AssertionRefused      of another authorization server
+    |  |  `- AssertionIssuerUnknown, AssertionBoundElsewhere, AssertionSubjectRefused, AssertionUsed
+    |  `- PartnerUnavailable
     |- TokenRequestError        the client's side of OAuth
-    |  |- TokenRequestRefused, TokenResponseRefused, AuthorizationServerUnavailable, MetadataRefused
-    |  `- ScopeNotGranted, OriginRefused, CardRefused
+    |  |- TokenRequestRefused
+    |  |  `- ApprovalRequired   a person has to say yes first
+    |  |- TokenResponseRefused, AuthorizationServerUnavailable, MetadataRefused
+    |  `- ScopeNotGranted, OriginRefused, TokenTaskEnded, CardRefused
     `- TransportError           TLS, beside who the peer is
        |- HandshakeFailed
        |  `- NotPostQuantum

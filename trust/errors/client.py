@@ -48,5 +48,36 @@ class OriginRefused(TokenRequestError):
     fault = Fault.CALLER
 
 
+class TokenTaskEnded(TokenRequestError):
+    """The task that the tokens were for has ended, and they are revoked."""
+
+    check = "authority.task"
+    fault = Fault.CALLER
+
+
 class CardRefused(TokenRequestError):
     check = "card"
+
+
+class ApprovalRequired(TokenRequestRefused):
+    """A person has to say yes first. `BearerAuth.approved` waits for it; an A2A task is `AUTH_REQUIRED` meanwhile."""
+
+    check = "authority.approval"
+
+    def __init__(
+        self,
+        failed: str,
+        *,
+        approval_id: str = "",
+        interval: int = 0,
+        expires_in: int = 0,
+        error: str = "authorization_pending",
+        got: object = None,
+        expected: str = "",
+        do: str = "",
+    ) -> None:
+        super().__init__(failed, error=error, got=got, expected=expected, do=do)
+        self.approval_id = approval_id  # what the person at the authorization server sees
+        self.interval = interval  # seconds between two questions
+        self.expires_in = expires_in  # seconds, for the person to decide
+        self.step_up = False  # the approval was asked for by the resource, or by us

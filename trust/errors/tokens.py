@@ -86,11 +86,83 @@ class TokenWithoutCertificate(TokenError):
     check = "token.certificate"
 
 
+class TokenWithoutProof(TokenError):
+    check = "token.proof"
+
+
+class TokenRelayRefused(TokenError):
+    """The token is another agent's, and the peer was not configured to forward that agent's requests."""
+
+    check = "token.relay"
+
+
+class ProofError(TokenError):
+    """A DPoP proof that proves nothing. RFC 9449 section 7.1."""
+
+    check = "proof"
+    code = "invalid_dpop_proof"
+
+
+class ProofMalformed(ProofError):
+    check = "proof.malformed"
+
+
+class ProofAlgorithmRefused(ProofError):
+    check = "proof.algorithm"
+
+
+class ProofSignatureWrong(ProofError):
+    check = "proof.signature"
+
+
+class ProofForAnotherRequest(ProofError):
+    check = "proof.request"
+
+
+class ProofForAnotherToken(ProofError):
+    check = "proof.token"
+
+
+class ProofTimeWrong(ProofError):
+    check = "proof.time"
+
+
+class ProofReplayed(ProofError):
+    check = "proof.replay"
+
+
 class KeysUnavailable(TokenError):
     check = "token.keys"
     fault = Fault.SERVICE
     status = 503
     code = "temporarily_unavailable"
+
+
+class DenylistUnavailable(TokenError):
+    """Which tokens are revoked cannot be known: the list cannot be had, and the copy of it is too old."""
+
+    check = "token.denylist"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+
+
+class DenylistTooLarge(DenylistUnavailable):
+    check = "token.denylist_size"
+
+
+class DenylistMalformed(DenylistUnavailable):
+    check = "token.denylist_malformed"
+
+
+class DenylistIssuerWrong(DenylistUnavailable):
+    check = "token.denylist_issuer"
+
+
+class DenylistOutdated(DenylistUnavailable):
+    """It has expired, or has seen less than the one before."""
+
+    check = "token.denylist_outdated"
 
 
 class ScopeError(TrustError):
@@ -113,3 +185,39 @@ class InsufficientScope(ScopeError):
     ) -> None:
         super().__init__(failed, got=got, expected=expected, do=do)
         self.required = required  # RFC 6750 section 3: the scope necessary, space-delimited
+
+
+class OperationMalformed(ScopeError):
+    """What the request asks for cannot be told, and so not what it needs either."""
+
+    check = "scope.request"
+    status = 400
+    code = "invalid_request"
+
+
+class OperationUnknown(ScopeError):
+    """No scope is for this: a token with other scopes would not help."""
+
+    check = "scope.operation"
+    code = "access_denied"
+
+
+class PolicyDenied(ScopeError):
+    """The scopes suffice, and a policy for what scopes cannot say does not allow it."""
+
+    check = "scope.policy"
+    code = "access_denied"
+
+
+class ApprovalMissing(ScopeError):
+    """The token grants it, and no person has approved it. RFC 9470 section 3."""
+
+    check = "scope.approval"
+    status = 401
+    code = "insufficient_user_authentication"
+
+    def __init__(
+        self, failed: str, *, required: str = "", got: object = None, expected: str = "", do: str = ""
+    ) -> None:
+        super().__init__(failed, got=got, expected=expected, do=do)
+        self.required = required  # the scope that needs the approval

@@ -1,20 +1,29 @@
-"""What server, client and Agent Card agree on: an issuer's name, where its metadata is (RFC 8414), and wire names."""
+"""What server, client, resource and Agent Card agree on: names of issuers and resources, their metadata, wire names.
+
+Metadata is read here (RFC 8414, RFC 9728) and fetched elsewhere.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import httpx
 
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, MetadataRefused
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
-
+WELL_KNOWN_RESOURCE = "/.well-known/oauth-protected-resource"
 
 CLIENT_CREDENTIALS = "client_credentials"
+REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a name, not a token
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a name, not a token
+JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name, not a token
+JWT_TYPE = "urn:ietf:params:oauth:token-type:jwt"
+
+APPROVED = "urn:a2a-trust:acr:approved"  # `acr` of a token that a person has approved (RFC 9470)
 
 MAX_URI_CHARACTERS = 2048
 
@@ -41,6 +50,68 @@ def issuer_path(issuer: str) -> str:
 def metadata_url(issuer: str) -> str:
     """Where the metadata of an issuer is: the well-known part goes before its path. RFC 8414 section 3.1."""
     return f"{origin_of(issuer)}{WELL_KNOWN}{issuer_path(issuer)}"
+
+
+def resource_metadata_url(resource: str) -> str:
+    """Where the metadata of a resource with an https URL is: before its path, too. RFC 9728 section 3.1.
+
+    Raises:
+        ConfigurationError: not an https URL.
+    """
+    origin, url = origin_of(resource), httpx.URL(resource)
+    query = f"?{url.query.decode('ascii')}" if url.query else ""
+    return f"{origin}{WELL_KNOWN_RESOURCE}{url.path.rstrip('/')}{query}"
+
+
+def check_metadata(members: Mapping[str, object], issuer: str) -> None:
+    """That metadata is the issuer's own. RFC 8414 section 3.3: without this, one server could speak for another.
+
+    Raises:
+        MetadataRefused: it is another issuer's.
+    """
+    if members.get("issuer") != issuer:
+        raise MetadataRefused("metadata is another issuer's", got=members.get("issuer"), expected=issuer)
+
+
+def metadata_endpoint(members: Mapping[str, object], issuer: str, name: str) -> str | None:
+    """The URL that metadata gives for `name`, such as `jwks_uri`; None where it gives none.
+
+    Of an endpoint that has an alias for clients with certificates, it is the alias (RFC 8705 section 5).
+
+    Args:
+        members: metadata that passed `check_metadata`.
+
+    Raises:
+        MetadataRefused: not an https URL on the issuer's own origin.
+    """
+    aliases = members.get("mtls_endpoint_aliases", {})
+    if not isinstance(aliases, Mapping):
+        raise MetadataRefused("mtls_endpoint_aliases", got=type(aliases).__name__, expected="an object")
+    url = aliases.get(name, members.get(name))
+    if url is None:
+        return None
+    try:
+        same = isinstance(url, str) and origin_of(check_endpoint(url)) == origin_of(issuer)
+    except ConfigurationError:
+        same = False
+    if not same:
+        words = name.replace("_", " ")
+        do = f"configure {name} where it is meant to be elsewhere"
+        raise MetadataRefused(f"{words} is elsewhere", got=url, expected=f"one at {origin_of(issuer)}", do=do)
+    return str(url)
+
+
+def check_endpoint(url: str) -> str:
+    """Return `url` when it can be the address of an endpoint: https, a host, no user information, no fragment.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    parsed = _url(url)
+    if parsed is None or not isinstance(url, str) or parsed.userinfo or "#" in url:
+        raise ConfigurationError("URL", expected="https://host[:port]/..., no user information, no fragment")
+    origin_of(url)
+    return url
 
 
 def origin_of(url: str | httpx.URL) -> str:

@@ -1,4 +1,4 @@
-"""What a token may do: scopes with wildcards, a declared hierarchy, and time scopes.
+"""What a token may do: scopes with wildcards, and a declared hierarchy.
 
     scope = head ":" ( "**" / seg *(sep seg) [sep "**"] )      head = 1*(ALPHA / DIGIT / "_" / "-")
     seg   = head / "*"                                         sep  = "." / "/"
@@ -6,8 +6,8 @@
 `*` is exactly one segment; a final `**` is one or more segments with either separator between them. There is no
 implicit prefix: `read:customers` says nothing about `read:customers.eu`. The head is never a wildcard, case counts.
 
-`temporal:...` is a time scope: a caveat that takes authority away. It is compared as a whole, so that no wildcard and
-no hierarchy ever matches it; a child token carries at least its parent's; one that is not understood denies.
+`temporal:...` is a time scope (`calendars`): a caveat that takes authority away. It is compared as a whole, so that no
+wildcard and no hierarchy ever matches it; a child token carries at least its parent's.
 
 Nothing here reads a clock, and all work is linear in the length of the scopes compared.
 """
@@ -16,27 +16,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
-from zoneinfo import ZoneInfo
 
-from trust.clock import utc
-from trust.errors import ConfigurationError, InsufficientScope, ScopeMalformed
+from trust.errors import ScopeMalformed
+from trust.identity import AgentID
+from trust.oauth.calendars import TIME_PREFIX, Calendar, time_allows
 
 MAX_SCOPES = 128  # of one list: a token for more skills than that should hold a wildcard
 MAX_LIST_CHARACTERS = 4096  # a scope list travels inside a token, and that inside one 8 KiB header line
-
-TIME_PREFIX = "temporal:"
 
 _NAME = "[A-Za-z0-9_-]+"
 _SEGMENT = rf"(?:{_NAME}|\*)"
 _SCOPE = re.compile(rf"{_NAME}:(?:\*\*|{_SEGMENT}(?:[./]{_SEGMENT})*(?:[./]\*\*)?)")
 _SCOPE_TOKENS = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")  # RFC 6749 section 3.3
-_DURATION = re.compile(r"([1-9][0-9]{0,3})(min|h)")
-_MINUTES = {"min": 1, "h": 60}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +100,19 @@ def parse_scope_list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(" ")))
 
 
+def delegate_scope(agent: AgentID) -> str:
+    """`delegate:X`: whoever asks for a token with it lets X act onward with that token. The issuer checks it.
+
+    X is the path of the SPIFFE ID, so `spiffe://fleet.example/eu/billing` is `delegate:eu/billing`.
+    """
+    return f"delegate:{agent.path[1:]}"
+
+
+def invoke_scope(agent: AgentID) -> str:
+    """`invoke:X`: what agent X demands of its callers, `Gate(scope=invoke_scope(us))`; X as in `delegate_scope`."""
+    return f"invoke:{agent.path[1:]}"
+
+
 def covers(a: str, b: str) -> bool:
     """Whether every scope that `b` matches is matched by `a`: exact containment of the two languages.
 
@@ -128,6 +137,28 @@ def _covers(a: Scope, b: Scope) -> bool:
         if separator != b_separator or b_segment == "**" or segment not in ("*", b_segment):
             return False
     return not has_tail or a.segments[-1][0] == b.segments[len(fixed)][0]
+
+
+def overlaps(a: str, b: str) -> bool:
+    """Whether there is a scope that both match: what one of them grants may be what the other is about.
+
+    Raises:
+        ScopeMalformed: one of them is not a scope.
+    """
+    return _overlaps(parse(a), parse(b))
+
+
+def _overlaps(a: Scope, b: Scope) -> bool:
+    if a.is_time or b.is_time or a.head != b.head:
+        return a.text == b.text
+    for (a_separator, a_segment), (b_separator, b_segment) in zip(a.segments, b.segments, strict=False):
+        if a_separator != b_separator:
+            return False
+        if "**" in (a_segment, b_segment):  # one or more segments: whatever is left of the other
+            return True
+        if a_segment != b_segment and "*" not in (a_segment, b_segment):
+            return False
+    return len(a.segments) == len(b.segments)
 
 
 def attenuates(parent: str | Iterable[str], child: str | Iterable[str], catalogue: Catalogue | None = None) -> bool:
@@ -219,6 +250,24 @@ class Catalogue:
             for entry, included in self._closed.items()
         )
 
+    def tops(self) -> dict[str, tuple[str, ...]]:
+        """The entries that include something and that no other entry includes, each with all that it includes."""
+        return {
+            entry.text: tuple(s.text for s in included if s != entry)
+            for entry, included in self._closed.items()
+            if len(included) > 1 and all(self.covers(entry, e) or not self.covers(e, entry) for e in self._closed)
+        }
+
+    def including(self, scopes: Iterable[str]) -> tuple[str, ...]:
+        """These scopes, and all that whoever holds them holds by the hierarchy.
+
+        Raises:
+            ScopeMalformed: one of them is not a scope.
+        """
+        held = [parse(scope) for scope in scopes]
+        more = [s for entry, included in self._closed.items() for h in held if _covers(h, entry) for s in included]
+        return tuple(dict.fromkeys(scope.text for scope in (*held, *more)))
+
 
 def _closure(start: Scope, declared: Mapping[Scope, tuple[Scope, ...]]) -> tuple[Scope, ...]:
     reached = {start: None}  # a dict, for its order
@@ -236,98 +285,38 @@ def _closure(start: Scope, declared: Mapping[Scope, tuple[Scope, ...]]) -> tuple
 _EMPTY = Catalogue({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calendar:
-    """Weekly hours in one time zone, such as business hours. Public holidays are not known.
+def broad(scopes: Iterable[str], catalogue: Catalogue | None = None) -> list[str]:
+    """Which of these scopes a person should look at twice before granting them: each with the reason, in one line.
 
-    Args:
-        zone: an IANA time zone name, such as "Europe/Berlin".
-        days: the days on which the hours begin, ISO numbers: 1 is Monday, 7 Sunday.
-        opens, closes: local times; where `closes` is not after `opens` it is on the next day.
+    Wildcards, and what nothing in the catalogue is above; `delegate:` and `invoke:` of everybody most of all.
 
     Raises:
-        ConfigurationError: no such zone, or no days.
+        ScopeMalformed: one of them is not a scope.
     """
-
-    zone: str
-    days: frozenset[int]
-    opens: time
-    closes: time
-    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.days or not self.days <= set(range(1, 8)):
-            raise ConfigurationError("calendar days", got=sorted(self.days), expected="1 (Monday) to 7 (Sunday)")
-        try:
-            object.__setattr__(self, "_zone", ZoneInfo(self.zone))
-        except (KeyError, ValueError, OSError):  # unknown; a path outside the database; a folder of it
-            raise ConfigurationError(
-                "calendar zone", got=self.zone, expected="an IANA time zone", do="install tzdata where it is missing"
-            ) from None
-
-    def open_until(self, now: datetime) -> datetime | None:
-        """When the hours that `now` is in will end, in UTC; None outside them."""
-        today = utc(now).astimezone(self._zone).date()
-        for day in (today, today - timedelta(days=1)):  # yesterday's hours may reach into today
-            if day.isoweekday() in self.days:
-                last = day if self.closes > self.opens else day + timedelta(days=1)
-                # Local times that a clock change repeats or skips have two readings; the narrower hours count.
-                opens = max(self._instants(datetime.combine(day, self.opens)))
-                closes = min(self._instants(datetime.combine(last, self.closes)))
-                if opens <= now < closes:
-                    return closes
-        return None
-
-    def _instants(self, local: datetime) -> list[datetime]:
-        # In UTC, because datetimes of one zone compare by their wall time, whatever the clock changes between them.
-        return [local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
+    tops = (catalogue or _EMPTY).tops()
+    return [f"{text} {why}" for text in _scopes(scopes) if (why := _why_broad(parse(text), tops))]
 
 
-def expiry_cap(
-    scopes: Iterable[str], *, root_issued_at: datetime, now: datetime, calendars: Mapping[str, Calendar]
-) -> datetime | None:
-    """The latest time at which a token with these scopes may expire, or None where no time scope limits it.
-
-    `temporal:30min` (or `h`) ends that long after the root token was issued; `temporal:<name>` at the end of the
-    hours of that calendar.
-
-    Args:
-        root_issued_at: when the first token of the chain was issued, before any exchange.
-
-    Raises:
-        InsufficientScope: the time is over, outside the calendar, or a time scope is not understood.
-    """
-    caps = []
-    for text in scopes:
-        if not text.startswith(TIME_PREFIX):
-            continue
-        name = text.removeprefix(TIME_PREFIX)
-        cap: datetime | None
-        if duration := _DURATION.fullmatch(name):
-            cap = utc(root_issued_at) + timedelta(minutes=int(duration[1]) * _MINUTES[duration[2]])
-        elif name in calendars:
-            cap = calendars[name].open_until(now)
-        else:
-            raise InsufficientScope("time scope is not understood", got=text, expected="a duration or a known calendar")
-        if cap is None or cap <= utc(now):
-            raise InsufficientScope("time scope does not allow this time", got=text, do="ask again when it does")
-        caps.append(cap)
-    return min(caps, default=None)
+def _why_broad(scope: Scope, tops: Mapping[str, tuple[str, ...]]) -> str:
+    if scope.is_time:
+        return ""
+    if scope.segments[0][1] in ("*", "**") and scope.head in _OF_AGENTS:
+        return f"is for every agent: {_OF_AGENTS[scope.head]}"
+    if scope.segments[0][1] == "**":
+        return f"is everything that begins with {scope.head}:"
+    if scope.segments[-1][1] == "**":
+        return "is everything below, at any depth"
+    if scope.has_wildcard:
+        return "is a wildcard: what is named like that tomorrow is granted today"
+    if scope.text in tops:
+        return f"is the top of the catalogue: it includes {' '.join(tops[scope.text])}"
+    return ""
 
 
-def time_allows(
-    scopes: Iterable[str], *, issued_at: datetime, now: datetime, calendars: Mapping[str, Calendar]
-) -> bool:
-    """Whether the time scopes among `scopes` allow `now`: the resource's side of `expiry_cap`.
-
-    Args:
-        issued_at: `iat` of the token. That of the root token is known to the issuer, which has capped `exp` by it.
-    """
-    try:
-        expiry_cap(scopes, root_issued_at=issued_at, now=now, calendars=calendars)
-    except InsufficientScope:
-        return False
-    return True
+_OF_AGENTS = {
+    "delegate": "whoever gets the token may act with it",
+    "invoke": "the token is good for whoever it is sent to",
+}
 
 
 def _scopes(scopes: str | Iterable[str]) -> tuple[str, ...]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import math
 import re
 import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from trust.errors import ConfigurationError, Replayed, ReplayGuardFull
+from trust.redis_url import bad_url, checked_url
 from trust.replay.guard import SKEW_SECONDS, THREADS, WAIT_SECONDS, away, received_before, too_old
 
 PREFIX = b"a2a-trust:replay:"  # of the keys
-
-_DATABASE = re.compile(r"/?[0-9]{0,5}", re.ASCII)
-# What redis-py takes from a URL's query. Of the rest some weaken (`ssl_cert_reqs=none`), and some undo our bounds.
-_OF_TLS = {"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+STORE = "replay store"  # in messages
 
 
 class RedisReplayGuard:
@@ -53,7 +49,7 @@ class RedisReplayGuard:
         except ImportError:
             raise ConfigurationError("redis is not installed", do="pip install 'a2a-trust[redis]'") from None
         self._redis = redis
-        self._name = _checked_url(url)
+        self._name = checked_url(url, STORE)
         # When the server at the other end of a connection started, by our monotonic clock. A connection outlives
         # no server.
         self._started: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
@@ -69,7 +65,7 @@ class RedisReplayGuard:
                 redis_connect_func=self._greet,
             )
         except ValueError:  # its text has parts of the URL
-            raise _bad_url() from None
+            raise bad_url(STORE) from None
         with self._connected():  # what is wrong with the URL or the server is told now, and not to each caller
             pass
 
@@ -129,47 +125,6 @@ class RedisReplayGuard:
         except BaseException:  # an interrupt, too
             connection.disconnect()
             raise
-
-
-def _checked_url(url: str) -> str:
-    """Its scheme, host and port, or path, for people; without the password."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise _bad_url() from None
-    local = parts.scheme == "unix"
-    # A path that is no number, or a fragment, has a part of a password that was not percent-encoded.
-    if (
-        parts.scheme not in ("redis", "rediss", "unix")
-        or parts.fragment
-        or not (local or _DATABASE.fullmatch(parts.path))
-    ):
-        raise _bad_url()
-    allowed = _OF_TLS if parts.scheme == "rediss" else {"db"}
-    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in allowed:
-            raise ConfigurationError("URL of the replay store", got=name, expected=f"only {', '.join(sorted(allowed))}")
-    if parts.scheme == "redis" and not _is_this_host(host):
-        raise ConfigurationError(
-            "replay store without TLS", got=host, expected="this host", do="use rediss:// for another host"
-        )
-    return f"unix://{parts.path}" if local else f"{parts.scheme}://{host}{f':{port}' if port else ''}"
-
-
-def _bad_url() -> ConfigurationError:
-    return ConfigurationError(
-        "URL of the replay store",
-        expected="rediss://host:port, redis://localhost or unix:///path",
-        do="percent-encode its password",
-    )
-
-
-def _is_this_host(host: str) -> bool:
-    try:
-        return host in ("", "localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _told(answer: object, pattern: bytes) -> bytes:

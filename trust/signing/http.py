@@ -185,15 +185,15 @@ class SigningTransport(httpx.AsyncBaseTransport):
 
 
 def _believed(headers: httpx.Headers, content: bytes) -> list[tuple[bytes, bytes]]:
-    """Without the word that the token was refused, where only a header says it, which nobody has signed.
+    """Without the word that the token will not do, where only a header says it, which nobody has signed.
 
     Whoever hears it asks again with another token; a proxy must not make them do so for a call that was executed.
     """
-    refused = b"invalid_token"
+    unsigned = [word for word in (b"invalid_token", b"insufficient_user_authentication") if word not in content]
     return [
         (name, value)
         for name, value in headers.raw
-        if name.lower() != b"www-authenticate" or refused not in value.lower() or refused in content
+        if name.lower() != b"www-authenticate" or not any(word in value.lower() for word in unsigned)
     ]
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from trust.errors import (
@@ -38,6 +39,7 @@ from trust.signing import algorithms as signatures
 MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
 MAX_BODY_BYTES = 64 << 10  # inside JSON: an ML-DSA-65 signature with two certificates of ML-DSA-87 CAs is 30 KiB
 MAX_COMPACT_BYTES = 8000  # a token travels in such a line, too, after "Authorization: Bearer "
+KEPT_HEADERS = 128  # of compact JWS: a few for each issuer; 1 MiB at the most
 MAX_JSON_BYTES = 256 << 10  # of `strict_json`: a JWKS with many certificates
 MAX_JSON_DEPTH = 32  # of headers, claims, JWKS and metadata: none needs more than eight
 
@@ -96,9 +98,13 @@ def sign_detached(payload: bytes, *, key: object, header: Mapping[str, Any], in_
     return _within(b"%b..%b" % (protected, signature), _limit(in_body))
 
 
-def sign_compact(payload: bytes, *, key: object, header: Mapping[str, Any]) -> str:
-    """As `sign_detached`, with the payload inside: `protected.payload.signature`, as access tokens are."""
-    _, signing_input, signature = _sign(payload, key, header, in_body=False)
+def sign_compact(payload: bytes, *, key: object, header: Mapping[str, Any], passed_over: Collection[str] = ()) -> str:
+    """As `sign_detached`, with the payload inside: `protected.payload.signature`, as access tokens are.
+
+    Args:
+        passed_over: as `parse_compact` of its verifiers has it.
+    """
+    _, signing_input, signature = _sign(payload, key, header, in_body=False, passed_over=passed_over)
     return _within(b"%b.%b" % (signing_input, signature), MAX_COMPACT_BYTES)
 
 
@@ -153,7 +159,11 @@ def parse_detached(
     protected, middle, signature = _parts(jws, _limit(in_body))
     if middle:
         raise SignatureMalformed("payload inside a detached JWS", expected="an empty second part")
-    return _parsed(protected, b"", signature, algorithms, typ, understood, passed_over, in_body)
+    _check_names(algorithms, understood)
+    raw_signature = decode(signature)
+    readable = signatures.READABLE_IN_BODY if in_body else signatures.READABLE
+    header, alg = _header(protected, algorithms, typ, understood, passed_over, readable)
+    return Parsed(header, alg, b"", raw_signature, protected, b"")
 
 
 def parse_compact(
@@ -162,13 +172,19 @@ def parse_compact(
     algorithms: Collection[str],
     typ: str | tuple[str, ...],
     understood: Collection[str] = (),
+    passed_over: Collection[str] = (),
 ) -> Parsed:
     """Steps (0) to (2) for a JWS with its payload inside; `Parsed.verify` does the rest.
 
-    Arguments as `verify_detached`. The payload is not decoded before the header is allowed.
+    Arguments as `parse_detached`; only here may `algorithms` also name RS256. The payload is not decoded before the
+    header is allowed.
     """
     protected, middle, signature = _parts(token, MAX_COMPACT_BYTES)
-    return _parsed(protected, middle, signature, algorithms, typ, understood)
+    _check_names(algorithms, understood)
+    raw_signature = decode(signature)
+    known, alg = _header_of_compact(protected, tuple(algorithms), typ, tuple(understood), tuple(passed_over))
+    # A copy, so that nobody changes what is remembered. Only now is the payload worth decoding.
+    return Parsed({**known}, alg, decode(middle) if middle else b"", raw_signature, protected, middle)
 
 
 def strict_json(data: bytes) -> Any:
@@ -233,21 +249,16 @@ def _parts(jws: object, limit: int) -> list[bytes]:
     return parts
 
 
-def _parsed(
+def _header(
     protected: bytes,
-    payload: bytes,
-    signature: bytes,
     algorithms: Collection[str],
     typ: str | tuple[str, ...],
     understood: Collection[str],
-    passed_over: Collection[str] = (),
-    in_body: bool = False,
-) -> Parsed:
-    # A str is a collection of its substrings: "S256" in "ES256" is true.
-    if isinstance(algorithms, str) or isinstance(understood, str):
-        raise TypeError("algorithms and understood are collections of names, not one str")
+    passed_over: Collection[str],
+    readable: Collection[str],
+) -> tuple[dict[str, Any], str]:
+    """The header and its `alg`: the part of step (1) that is about it, and step (2)."""
     # (1)
-    raw_signature = decode(signature)
     header = strict_json(decode(protected))
     if header.__class__ is not dict:
         raise HeaderMalformed("JWS header", got=type(header).__name__, expected="a JSON object")
@@ -256,15 +267,32 @@ def _parsed(
     if not (found == typ if isinstance(typ, str) else isinstance(found, str) and found in typ):
         raise TypeWrong("typ of the JWS", got=found, expected=typ if isinstance(typ, str) else " or ".join(typ))
     alg = header.get("alg")
-    readable = signatures.READABLE_IN_BODY if in_body else signatures.READABLE
     if not isinstance(alg, str) or alg not in readable or not _allowed(alg, algorithms):
         here = sorted(name for name in algorithms if name in readable)
         raise AlgorithmRefused(
             "alg of the JWS", got=alg, expected=" or ".join(here) or "one for a header line: ML-DSA is only inside JSON"
         )
     _check_members(header, understood, passed_over)
-    # Only now is it worth decoding.
-    return Parsed(header, alg, decode(payload) if payload else b"", raw_signature, protected, payload)
+    return header, alg
+
+
+# All tokens of one issuer, and all proofs of one key, have the same header. Remembered by its text and by what was
+# asked of it; what was refused is not remembered.
+@lru_cache(maxsize=KEPT_HEADERS)
+def _header_of_compact(
+    protected: bytes,
+    algorithms: tuple[str, ...],
+    typ: str | tuple[str, ...],
+    understood: tuple[str, ...],
+    passed_over: tuple[str, ...],
+) -> tuple[dict[str, Any], str]:
+    return _header(protected, algorithms, typ, understood, passed_over, signatures.READABLE_IN_TOKENS)
+
+
+def _check_names(algorithms: Collection[str], understood: Collection[str]) -> None:
+    # A str is a collection of its substrings: "S256" in "ES256" is true.
+    if isinstance(algorithms, str) or isinstance(understood, str):
+        raise TypeError("algorithms and understood are collections of names, not one str")
 
 
 def _allowed(alg: str, algorithms: Collection[str]) -> bool:
@@ -293,14 +321,16 @@ def _check_members(header: Mapping[str, Any], understood: Collection[str], passe
         seen.append(name)
 
 
-def _sign(payload: bytes, key: object, header: Mapping[str, Any], in_body: bool) -> tuple[bytes, bytes, bytes]:
+def _sign(
+    payload: bytes, key: object, header: Mapping[str, Any], in_body: bool, passed_over: Collection[str] = ()
+) -> tuple[bytes, bytes, bytes]:
     """The base64url of the header, the signing input, and the base64url of the signature."""
     alg, sign = signatures.signer(key, in_body=in_body)
     complete = {"alg": alg, **header}
     if complete["alg"] != alg:
         raise ConfigurationError("alg in the header", got=complete["alg"], expected=alg, do="leave it out")
     try:
-        _check_members(complete, complete)
+        _check_members(complete, complete, passed_over)
         protected = _encode(write(complete))
     except (CriticalHeaderRefused, HeaderMalformed, ValueError, TypeError) as error:
         raise ConfigurationError("no verifier would accept this header", got=error) from None

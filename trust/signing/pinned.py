@@ -83,8 +83,8 @@ class PinnedAgents:
 
         One agent whose keys cannot be had is no reason to refuse another: `KeysUnavailable` comes when its own message
         is verified. Nor to hold it up: after a failure its keys are fetched beside, and nobody waits until they are
-        there. NOT covered: the first time, and while keys are good still but cannot be fetched again (up to an hour),
-        every agent waits for it: with `RemoteKeys` 3 s, once in 10 s.
+        there; keys that are good still serve until newer ones are there. NOT covered: the first time, and where there
+        are none that are good still, every agent waits for it: with `RemoteKeys` 3 s.
         """
         waited = []
         for agent in self._keys:

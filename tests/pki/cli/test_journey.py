@@ -55,7 +55,7 @@ def free_port() -> int:
 class Service:
     """A CA in a folder, served by a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: object) -> None:
         self.port, self.http_port = free_port(), free_port()
         self.ca = folder / "ca"
         made = answer("init", self.ca, "--trust-domain", DOMAIN, "--public-url", f"http://127.0.0.1:{self.http_port}")
@@ -66,6 +66,7 @@ class Service:
             [
                 *(sys.executable, "-m", "pki.cli", "serve", str(self.ca)),
                 *("--port", str(self.port), "--http-port", str(self.http_port)),
+                *(str(argument).replace("{port}", str(self.port)) for argument in more),
             ],
             env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
             stderr=self.log,

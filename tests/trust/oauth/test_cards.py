@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from a2a.client.card_resolver import parse_agent_card
+from a2a.compat.v0_3.types import AgentCard as AgentCard03
 from a2a.types import AgentCard
 from google.protobuf import json_format
 from hypothesis import given
@@ -18,21 +21,22 @@ from trust.oauth.cards import (
     CardPolicy,
     CardRequirements,
     check_card,
+    policies_of,
     read_card,
-    security_members,
+    secured,
 )
 
 ISSUER = "https://auth.fleet.example"
 POLICY = CardPolicy(issuer=ISSUER, scopes={"agent:execute": "Give the agent work.", "agent:read": ""})
-CARD: dict[str, Any] = {
+PLAIN: dict[str, Any] = {
     "name": "billing",
     "description": "Bills.",
     "version": "1.0.0",
     "supportedInterfaces": [
         {"url": "https://billing.fleet.example/a2a", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}
     ],
-    **security_members(POLICY),
 }
+CARD: dict[str, Any] = secured(PLAIN, POLICY)
 
 
 def test_the_sdk_keeps_every_byte_of_what_is_written() -> None:
@@ -55,9 +59,14 @@ def test_nothing_in_it_is_empty_so_that_no_canonical_form_can_drop_it() -> None:
 
 def test_what_is_written_is_what_is_read() -> None:
     assert read_card(json.loads(json.dumps(CARD))) == CardRequirements(
-        token_url="https://auth.fleet.example/token",
-        metadata_url="https://auth.fleet.example/.well-known/oauth-authorization-server",
+        servers=(
+            (
+                "https://auth.fleet.example/token",
+                "https://auth.fleet.example/.well-known/oauth-authorization-server",
+            ),
+        ),
         scopes=("agent:execute", "agent:read"),
+        skills={},
         mtls=True,
         signatures_required=True,
         interface_urls=("https://billing.fleet.example/a2a",),
@@ -66,22 +75,123 @@ def test_what_is_written_is_what_is_read() -> None:
 
 
 def test_optional_signatures_are_offered_and_not_required() -> None:
-    members = security_members(CardPolicy(issuer=ISSUER, scopes={"agent:read": "Read."}, signatures="optional"))
-    (entry,) = members["capabilities"]["extensions"]
+    card = secured(PLAIN, CardPolicy(issuer=ISSUER, scopes={"agent:read": "Read."}, signatures="optional"))
+    (entry,) = card["capabilities"]["extensions"]
     assert entry["uri"] == extension.URI and "required" not in entry
-    card = {**CARD, **members}
     assert json_format.MessageToDict(json_format.ParseDict(card, AgentCard())) == card
     assert check_card(read_card(card), issuers=[ISSUER], signatures=False) == ISSUER
     with pytest.raises(CardRefused, match="signed"):
         check_card(read_card(card), issuers=[ISSUER])
 
 
+SKILLED: dict[str, Any] = {
+    **PLAIN,
+    "capabilities": {"streaming": True, "extensions": [{"uri": "urn:example:other"}, {"uri": extension.URI}]},
+    "skills": [
+        {"id": "bill", "name": "Bill", "description": "Bills.", "tags": ["t"], "securityRequirements": [{}]},
+        {"id": "pay", "name": "Pay", "description": "Pays.", "tags": ["t"]},
+    ],
+}
+SKILLS = {"bill": ("agent:execute", "bill:write"), "pay": ("agent:execute", "pay:write")}
+EACH = CardPolicy(issuer=ISSUER, scopes={"agent:execute": "Work.", "bill:write": "", "pay:write": ""}, skills=SKILLS)
+
+
+def test_each_skill_says_what_it_needs() -> None:
+    card = secured(SKILLED, EACH)
+    assert json_format.MessageToDict(json_format.ParseDict(card, AgentCard())) == card
+    assert card["capabilities"]["streaming"] is True  # and what else the card had stays
+    assert [e["uri"] for e in card["capabilities"]["extensions"]] == ["urn:example:other", extension.URI]
+    read = read_card(card)
+    assert read.skills == SKILLS
+    assert read.scopes_for("pay") == SKILLS["pay"]
+    assert read.scopes_for("other") == read.scopes == ("agent:execute", "bill:write", "pay:write")
+    assert check_card(read, issuers=[ISSUER]) == ISSUER
+    assert read_card(secured(card, POLICY)).skills == {}  # what a card said before is not what it says now
+
+
+def test_a_caller_needs_a_token_of_one_of_several_servers() -> None:
+    other = dataclasses.replace(EACH, issuer="https://login.example", token_url="https://login.example/oauth/token")
+    read = read_card(secured(SKILLED, EACH, other))
+    assert [token_url for token_url, _ in read.servers] == [f"{ISSUER}/token", "https://login.example/oauth/token"]
+    assert check_card(read, issuers=["https://login.example"]) == "https://login.example"
+    assert check_card(read, issuers=[ISSUER]) == ISSUER
+    with pytest.raises(CardRefused, match="not ours"):
+        check_card(read, issuers=["https://third.example"])
+
+
+def test_the_older_form_says_the_same() -> None:
+    """Of A2A 0.3: the SDK's own types of 0.3 keep every byte, and what it makes of them is the newer form."""
+    base = {**SKILLED, "protocolVersion": "0.3.0", "url": "https://billing.fleet.example/a2a"}
+    base |= {"defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"]}
+    base.pop("supportedInterfaces")
+    base["skills"] = [{n: v for n, v in skill.items() if n != "securityRequirements"} for skill in base["skills"]]
+    older = secured(base, EACH, form="0.3")
+    assert AgentCard03.model_validate(older).model_dump(mode="json", by_alias=True, exclude_none=True) == {
+        **older,
+        "preferredTransport": "JSONRPC",  # the default of 0.3
+    }
+    assert older["securitySchemes"]["mtls"]["type"] == "mutualTLS"
+    assert older["security"] == [{"oauth2": ["agent:execute", "bill:write", "pay:write"], "mtls": ["spiffe"]}]
+    assert older["skills"][1]["security"] == [{"oauth2": ["agent:execute", "pay:write"], "mtls": ["spiffe"]}]
+    read = json_format.MessageToDict(parse_agent_card(copy.deepcopy(older)))
+    newer = secured(SKILLED, EACH)
+    for member in ("securitySchemes", "securityRequirements"):
+        assert read[member] == newer[member]
+    assert [s["securityRequirements"] for s in read["skills"]] == [s["securityRequirements"] for s in newer["skills"]]
+
+
+def gate_settings(**changes: Any) -> dict[str, Any]:
+    settings = {"issuers": [ISSUER], "scope": "agent:read", "signatures": "required", "bindings": ["certificate"]}
+    return {**settings, "descriptions": {}, "token_urls": {}, **changes}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: secured(SKILLED),
+        lambda: secured(SKILLED, EACH, POLICY),
+        lambda: secured(SKILLED, EACH, form="0.2"),  # type: ignore[arg-type]
+        lambda: secured(PLAIN, EACH),
+        lambda: secured({**SKILLED, "skills": SKILLED["skills"][:1]}, EACH),
+        lambda: secured({**SKILLED, "skills": [*SKILLED["skills"], {"id": "third"}]}, EACH),
+        lambda: policies_of(**gate_settings(scope=lambda facts: "agent:read")),
+        lambda: policies_of(**gate_settings(descriptions={"agent:write": "Not of this gate."})),
+        lambda: policies_of(**gate_settings(token_urls={"https://other.example": "https://other.example/token"})),
+    ],
+    ids=[
+        "no policy",
+        "different policies",
+        "no such form",
+        "no skills in the card",
+        "a skill less",
+        "a skill more",
+        "a function",
+        "a description too many",
+        "a server too many",
+    ],
+)
+def test_a_card_that_would_not_be_true_is_not_written(refused: Callable[[], Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        refused()
+    assert type(caught.value) is ConfigurationError
+
+
+def test_tokens_that_are_bound_to_a_key_are_described_so() -> None:
+    (policy,) = policies_of(**gate_settings(bindings=["dpop"], descriptions={"agent:read": "Read."}))
+    scheme = secured(PLAIN, policy)["securitySchemes"]["oauth2"]["oauth2SecurityScheme"]
+    assert "DPoP" in scheme["description"] and "certificate" not in scheme["description"]
+    assert scheme["flows"]["clientCredentials"]["scopes"] == {"agent:read": "Read."}
+
+
 def test_an_issuer_with_a_path_has_its_metadata_before_the_path() -> None:
     issuer = "https://login.example:8443/tenant/"
-    card = {**CARD, **security_members(CardPolicy(issuer=issuer, scopes={"agent:read": "Read."}))}
-    read = read_card(card)
-    assert read.metadata_url == "https://login.example:8443/.well-known/oauth-authorization-server/tenant"
-    assert read.token_url == "https://login.example:8443/tenant/token"
+    read = read_card(secured(PLAIN, CardPolicy(issuer=issuer, scopes={"agent:read": "Read."})))
+    assert read.servers == (
+        (
+            "https://login.example:8443/tenant/token",
+            "https://login.example:8443/.well-known/oauth-authorization-server/tenant",
+        ),
+    )
     assert check_card(read, issuers=[issuer]) == issuer
 
 
@@ -102,6 +212,8 @@ def test_a_card_without_a_metadata_url_is_judged_by_its_token_url() -> None:
         {"token_url": "http://auth.fleet.example/token"},
         {"scopes": {}},
         {"scopes": {"agent": "not a scope"}},
+        {"skills": {"s": ()}},
+        {"skills": {"s": ("agent",)}},
         {"signatures": "sometimes"},
         {"signatures": False},
     ],
@@ -156,8 +268,27 @@ ATTACKS: dict[str, Mutation] = {
         oauth2MetadataUrl="https://auth.fleet.example/.well-known/oauth-authorization-server/evil"
     ),
     "whole server replaced": lambda c: c.update(
-        security_members(CardPolicy(issuer="https://evil.example", scopes={"agent:execute": "x"}))
+        secured(c, CardPolicy(issuer="https://evil.example", scopes={"agent:execute": "x"}))
     ),
+    "skill without mtls": lambda c: c.update(
+        skills=[{"id": "s", "securityRequirements": [{"schemes": {"oauth2": {"list": ["agent:execute"]}}}]}]
+    ),
+    "skill with an alternative without anything": lambda c: c.update(
+        skills=[{"id": "s", "securityRequirements": [*c["securityRequirements"], {"schemes": {}}]}]
+    ),
+    "skill with tokens of another server": lambda c: (
+        c["securitySchemes"].update(oauth3=c["securitySchemes"]["oauth2"]),
+        c.update(
+            skills=[
+                {
+                    "id": "s",
+                    "securityRequirements": [{"schemes": {"oauth3": {"list": ["a:b"]}, "mtls": {"list": ["spiffe"]}}}],
+                }
+            ]
+        ),
+    ),
+    "skill without a name": lambda c: c.update(skills=[{"securityRequirements": c["securityRequirements"]}]),
+    "skills are names": lambda c: c.update(skills=["s"]),
     "signatures no longer required": lambda c: c["capabilities"]["extensions"][0].update(required=False),
     "signatures required by text": lambda c: c["capabilities"]["extensions"][0].update(required="true"),
     "signature extension removed": lambda c: c["capabilities"].update(extensions=[]),

@@ -6,8 +6,10 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +20,11 @@ from trust.authorize import exactly, members_of
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import PeerNotAllowed, TokenBoundElsewhere, TokenRequestRefused
 from trust.identity import PeerIdentity
-from trust.oauth.client import TokenSource
+from trust.oauth.client import ClientSecret, TokenSource
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.client_secrets import SecretDigest, digest_of, new_secret
+from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
@@ -63,12 +66,12 @@ def peer_of(credentials: Credentials) -> PeerIdentity:
 
 
 @asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
+async def world(folder: Path, clients: tuple[Client, ...] = CLIENTS) -> AsyncIterator[World]:
     listener = socket.create_server(("127.0.0.1", 0))
     issuer = f"https://localhost:{listener.getsockname()[1]}"
     trail, store = Trail(), Store(f"sqlite:///{folder / 'oauth.db'}")
     app = create_app(
-        issuer=issuer, clients=ClientRegistry(CLIENTS), store=store, keys=[SigningKey.generate()], audit=trail
+        issuer=issuer, clients=ClientRegistry(clients), store=store, keys=[SigningKey.generate()], audit=trail
     )
     async with AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -97,6 +100,48 @@ def test_from_handshake_to_the_second_hop(tmp_path: Path) -> None:
             )
             assert await here.validate(second.value, LEDGER, billing) == (PLANNER, (BILLING,))
             assert [(r["decision"], r["peer"]) for r in here.trail.records] == [("allow", PLANNER), ("allow", BILLING)]
+
+    asyncio.run(work())
+
+
+def test_the_tokens_of_a_task_are_worth_nothing_when_it_has_ended(tmp_path: Path) -> None:
+    async def work() -> None:
+        planner, billing = FORGE.leaf(PLANNER), FORGE.leaf(BILLING)
+        async with world(tmp_path) as here:
+            own = here.tokens(billing, resource=LEDGER, scopes=["read:rates"])
+            wanted: dict[str, Any] = {"resource": LEDGER, "scopes": ["read:ledger.eu", "temporal:20min"]}
+            async with here.tokens(planner).for_task() as auth:
+                first = (await auth.token()).value
+                await own.exchange(first, **wanted)
+            with pytest.raises(TokenRequestRefused) as caught:
+                await here.tokens(billing, resource=LEDGER, scopes=["read:rates"]).exchange(first, **wanted)
+            assert caught.value.error == "invalid_request"
+
+    asyncio.run(work())
+
+
+def test_a_secret_is_a_second_factor_and_a_new_one_is_used_at_once(tmp_path: Path) -> None:
+    old, new = new_secret(), new_secret()
+    planner = replace(CLIENTS[0], secrets=(SecretDigest(digest=digest_of(new)),))
+    file = tmp_path / "secret"
+    file.touch(mode=0o600)
+
+    async def work() -> None:
+        async with world(tmp_path, (planner, *CLIENTS[1:])) as here:
+            mine = FORGE.leaf(PLANNER)
+            tokens = here.tokens(mine, authentication=ClientSecret.from_file(file))
+            for source in (tokens, here.tokens(mine)):  # with a wrong one, and without one
+                file.write_text(old)
+                with pytest.raises(TokenRequestRefused) as caught:
+                    await source.token()
+                assert caught.value.error == "invalid_client"
+            file.write_text(f"{new}\n")
+            async with tokens.for_task() as auth:
+                assert await here.validate((await auth.token()).value, BILLING, mine) == (PLANNER, ())
+            with pytest.raises(TokenRequestRefused):  # and it proves nothing without the certificate
+                await here.tokens(
+                    FORGE.leaf(BILLING), client_id=PLANNER, authentication=ClientSecret(lambda: new)
+                ).token()
 
     asyncio.run(work())
 

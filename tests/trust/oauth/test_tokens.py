@@ -24,20 +24,23 @@ from trust.errors import (
     KeysUnavailable,
     TokenAudienceWrong,
     TokenBoundElsewhere,
+    TokenClaimMissing,
     TokenError,
     TokenExpired,
     TokenKeyUnknown,
-    TokenMissing,
+    TokenLifetimeTooLong,
+    TokenNotBound,
     TokenNotYetValid,
-    TokenRequestMalformed,
     TokenRevoked,
     TokenSignatureWrong,
     TokenWithoutCertificate,
+    TokenWithoutProof,
 )
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth import tokens
+from trust.oauth.dpop import Proof
 from trust.oauth.keys import RemoteKeys, SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, bearer_token, sign_access_token
+from trust.oauth.tokens import TokenValidator, TokenValidators, sign_access_token
 from trust.signing import jws
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -120,7 +123,6 @@ def test_a_valid_token() -> None:
         {"iat": T + 10},
         {"exp": T + 0.5, "iat": T - 0.5},
         {"exp": T + 1800},
-        {"cnf": {"x5t#S256": PEER.thumbprint, "jkt": "also-bound-to-a-dpop-key"}},
         {"may_act": {"sub": "somebody"}, "unknown": [{"deep": None}]},
     ],
     ids=", ".join,
@@ -236,7 +238,7 @@ def parsings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(text)
         return parse(text, **options)
 
-    monkeypatch.setattr(tokens.jws, "parse_compact", counting)
+    monkeypatch.setattr(jws, "parse_compact", counting)
     return seen
 
 
@@ -411,6 +413,10 @@ def test_with_remote_keys() -> None:
         {"algorithms": ["none"]},
         {"algorithms": ["HS256"]},
         {"max_lifetime": timedelta(0)},
+        {"bindings": []},
+        {"bindings": "dpop"},
+        {"bindings": ["jwk"]},
+        {"required_claims": "acr"},
     ],
     ids=str,
 )
@@ -428,58 +434,141 @@ def test_a_narrower_policy_is_kept() -> None:
             narrow.validate(text, peer=PEER, now=NOW)
 
 
-# The header.
+# What else may be asked for.
+
+
+@pytest.mark.parametrize("name", ["acr", "auth_time"])
+def test_further_claims_are_required_by_name(name: str) -> None:
+    valid = validator(required_claims=["acr", "auth_time"])
+    assert valid.validate(token(acr="1", auth_time=T), peer=PEER, now=NOW)
+    text = token(**{"acr": "1", "auth_time": T, name: None})
+    assert valid.validate(text, peer=PEER, now=NOW)  # it is there; what it says is not for the validator
+    claims = {n: v for n, v in {**CLAIMS, "acr": "1", "auth_time": T}.items() if n != name}
+    with pytest.raises(TokenClaimMissing, match=f"expected {name}$"):
+        valid.validate(sign_access_token(claims, KEY), peer=PEER, now=NOW)
+
+
+class Trail:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def record(self, **facts: Any) -> None:
+        self.events.append(facts)
+
+
+def test_tokens_that_live_for_long_are_taken_where_that_is_meant_and_told_once_for_each_client(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MAX_WARNED_CLIENTS", 2)
+    trail = Trail()
+    lenient = validator(max_lifetime=timedelta(hours=1), audit=trail)
+    lenient.validate(token(exp=T + 1800), peer=PEER, now=NOW)
+    assert not trail.events
+    assert not caplog.records
+    for _ in range(2):
+        for client in ("a", "b"):
+            lenient.validate(token(exp=T + 1801, client_id=client), peer=PEER, now=NOW)
+    told = [(e["event"], e["decision"], e["check"], e["client"]) for e in trail.events]
+    assert told == [("token", "allow", "token.lifetime", client) for client in ("a", "b")]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    for client in ("c", "b", "a"):  # the third pushes out the first, which is told of again
+        lenient.validate(token(exp=T + 1801, client_id=client), peer=PEER, now=NOW)
+    assert [e["client"] for e in trail.events] == ["a", "b", "c", "a"]
+    with pytest.raises(TokenLifetimeTooLong):
+        lenient.validate(token(exp=T + 3601), peer=PEER, now=NOW)
+
+
+# Bound to a key.
+
+DPOP_KEY = SigningKey.generate()
+PROOF = Proof(thumbprint=DPOP_KEY.kid, proof_id="p", issued_at=T)
+OTHER_PROOF = Proof(thumbprint=KEY.kid, proof_id="p", issued_at=T)
+TO_KEY = {"cnf": {"jkt": DPOP_KEY.kid}}
+TO_BOTH = {"cnf": {"jkt": DPOP_KEY.kid, "x5t#S256": PEER.thumbprint}}
+ALL_WORDS = ("certificate", "dpop")
+
+BOUND: dict[str, tuple[dict[str, Any], tuple[str, ...], PeerIdentity | None, Proof | None, Any]] = {
+    "key": (TO_KEY, ("dpop",), None, PROOF, None),
+    "key, of two words": (TO_KEY, ALL_WORDS, OTHER_PEER, PROOF, None),
+    "certificate, of two words": ({}, ALL_WORDS, PEER, None, None),
+    "both": (TO_BOTH, ALL_WORDS, PEER, PROOF, None),
+    "both, where keys are not taken": (TO_BOTH, ("certificate",), PEER, PROOF, None),
+    "both, where certificates are not taken": (TO_BOTH, ("dpop",), PEER, PROOF, None),
+    "key, where keys are not taken": (TO_KEY, ("certificate",), PEER, PROOF, TokenNotBound),
+    "certificate, where they are not taken": ({}, ("dpop",), PEER, None, TokenNotBound),
+    "key, and no proof": (TO_KEY, ALL_WORDS, PEER, None, TokenWithoutProof),
+    "key, and a proof of another": (TO_KEY, ALL_WORDS, PEER, OTHER_PROOF, TokenBoundElsewhere),
+    "certificate, and a proof": ({}, ALL_WORDS, PEER, PROOF, TokenNotBound),
+    "both, and no proof": (TO_BOTH, ALL_WORDS, PEER, None, TokenWithoutProof),
+    "both, and another's proof": (TO_BOTH, ALL_WORDS, PEER, OTHER_PROOF, TokenBoundElsewhere),
+    "both, and another's certificate": (TO_BOTH, ALL_WORDS, OTHER_PEER, PROOF, TokenBoundElsewhere),
+    "both, and no certificate": (TO_BOTH, ALL_WORDS, None, PROOF, TokenWithoutCertificate),
+    "both, no proof, where keys are not taken": (TO_BOTH, ("certificate",), PEER, None, TokenWithoutProof),
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_what_a_token_is_bound_to_is_there_each_time(name: str) -> None:
+    claims, bindings, peer, proof, expected = BOUND[name]
+    valid, text = validator(bindings=bindings), token(**claims)
+    for _ in range(2):  # the second time it may be a token that is remembered
+        if expected is None:
+            assert valid.validate(text, peer=peer, now=NOW, proof=proof).token_id == "token-1"
+            continue
+        with pytest.raises(TokenError) as caught:
+            valid.validate(text, peer=peer, now=NOW, proof=proof)
+        assert type(caught.value) is expected
+
+
+def test_a_remembered_token_needs_its_proof_again() -> None:
+    valid, text = validator(bindings=["dpop"]), token(**TO_KEY)
+    valid.validate(text, peer=None, now=NOW, proof=PROOF)
+    with pytest.raises(TokenWithoutProof):
+        valid.validate(text, peer=None, now=NOW)
+    with pytest.raises(TokenBoundElsewhere):
+        valid.validate(text, peer=None, now=NOW, proof=OTHER_PROOF)
+
+
+# Several issuers.
+
+PARTNER = "https://auth.partner.example"
+
+
+def test_each_issuers_keys_are_prepared_and_no_others() -> None:
+    home, partner = Recording(), Recording()
+    several = TokenValidators(validator(keys=home), validator(issuer=PARTNER, keys=partner, bindings=["dpop"]))
+    assert several.issuers == (ISSUER, PARTNER)
+    assert several.audience == AUDIENCE
+    assert several.bindings == {"certificate", "dpop"}
+    asyncio.run(several.prepare(token(), now=NOW))
+    assert (home.prepared, partner.prepared) == ([KEY.kid], [])
+    asyncio.run(several.prepare(token(iss=PARTNER), now=NOW))
+    assert (home.prepared, partner.prepared) == ([KEY.kid], [KEY.kid])
+    for text in (token(iss="https://another.example"), "x", ""):
+        asyncio.run(several.prepare(text, now=NOW))
+    assert (home.prepared, partner.prepared) == ([KEY.kid], [KEY.kid])
+
+
+def test_a_remembered_token_is_found_without_reading_it_again(parsings: list[str]) -> None:
+    several, text = TokenValidators(validator(), validator(issuer=PARTNER)), token(iss=PARTNER)
+    first = several.validate(text, peer=PEER, now=NOW)
+    assert parsings == [text, text]  # to choose, and to verify
+    assert several.validate(text, peer=PEER, now=NOW) is first
+    assert len(parsings) == 2
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    "validators",
     [
-        (["Bearer a.b.c"], "a.b.c"),
-        ([b"Bearer a.b.c"], "a.b.c"),
-        (["bearer a.b.c"], "a.b.c"),
-        (["BEARER   a.b.c=="], "a.b.c=="),
-        (["Bearer -._~+/09azAZ"], "-._~+/09azAZ"),
-        ([], TokenMissing),
-        ([""], TokenMissing),
-        (["Basic dXNlcjpwYXNz"], TokenMissing),
-        (["DPoP a.b.c"], TokenMissing),
-        (["Bearera.b.c"], TokenMissing),
-        ([" Bearer a.b.c"], TokenMissing),
-        (["Bearer\ta.b.c"], TokenMissing),
-        (["B\u0130earer a"], TokenMissing),
-        (["Bearer"], TokenRequestMalformed),
-        (["Bearer "], TokenRequestMalformed),
-        (["Bearer a.b.c "], TokenRequestMalformed),
-        (["Bearer a.b.c\n"], TokenRequestMalformed),
-        (["Bearer a b"], TokenRequestMalformed),
-        (["Bearer a.b.c, Bearer d.e.f"], TokenRequestMalformed),
-        (["Bearer a=b"], TokenRequestMalformed),
-        (["Bearer =="], TokenRequestMalformed),
-        (["Bearer a\u00e9"], TokenRequestMalformed),
-        ([b"Bearer a\xff"], TokenRequestMalformed),
-        (['Bearer "a.b.c"'], TokenRequestMalformed),
-        (["Bearer a.b.c", "Bearer a.b.c"], TokenRequestMalformed),
-        (["Basic dXNlcjpwYXNz", "Bearer a.b.c"], TokenRequestMalformed),
+        (),
+        (validator(), validator()),
+        (validator(), validator(issuer=PARTNER, audience="https://another.example")),
     ],
+    ids=["none", "one issuer twice", "two audiences"],
 )
-def test_bearer_token(headers: list[str | bytes], expected: Any) -> None:
-    if isinstance(expected, str):
-        assert bearer_token(headers) == expected
-        return
-    with pytest.raises(TokenError) as caught:
-        bearer_token(headers)
-    assert type(caught.value) is expected
-
-
-@given(st.text(max_size=40) | st.builds("Bearer {}".format, st.text(max_size=40)))
-def test_bearer_token_never_fails_otherwise(value: str) -> None:
-    try:
-        found = bearer_token([value])
-    except TokenError:
-        return
-    assert found
-    assert value.lower().startswith("bearer ")
-    assert value.endswith(found)
+def test_validators_that_do_not_belong_together(validators: tuple[TokenValidator, ...]) -> None:
+    with pytest.raises(ConfigurationError):
+        TokenValidators(*validators)
 
 
 # Anything at all.

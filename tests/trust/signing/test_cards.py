@@ -251,7 +251,8 @@ def test_pinned_keys_speak_for_the_origin_that_they_are_pinned_for() -> None:
 
 def test_keys_from_a_url_that_the_configuration_names(tmp_path: Path) -> None:
     async def jwks(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(b"content-type", b"application/jwk-set+json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(public_jwks([PARTNER])).encode()})
 
     async def main() -> None:

@@ -22,8 +22,8 @@ from tests.forge import NOW, Forge
 from trust.authorize import exactly
 from trust.errors import AuthorUnclear, ConfigurationError, KeysUnavailable, SignerUnknown
 from trust.identity import AgentID
-from trust.oauth import keys
-from trust.oauth.keys import FAILURE_REST, FRESH, RemoteKeys, StaticKeys
+from trust.oauth.keys import RemoteKeys, StaticKeys, remote
+from trust.oauth.keys.remote import FAILURE_REST, FRESH
 from trust.peers import PeerVerifier
 from trust.signing.envelope import DEFAULT_ALGORITHMS, VerifiedMessage
 from trust.signing.http import new_message_id
@@ -142,12 +142,22 @@ def test_keys_at_a_url_that_the_configuration_names(tmp_path: Path) -> None:
                 authenticate(signed_elsewhere(new, kid="new"), verifier=agents)
             assert len(endpoint.asked) == 1
             endpoint.document = json.dumps(jwks(new=new)).encode()
-            await agents.prepare(now=NOW + FRESH)
-            assert authenticate(signed_elsewhere(new, kid="new"), verifier=agents).signer.agent_id == PARTNER
+            await agents.prepare(now=NOW + FRESH)  # starts a fetch, and nobody waits: the old keys are good still
+            assert authenticate(signed_elsewhere(), verifier=agents).signer.agent_id == PARTNER
+            async with asyncio.timeout(20):
+                while len(endpoint.asked) < 2 or not known(agents, signed_elsewhere(new, kid="new")):
+                    await asyncio.sleep(0.005)
             with pytest.raises(SignerUnknown):
                 authenticate(signed_elsewhere(), verifier=agents)
 
     asyncio.run(main())
+
+
+def known(agents: PinnedAgents, message: Any) -> bool:
+    try:
+        return authenticate(message, verifier=agents).signer.agent_id == PARTNER
+    except SignerUnknown:
+        return False
 
 
 def test_nobody_waits_for_keys_that_could_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +172,9 @@ def test_nobody_waits_for_keys_that_could_not_be_had(tmp_path: Path, monkeypatch
         context = ssl.create_default_context(cadata=WEB.root.public_bytes(Encoding.PEM).decode())
         async with over_web(slow, tmp_path) as url, httpx.AsyncClient(verify=context, timeout=None) as http:
             agents = PinnedAgents({PARTNER: StaticKeys(jwks(k=KEY)), OTHER: RemoteKeys(url, http)})
-            monkeypatch.setattr(keys, "FETCH_SECONDS", 0.2)
+            monkeypatch.setattr(remote, "FETCH_SECONDS", 0.2)
             await agents.prepare(now=NOW)
-            monkeypatch.setattr(keys, "FETCH_SECONDS", 60)
+            monkeypatch.setattr(remote, "FETCH_SECONDS", 60)
             asked.clear()
             async with asyncio.timeout(20):
                 for _ in range(3):
@@ -178,7 +188,18 @@ def test_nobody_waits_for_keys_that_could_not_be_had(tmp_path: Path, monkeypatch
                     await asyncio.sleep(0.01)
             verified = authenticate(signed_elsewhere(issuer=OTHER), verifier=agents, signers=exactly(OTHER))
             assert verified.signer.agent_id == OTHER
-            await agents.prepare(now=NOW + FAILURE_REST + FRESH)  # it is waited for again
+            answer.clear()
+            asked.clear()
+            async with asyncio.timeout(20):
+                await agents.prepare(now=NOW + FAILURE_REST + FRESH)  # fetched again, and nobody waits
+                await asked.wait()
+                assert (
+                    authenticate(
+                        signed_elsewhere(issuer=OTHER), verifier=agents, signers=exactly(OTHER)
+                    ).signer.agent_id
+                    == OTHER
+                )
+                answer.set()
 
     asyncio.run(main())
 

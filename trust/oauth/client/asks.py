@@ -7,9 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from trust.errors import ConfigurationError, MetadataRefused, ScopeNotGranted, TokenResponseRefused
+from trust.errors import ConfigurationError, ScopeNotGranted, TokenResponseRefused
 from trust.identity import AgentID
-from trust.oauth.metadata import ACCESS_TOKEN_TYPE, CLIENT_CREDENTIALS, TOKEN_EXCHANGE, is_resource, origin_of
+from trust.oauth.metadata import (
+    ACCESS_TOKEN_TYPE,
+    APPROVED,
+    CLIENT_CREDENTIALS,
+    REFRESH_TOKEN,
+    TOKEN_EXCHANGE,
+    is_resource,
+)
 from trust.oauth.scopes import parse_scope_list
 from trust.signing.jws import MAX_COMPACT_BYTES
 
@@ -17,6 +24,7 @@ MAX_EXPIRES_IN = 24 * 3600  # seconds; a longer promise is a mistake or a lie
 REFRESH_MARGIN = timedelta(seconds=60)  # a token is renewed this long before its end, or at 4/5 of a short life
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # b64token, RFC 6750 section 2.1
+_REFRESH_TOKEN = re.compile(rf"[\x20-\x7e]{{1,{MAX_COMPACT_BYTES}}}")  # VSCHAR, RFC 6749 appendix A.17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class Token:
     asked_at: datetime
     expires_at: datetime
     refresh_at: datetime
+    refresh_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +46,15 @@ class Ask:
     resource: str
     scopes: tuple[str, ...]
     subject_token: str | None = field(default=None, repr=False)
+    step_up: bool = False  # a person has to approve it, whatever the server's own rules are (RFC 9470)
+    message: str = ""  # for that person
 
     def form(self, client_id: str) -> dict[str, str]:
         form = {"client_id": client_id, "resource": self.resource, "scope": " ".join(self.scopes)}
+        if self.step_up:
+            form["acr_values"] = APPROVED
+        if self.message:
+            form["binding_message"] = self.message
         if self.subject_token is None:
             return {"grant_type": CLIENT_CREDENTIALS, **form}
         return {
@@ -49,6 +64,11 @@ class Ask:
             "requested_token_type": ACCESS_TOKEN_TYPE,
             **form,
         }
+
+    def refresh_form(self, client_id: str, refresh_token: str) -> dict[str, str]:
+        """The same once more, by what the server gave for it. RFC 6749 section 6."""
+        form = {"client_id": client_id, "resource": self.resource, "scope": " ".join(self.scopes)}
+        return {"grant_type": REFRESH_TOKEN, "refresh_token": refresh_token, **form}
 
 
 def ask_for(agent: AgentID | str, scopes: Iterable[str], subject_token: str | None = None) -> Ask:
@@ -61,17 +81,34 @@ def ask_for(agent: AgentID | str, scopes: Iterable[str], subject_token: str | No
     return Ask(resource=resource, scopes=wanted, subject_token=subject_token)
 
 
-def read_token(members: Mapping[str, object], ask: Ask, asked_at: datetime) -> Token:
-    """RFC 6749 section 5.1, strictly. No message here shows the answer: it holds the token."""
-    value, kind, seconds = members.get("access_token"), members.get("token_type"), members.get("expires_in")
+def read_token(
+    members: Mapping[str, object],
+    ask: Ask,
+    asked_at: datetime,
+    *,
+    kind: str = "Bearer",
+    refreshed_by: str | None = None,
+) -> Token:
+    """RFC 6749 section 5.1, strictly. No message here shows the answer: it holds the token.
+
+    Args:
+        kind: the type of token that was asked for: "Bearer", or "DPoP" where a proof was sent. A server that knows no
+            proofs answers with a token that is not bound to the key (RFC 9449 section 5).
+        refreshed_by: the refresh token that was used; it stays where the server gives no new one (section 6).
+    """
+    value, found, seconds = members.get("access_token"), members.get("token_type"), members.get("expires_in")
     if not isinstance(value, str) or len(value) > MAX_COMPACT_BYTES or not _TOKEN.fullmatch(value):
         raise TokenResponseRefused("access_token", got=type(value).__name__, expected="a bearer token (RFC 6750)")
-    if not isinstance(kind, str) or kind.lower() != "bearer":
-        raise TokenResponseRefused("token_type", got=kind, expected="Bearer")
+    if not isinstance(found, str) or found.lower() != kind.lower():
+        raise TokenResponseRefused("token_type", got=found, expected=kind)
     if type(seconds) is not int or not 0 < seconds <= MAX_EXPIRES_IN:
         raise TokenResponseRefused("expires_in", got=seconds, expected=f"1 to {MAX_EXPIRES_IN} seconds")
-    if ask.subject_token is not None and members.get("issued_token_type") != ACCESS_TOKEN_TYPE:
+    exchanged = ask.subject_token is not None and refreshed_by is None
+    if exchanged and members.get("issued_token_type") != ACCESS_TOKEN_TYPE:
         raise TokenResponseRefused("issued_token_type", got=members.get("issued_token_type"), expected="access_token")
+    refresh_token = members.get("refresh_token", refreshed_by)
+    if refresh_token is not None and not (isinstance(refresh_token, str) and _REFRESH_TOKEN.fullmatch(refresh_token)):
+        raise TokenResponseRefused("refresh_token", expected=f"at most {MAX_COMPACT_BYTES} printable characters")
     scope = members.get("scope", " ".join(ask.scopes))  # left out where it is what was asked for
     granted = tuple(scope.split()) if isinstance(scope, str) else ()
     if missing := sorted(set(ask.scopes) - set(granted)):
@@ -89,27 +126,5 @@ def read_token(members: Mapping[str, object], ask: Ask, asked_at: datetime) -> T
         asked_at=asked_at,
         expires_at=expires_at,
         refresh_at=expires_at - min(REFRESH_MARGIN, lifetime / 5),
+        refresh_token=refresh_token,
     )
-
-
-def read_metadata(members: Mapping[str, object], issuer: str) -> str:
-    """The token endpoint of metadata that is really the issuer's. RFC 8414 section 3.3, RFC 8705 sections 3.3 and 5."""
-    if members.get("issuer") != issuer:
-        raise MetadataRefused("metadata is another issuer's", got=members.get("issuer"), expected=issuer)
-    if members.get("tls_client_certificate_bound_access_tokens") is not True:
-        raise MetadataRefused("authorization server does not bind tokens to certificates", got=issuer)
-    aliases = members.get("mtls_endpoint_aliases")
-    alias = aliases.get("token_endpoint") if isinstance(aliases, dict) else None
-    endpoint = alias or members.get("token_endpoint")
-    try:
-        same = isinstance(endpoint, str) and origin_of(endpoint) == origin_of(issuer)
-    except ConfigurationError:
-        same = False
-    if not same:
-        raise MetadataRefused(
-            "token endpoint is elsewhere",
-            got=endpoint,
-            expected=f"one at {origin_of(issuer)}",
-            do="configure token_endpoint where it is meant to be elsewhere",
-        )
-    return str(endpoint)

@@ -1,31 +1,31 @@
-"""One authorization server, as one client of it: discovery, requests and the cache of tokens."""
+"""One authorization server, as one client of it: how a token is asked for, and how it is given back."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import OrderedDict
-from dataclasses import replace
-from datetime import datetime, timedelta
+import re
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import httpx
 
 from trust.clock import Clock
 from trust.credentials import CredentialSource
-from trust.errors import MetadataRefused, TokenRequestRefused, TokenResponseRefused
-from trust.oauth.client.asks import Ask, Token, read_metadata, read_token
-from trust.oauth.client.talk import send
-from trust.oauth.metadata import metadata_url, origin_of
+from trust.errors import ApprovalRequired, MetadataRefused, ScopeNotGranted, TokenRequestRefused, TokenResponseRefused
+from trust.oauth.client.asks import Ask, Token, read_token
+from trust.oauth.client.authentication import ClientAuthentication
+from trust.oauth.client.discovery import Discovery
+from trust.oauth.client.talk import Answer, exchange, json_of
+from trust.oauth.dpop import HEADER, new_proof
+from trust.oauth.keys import SigningKey
+from trust.oauth.metadata import origin_of
 
-METADATA_LIFETIME = timedelta(hours=1)
-REFRESH_REST = timedelta(seconds=5)  # between two attempts to renew while the old token is still good
-CACHE_SIZE = 1024  # tokens; an agent in the middle of a chain holds one for each caller it acts for
-
-logger = logging.getLogger("a2a_trust.oauth")
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+APPROVAL_INTERVAL = 5  # seconds between two questions, where the server does not say (RFC 8628 section 3.2)
+MAX_WAIT = 24 * 3600  # seconds, for a person; a longer promise is a mistake or a lie
 
 
 class Authority:
-    """One authorization server, as one client of it: discovery, requests and the cache of tokens."""
+    """One authorization server, as one client of it. It keeps no token."""
 
     def __init__(
         self,
@@ -34,84 +34,149 @@ class Authority:
         http: httpx.AsyncClient,
         source: CredentialSource,
         client_id: str,
+        authentication: ClientAuthentication,
         token_endpoint: str | None,
+        revocation_endpoint: str | None,
         clock: Clock,
+        proof_key: SigningKey | None = None,
     ) -> None:
-        self._issuer = issuer
+        self.issuer = issuer
+        self.clock = clock
+        self.proof_key = proof_key  # that tokens are bound to (DPoP), where they are not bound to our certificate
         self._http = http
         self._source = source
-        self._client_id = client_id
-        self._clock = clock
-        self._configured_endpoint = token_endpoint
-        if token_endpoint is not None:
-            origin_of(token_endpoint)
-        self._endpoint: tuple[str, datetime] | None = None
-        self._tokens: OrderedDict[tuple[Ask, str], Token] = OrderedDict()
-        self._flights: dict[tuple[Ask, str], asyncio.Task[Token]] = {}
+        self.client_id = client_id
+        self._authentication = authentication
+        for endpoint in (token_endpoint, revocation_endpoint):
+            if endpoint is not None:
+                origin_of(endpoint)
+        self._token_endpoint = token_endpoint
+        self._revocation_endpoint = revocation_endpoint
+        self._discovery = Discovery(issuer, http, clock)
 
-    async def token(self, ask: Ask) -> Token:
-        key = (ask, self._source.current().thumbprint)
-        token, now = self._tokens.get(key), self._clock()
-        if token is None or now >= token.expires_at:
-            # Shielded: when one of many waiting callers is cancelled, the others still get their token.
-            return await asyncio.shield(self._flight(key))
-        self._tokens.move_to_end(key)
-        if now >= token.refresh_at:
-            # The old token is good: nobody waits for the new one, and a server that is down hurts nobody yet.
-            self._tokens[key] = replace(token, refresh_at=now + REFRESH_REST)
-            self._flight(key)
-        return token
+    @property
+    def thumbprint(self) -> str:
+        """Of the certificate that tokens are bound to now."""
+        return self._source.current().thumbprint
 
-    def drop(self, ask: Ask, token: Token) -> bool:
-        """Forget a token that a resource refused; True where another one may do better.
+    async def fetch(self, ask: Ask, refresh_token: str | None = None) -> Token:
+        """A new token, by the refresh token where there is one and the server takes it.
 
-        A token that is a few seconds old is kept: a resource that refuses that would refuse the next one, too, and must
-        not turn each of our calls into a request for a token.
+        Raises:
+            TokenRequestError, ConfigurationError: none can be had, by the leaf that says why.
         """
-        key = (ask, self._source.current().thumbprint)
-        kept = self._tokens.get(key)
-        if kept is not None and kept.value == token.value:
-            if self._clock() < token.asked_at + REFRESH_REST:
-                return False
-            del self._tokens[key]
-        return True
+        if refresh_token is not None:
+            form = ask.refresh_form(self.client_id, refresh_token)
+            try:
+                return await self._fetch(ask, form, refresh_token)
+            except (TokenRequestRefused, TokenResponseRefused, ScopeNotGranted):
+                pass  # its end, its revocation, a new policy: as before there was one
+        return await self._fetch(ask, ask.form(self.client_id), None)
 
-    def _flight(self, key: tuple[Ask, str]) -> asyncio.Task[Token]:
-        """The one fetch that is under way for a key, started where there is none."""
-        task = self._flights.get(key)
-        if task is None:
-            task = self._flights[key] = asyncio.create_task(self._fetch(key))
-            task.add_done_callback(lambda done: self._landed(key, done))
-        return task
+    async def revoke(self, token: str, refresh_token: str | None = None) -> None:
+        """Tell the server that a token is not needed any more, and what it could be renewed by. RFC 7009.
 
-    def _landed(self, key: tuple[Ask, str], task: asyncio.Task[Token]) -> None:
-        del self._flights[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("no new token from %s: %s: %s", self._issuer, type(error).__name__, error)
+        Raises:
+            TokenRequestError, ConfigurationError: it may still be valid.
+        """
+        try:
+            if refresh_token is not None:
+                await self._revoke(refresh_token, "refresh_token")
+        finally:
+            await self._revoke(token, "access_token")
 
-    async def _fetch(self, key: tuple[Ask, str]) -> Token:
-        ask, _ = key
-        endpoint = await self._token_endpoint()
-        asked_at = self._clock()  # the lifetime counts from before the question: never longer than the server meant
-        status, members = await send(self._http, "POST", endpoint, TokenResponseRefused, ask.form(self._client_id))
-        if status != httpx.codes.OK:
-            code = members.get("error")
-            if not isinstance(code, str) or len(code) > 64:
-                raise TokenResponseRefused("token request failed without an error code", got=f"status {status}")
-            raise TokenRequestRefused("authorization server refused the token", error=code, got=code)
-        token = read_token(members, ask, asked_at)
-        self._tokens[key] = token
-        self._tokens.move_to_end(key)
-        if len(self._tokens) > CACHE_SIZE:
-            self._tokens.popitem(last=False)
-        return token
+    async def revocation_endpoint(self) -> str:
+        """Where tokens are given back.
 
-    async def _token_endpoint(self) -> str:
-        if self._configured_endpoint is not None:
-            return self._configured_endpoint
-        if self._endpoint is None or self._clock() >= self._endpoint[1]:
-            status, members = await send(self._http, "GET", metadata_url(self._issuer), MetadataRefused)
-            if status != httpx.codes.OK:
-                raise MetadataRefused("authorization server has no metadata", got=f"status {status}")
-            self._endpoint = (read_metadata(members, self._issuer), self._clock() + METADATA_LIFETIME)
-        return self._endpoint[0]
+        Raises:
+            MetadataRefused: the server has no such endpoint, or does not take our authentication there.
+        """
+        if self._revocation_endpoint is not None:
+            return self._revocation_endpoint
+        found = await self._discovery.current()
+        if found.revocation_endpoint is None:
+            raise MetadataRefused("authorization server revokes no tokens", expected="a revocation_endpoint")
+        self._check_method(found.revocation_methods)
+        return found.revocation_endpoint
+
+    async def request(self, form: Mapping[str, str], proof_key: SigningKey | None = None) -> dict[str, object]:
+        """What the token endpoint answers to a form, where that is a success.
+
+        Raises:
+            TokenRequestRefused: the server's no, with its code.
+            TokenRequestError, ConfigurationError: no answer, or none that is one.
+        """
+        endpoint = await self.token_endpoint()
+        proof = {} if proof_key is None else {HEADER: new_proof(proof_key, "POST", endpoint, now=self.clock())}
+        answer = await self._post(endpoint, form, proof)
+        members = json_of(answer, TokenResponseRefused)
+        if answer.status != httpx.codes.OK:
+            raise refusal("authorization server refused the token", answer.status, members)
+        return members
+
+    async def token_endpoint(self) -> str:
+        """Where tokens are asked for: as configured, or as the issuer's metadata says.
+
+        Raises:
+            MetadataRefused: not the issuer's metadata, or it does not have what we are configured for.
+        """
+        if self._token_endpoint is not None:
+            return self._token_endpoint
+        found = await self._discovery.current()
+        if found.token_endpoint is None:
+            raise MetadataRefused("authorization server has no token_endpoint", got=self.issuer)
+        self._check_method(found.authentication_methods)
+        return found.token_endpoint
+
+    def _check_method(self, methods: Collection[str]) -> None:
+        if self._authentication.method not in methods:
+            raise MetadataRefused(
+                "authorization server does not take our authentication",
+                got=" ".join(methods) or "none",
+                expected=self._authentication.method,
+                do="configure one that it takes",
+            )
+
+    async def _fetch(self, ask: Ask, form: Mapping[str, str], refresh_token: str | None) -> Token:
+        await self.token_endpoint()  # may take a request of its own, which the lifetime does not count from
+        asked_at = self.clock()  # before the question: the token is never used for longer than the server meant
+        members = await self.request(form, self.proof_key)
+        kind = "Bearer" if self.proof_key is None else "DPoP"
+        return read_token(members, ask, asked_at, kind=kind, refreshed_by=refresh_token)
+
+    async def _revoke(self, token: str, kind: str) -> None:
+        form = {"client_id": self.client_id, "token": token, "token_type_hint": kind}
+        answer = await self._post(await self.revocation_endpoint(), form)
+        if answer.status != httpx.codes.OK:  # of a 200 the body means nothing, RFC 7009 section 2.2
+            raise refusal(
+                "authorization server did not revoke the token", answer.status, json_of(answer, TokenResponseRefused)
+            )
+
+    async def _post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str] = NO_HEADERS) -> Answer:
+        proof = await self._authentication.prove(
+            client_id=self.client_id, issuer=self.issuer, credentials=self._source.current(), now=self.clock()
+        )
+        return await exchange(
+            self._http, "POST", url, TokenResponseRefused, {**form, **proof.form}, {**headers, **proof.headers}
+        )
+
+
+_CODE = re.compile(r"[a-z_]{1,64}")  # every registered one; what else a server says does not come into our logs
+_APPROVAL_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+def refusal(failed: str, status: int, members: Mapping[str, object]) -> TokenRequestRefused | TokenResponseRefused:
+    """The server's no as an error; of what it says, only the code is taken over. RFC 6749 section 5.2."""
+    code = members.get("error")
+    if not isinstance(code, str) or not _CODE.fullmatch(code):
+        return TokenResponseRefused("token request failed without an error code", got=f"status {status}")
+    if code == "authorization_pending":
+        approval_id, interval, expires_in = (members.get(name) for name in ("approval_id", "interval", "expires_in"))
+        return ApprovalRequired(
+            "a person has to approve this first",
+            approval_id=approval_id if isinstance(approval_id, str) and _APPROVAL_ID.fullmatch(approval_id) else "",
+            interval=interval if type(interval) is int and 0 < interval <= MAX_WAIT else APPROVAL_INTERVAL,
+            expires_in=expires_in if type(expires_in) is int and 0 <= expires_in <= MAX_WAIT else 0,
+            do="wait for it with `approved`, or ask again later",
+        )
+    return TokenRequestRefused(failed, error=code, got=code)

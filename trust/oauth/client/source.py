@@ -7,31 +7,40 @@
 A token is fetched when it is first needed, by client credentials over mutual TLS, and kept for its (issuer, client,
 resource, scopes, own certificate): a renewed certificate gets a token of its own, because the old one is bound to the
 old certificate (RFC 8705 section 3). It is renewed before it expires, kept while it is valid when the server is down,
-and never used afterwards.
+and never used afterwards. Where the server gives refresh tokens, they are used.
+
+    async with tokens.for_task() as auth:       # tokens for this task alone, revoked when it ends
+        await client.post("https://billing.fleet.example/...", auth=auth)
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import re
-from collections.abc import AsyncGenerator, Generator, Iterable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Self, TypedDict, Unpack
 
 import httpx
 
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
-from trust.errors import (
-    ConfigurationError,
-    OriginRefused,
-)
+from trust.errors import ApprovalRequired, AuthorizationServerUnavailable, ConfigurationError, OriginRefused
 from trust.identity import AgentID
+from trust.oauth import dpop
 from trust.oauth.client.asks import Ask, Token, ask_for
+from trust.oauth.client.authentication import ClientAuthentication, TLSCertificate
 from trust.oauth.client.authority import Authority
-from trust.oauth.metadata import (
-    check_issuer,
-    origin_of,
-)
+from trust.oauth.client.cache import TokenCache
+from trust.oauth.client.choice import VerifiedCard, choose
+from trust.oauth.client.discovery import issuer_of
+from trust.oauth.client.task import TaskTokens
+from trust.oauth.keys import SigningKey
+from trust.oauth.metadata import APPROVED, check_issuer, origin_of
 
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # b64token, RFC 6750 section 2.1
 _INVALID_TOKEN = re.compile(r"""\berror\s*=\s*"?invalid_token\b""", re.IGNORECASE)
 
 
@@ -43,8 +52,8 @@ class BearerAuth(httpx.Auth):
     executed, and cannot be (`trust.gate`). An application that acts on a request must not answer so.
     """
 
-    def __init__(self, authority: Authority, ask: Ask, origins: frozenset[str]) -> None:
-        self._authority = authority
+    def __init__(self, cache: TokenCache, ask: Ask, origins: frozenset[str]) -> None:
+        self._cache = cache
         self._ask = ask
         self._origins = origins
 
@@ -55,33 +64,137 @@ class BearerAuth(httpx.Auth):
             TokenRequestError: none can be had, by the leaf that says why.
             TransportError, PeerError: from the TLS transport, about the authorization server.
         """
-        return await self._authority.token(self._ask)
+        return await self._cache.token(self._best())
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if request.url.scheme != "https" or origin_of(request.url) not in self._origins:
+    def needing_approval(self, message: str) -> Self:
+        """The same, for tokens that a person has approved, whatever the server's own rules are. RFC 9470.
+
+        Args:
+            message: what that person is told, beside who asks for what; at most 200 characters.
+        """
+        mine = copy.copy(self)
+        mine._ask = replace(self._ask, step_up=True, message=message)
+        return mine
+
+    async def approved(self, pending: ApprovalRequired) -> Token:
+        """Wait for the person's decision; the token that they have approved is then used for the next requests.
+
+        Args:
+            pending: what `token`, or a request, has raised.
+
+        Raises:
+            ApprovalRequired: `pending`, when nobody has decided in time.
+            TokenRequestRefused: the person has said no: `error` is "access_denied".
+            TokenRequestError: as `token`; while the server cannot be reached, it is asked again.
+        """
+        ask = replace(self._ask, step_up=pending.step_up)
+        end = time.monotonic() + pending.expires_in
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(pending.interval, left))
+            with suppress(ApprovalRequired, AuthorizationServerUnavailable):
+                return await self._cache.token(ask)
+        raise pending
+
+    def _best(self) -> Ask:
+        """What to ask for: the token that a person has approved, where there is one."""
+        approved = replace(self._ask, step_up=True)
+        return approved if self._cache.holds(approved) else self._ask
+
+    @asynccontextmanager
+    async def for_task(self) -> AsyncIterator[Self]:
+        """The same for one task alone: its tokens are fetched anew, and revoked when the task ends (RFC 7009).
+
+        However it ends, by an error or a cancellation too, all that it was given is revoked, in at most 10 seconds;
+        cancelling it meanwhile does not stop that. A token that could not be revoked is logged, and raises nothing: it
+        expires a few minutes later, and the task has done its work. Afterwards no more tokens are given.
+
+        Of a `TokenSource` it is one, so that the tokens of its `on_behalf_of` and `exchange` are the task's, too.
+
+        Raises:
+            TokenRequestError: the server revokes no tokens; or, later, as `token`.
+            TokenTaskEnded: a token was asked for after the end.
+        """
+        await self._cache.authority.revocation_endpoint()
+        tokens = TaskTokens(self._cache.authority)
+        mine = copy.copy(self)
+        mine._cache = tokens
+        try:
+            yield mine
+        finally:
+            await tokens.end()
+
+    async def revoke(self, token: Token | str) -> None:
+        """Tell the server that a token of ours is not needed any more; it is not used again. RFC 7009.
+
+        Raises:
+            TokenRequestError: it may still be valid; by the leaf that says why.
+        """
+        value = token if isinstance(token, str) else token.value
+        kept = self._cache.forget(value) or (None if isinstance(token, str) else token)
+        await self._cache.authority.revoke(value, None if kept is None else kept.refresh_token)
+
+    def check_origin(self, url: httpx.URL | str) -> None:
+        """That our tokens may be sent to this URL.
+
+        Raises:
+            OriginRefused: they may not.
+        """
+        try:
+            ours = origin_of(url) in self._origins
+        except ConfigurationError:  # not https, or no host
+            ours = False
+        if not ours:
+            scheme, _, rest = str(url).partition("://")
             raise OriginRefused(
                 "token is not for this host",
-                got=f"{request.url.scheme}://{request.url.netloc.decode('ascii')}",
+                got=f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}",  # a path may hold what logs should not
                 expected=" or ".join(sorted(self._origins)),
                 do="make a token source for it, or leave its requests without one",
             )
-        token = await self.token()
-        request.headers["Authorization"] = f"Bearer {token.value}"
+
+    def _authorize(self, request: httpx.Request, token: Token) -> None:
+        key, clock = self._cache.authority.proof_key, self._cache.authority.clock
+        if key is None:
+            request.headers["Authorization"] = f"Bearer {token.value}"
+            return
+        request.headers["Authorization"] = f"DPoP {token.value}"
+        request.headers[dpop.HEADER] = dpop.new_proof(
+            key, request.method, str(request.url), now=clock(), token=token.value
+        )
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        self.check_origin(request.url)
+        ask = self._best()
+        token = await self._cache.token(ask)
+        self._authorize(request, token)
         response = yield request
         # After a redirect it may be another host that answers; what that says of our token means nothing.
         url = response.request.url
         ours = url.scheme == "https" and origin_of(url) in self._origins
-        if not ours or not _token_was_refused(response):
+        if not ours:
             return
-        if not self._authority.drop(self._ask, token):
+        if _approval_is_wanted(response) and not self._ask.step_up:
+            await self._cache.token(replace(self._ask, step_up=True))
+        elif not _token_was_refused(response) or not self._cache.drop(ask, token):
             return
         # A body that was streamed from an iterator is gone; bytes can be sent again.
         if isinstance(request.stream, httpx.ByteStream):
-            request.headers["Authorization"] = f"Bearer {(await self.token()).value}"
+            self._authorize(request, await self.token())
             yield request
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         raise ConfigurationError("token source in a synchronous client", expected="httpx.AsyncClient")
+
+
+class Options(TypedDict, total=False):
+    """Of a `TokenSource`."""
+
+    client_id: str | None
+    authentication: ClientAuthentication | None
+    token_endpoint: str | None
+    revocation_endpoint: str | None
+    proof_key: SigningKey | None
+    clock: Clock
 
 
 class TokenSource(BearerAuth):
@@ -97,7 +210,12 @@ class TokenSource(BearerAuth):
         source: our credentials; only the certificate's thumbprint and SPIFFE ID are read.
         origins: the https origins that may see the tokens; that of `resource` itself where it is an https URL.
         client_id: our OAuth name; by default our SPIFFE ID.
-        token_endpoint: where it is not on the issuer's own origin, or the server has no metadata.
+        authentication: how we prove who we are, beside the certificate of the connection: `TLSCertificate`,
+            `PrivateKeyJWT` or `ClientSecret`. The server's metadata must list it.
+        token_endpoint, revocation_endpoint: where they are not on the issuer's own origin, or the server has no
+            metadata.
+        proof_key: bind tokens to this key instead of our certificate, and prove it with each request (DPoP, RFC 9449):
+            for resources behind a proxy that ends TLS. Nonces of servers are not supported.
         clock: the time, aware.
 
     Raises:
@@ -114,7 +232,10 @@ class TokenSource(BearerAuth):
         source: CredentialSource,
         origins: Iterable[str] = (),
         client_id: str | None = None,
+        authentication: ClientAuthentication | None = None,
         token_endpoint: str | None = None,
+        revocation_endpoint: str | None = None,
+        proof_key: SigningKey | None = None,
         clock: Clock = wall_clock,
     ) -> None:
         authority = Authority(
@@ -122,10 +243,87 @@ class TokenSource(BearerAuth):
             http=http,
             source=source,
             client_id=client_id or str(source.current().agent_id),
+            authentication=TLSCertificate() if authentication is None else authentication,
             token_endpoint=token_endpoint,
+            revocation_endpoint=revocation_endpoint,
             clock=clock,
+            proof_key=proof_key,
         )
-        super().__init__(authority, ask_for(resource, scopes), _origins(resource, origins))
+        super().__init__(TokenCache(authority), ask_for(resource, scopes), origins_of(resource, origins))
+
+    @classmethod
+    def from_card(
+        cls,
+        card: VerifiedCard,
+        *,
+        issuers: Collection[str],
+        resource: AgentID | str,
+        scopes: Iterable[str],
+        origins: Iterable[str],
+        http: httpx.AsyncClient,
+        source: CredentialSource,
+        skill: str | None = None,
+        signatures: bool = True,
+        **options: Unpack[Options],
+    ) -> Self:
+        """A source for the agent of a card, which chooses within our policy and cannot widen it.
+
+        The card says which of our issuers the agent takes tokens from, which scopes its callers need, and at which of
+        our origins it is.
+
+        Args:
+            card: what `trust.signing.cards.verify_card` returned.
+            issuers: the authorization servers that we are configured for.
+            resource: the audience of the tokens, such as the SPIFFE ID that the card was verified for.
+            scopes: the widest that we would hand this agent; each that the card requires must be covered by one. The
+                time scopes among them are asked for in any case.
+            origins: the https origins where this agent may be.
+            skill: the `id` of the one skill that is meant, where tokens for the others should not be asked for.
+            signatures: False for an agent that may be called without signed messages.
+            http, source, options: as of `TokenSource`.
+
+        Raises:
+            CardRefused: the card asks for less than mutual TLS and signed messages, or for more than our policy.
+            ConfigurationError: as `TokenSource`, or a card that was not verified.
+        """
+        chosen = choose(
+            card, issuers=issuers, scopes=scopes, origins=_normalised(origins), skill=skill, signatures=signatures
+        )
+        return cls(resource=resource, http=http, source=source, **chosen, **options)
+
+    @classmethod
+    async def from_resource(
+        cls,
+        url: str,
+        *,
+        issuers: Collection[str],
+        scopes: Iterable[str],
+        http: httpx.AsyncClient,
+        source: CredentialSource,
+        resource: AgentID | str | None = None,
+        **options: Unpack[Options],
+    ) -> Self:
+        """A source for the resource at `url`, whose own metadata says which of our issuers it takes tokens from.
+
+        RFC 9728. What else the metadata says changes nothing; tokens go to the origin of `url` and nowhere else.
+
+        Args:
+            url: where the resource is.
+            issuers: the authorization servers that we are configured for.
+            resource: its identifier, as its metadata must repeat it; by default `url` itself.
+            http: as of `TokenSource`, and it reaches the resource, too.
+            scopes, source, options: as of `TokenSource`.
+
+        Raises:
+            MetadataRefused: no metadata, that of another resource, or none of our issuers in it.
+            AuthorizationServerUnavailable: no answer.
+            ConfigurationError: as `TokenSource`.
+        """
+        identifier = url if resource is None else str(resource)
+        issuer = await issuer_of(url, resource=identifier, issuers=issuers, http=http)
+        return cls(
+            issuer=issuer, resource=identifier, scopes=scopes, origins=[url], http=http, source=source, **options
+        )
 
     def on_behalf_of(
         self, subject_token: str, *, resource: AgentID | str, scopes: Iterable[str], origins: Iterable[str] = ()
@@ -136,26 +334,42 @@ class TokenSource(BearerAuth):
             subject_token: the token that we were called with, such as `caller.access_token`.
             resource, scopes, origins: as for the source; the scopes must be covered by those of `subject_token`.
         """
-        return BearerAuth(self._authority, ask_for(resource, scopes, subject_token), _origins(resource, origins))
+        return BearerAuth(self._cache, ask_for(resource, scopes, subject_token), origins_of(resource, origins))
 
     async def exchange(self, subject_token: str, *, resource: AgentID | str, scopes: Iterable[str]) -> Token:
         """Exchange a caller's token for one that we hold for another resource. Errors as `token`."""
-        return await self._authority.token(ask_for(resource, scopes, subject_token))
+        return await self._cache.token(ask_for(resource, scopes, subject_token))
 
 
-def _token_was_refused(response: httpx.Response) -> bool:
-    """RFC 6750 section 3.1: 401 with `error="invalid_token"` in a Bearer challenge."""
+def _approval_is_wanted(response: httpx.Response) -> bool:
+    """RFC 9470 section 3: 401 with the error of its own and the `acr` that would do."""
     return response.status_code == httpx.codes.UNAUTHORIZED and any(
-        challenge.lower().lstrip().startswith("bearer") and _INVALID_TOKEN.search(challenge)
+        "insufficient_user_authentication" in challenge and APPROVED in challenge
         for challenge in response.headers.get_list("www-authenticate")
     )
 
 
-def _origins(agent: AgentID | str, origins: Iterable[str]) -> frozenset[str]:
-    resource = str(agent)
-    found = {origin_of(origin) for origin in ([origins] if isinstance(origins, str) else origins)}
-    if resource.startswith("https:"):
-        found.add(origin_of(resource))
+def _token_was_refused(response: httpx.Response) -> bool:
+    """RFC 6750 section 3.1, RFC 9449 section 7.1: 401 with `error="invalid_token"` in a challenge of either scheme."""
+    return response.status_code == httpx.codes.UNAUTHORIZED and any(
+        challenge.lower().lstrip().startswith(("bearer", "dpop")) and _INVALID_TOKEN.search(challenge)
+        for challenge in response.headers.get_list("www-authenticate")
+    )
+
+
+def origins_of(resource: AgentID | str, origins: Iterable[str]) -> frozenset[str]:
+    """The https origins that may see the tokens of a resource, in one spelling: its own where it is a URL.
+
+    Raises:
+        ConfigurationError: there are none, or one is malformed.
+    """
+    found = _normalised(origins)
+    if str(resource).startswith("https:"):
+        found |= {origin_of(str(resource))}
     if not found:
         raise ConfigurationError("no origins", expected="the https origins that may see the tokens")
-    return frozenset(found)
+    return found
+
+
+def _normalised(origins: Iterable[str]) -> frozenset[str]:
+    return frozenset(origin_of(origin) for origin in ([origins] if isinstance(origins, str) else origins))

@@ -10,9 +10,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from types import MappingProxyType
 from typing import ClassVar, TypeVar
 from urllib.parse import parse_qsl
 
@@ -23,13 +25,25 @@ from starlette.responses import JSONResponse, Response
 
 from trust.audit import AuditSink, Decision
 from trust.clock import Clock
-from trust.errors import GrantError, GrantRequestMalformed, RequestTooLarge, RequestTooSlow, TargetRefused
+from trust.errors import (
+    ClientLockedOut,
+    ClientRefused,
+    GrantError,
+    GrantRequestMalformed,
+    RequestTooLarge,
+    RequestTooSlow,
+    TargetRefused,
+    TooManyTokenRequests,
+)
 from trust.identity import PeerIdentity, peer_of
 from trust.oauth.keys import SigningKey, StaticKeys
 from trust.oauth.server.authentication import Form, authenticate
 from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.grants import GrantPolicy
+from trust.oauth.server.signing_keys import KeyRing
 from trust.oauth.server.store import Store
+from trust.oauth.server.throttle import FAILURES, LOCK_MINUTES, Throttle, caller_of
+from trust.oauth.server.together import Together
 from trust.sources import Source
 
 MAX_BODY_BYTES = 16 << 10  # a subject token of 8 KiB and the other parameters
@@ -51,15 +65,27 @@ class Parts:
     policy: GrantPolicy
     clients: Source[ClientRegistry]
     store: Store
-    signing_key: SigningKey
-    published: StaticKeys
+    keys: Source[KeyRing]
     audit: AuditSink
     clock: Clock
     threads: anyio.CapacityLimiter
+    throttle: Throttle
+
+    @property
+    def signing_key(self) -> SigningKey:
+        return self.keys.current().signing
+
+    @property
+    def published(self) -> StaticKeys:
+        return self.keys.current().verifying
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """The store blocks (a durable commit waits for the disk); the event loop must not."""
         return await run_sync(call, limiter=self.threads)
+
+    async def counted(self, call: Callable[[], T]) -> T:
+        """The throttle blocks where its counters are shared."""
+        return await self.in_thread(call) if self.throttle.blocks else call()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +93,7 @@ class Outcome:
     """What an endpoint answers, and what the audit trail says of it beside what it says of every request."""
 
     response: Response
+    on_request: Mapping[str, Callable[[], Response]] = field(default_factory=dict)  # by the media type in Accept
     subject: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,10 +105,19 @@ class Endpoint(ABC):
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        clients = parts.clients
+        self._registered = Together[None, ClientRegistry](
+            lambda asked: [clients.current()] * len(asked), parts.in_thread
+        )
 
     @abstractmethod
-    async def decide(self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime) -> Outcome:
+    async def decide(
+        self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime, proofs: Sequence[str]
+    ) -> Outcome:
         """What becomes of a request of this client.
+
+        Args:
+            proofs: the values of its `DPoP` headers.
 
         Raises:
             GrantError: it is refused, in the words of an RFC.
@@ -90,17 +126,37 @@ class Endpoint(ABC):
     async def answer(self, request: Request) -> Response:
         peer = peer_of(request.scope)
         form: Form = {}
+        authorization = request.headers.getlist("authorization")
+        who = caller_of(peer, request.scope.get("client"))
         try:
+            await self.parts.counted(partial(self.parts.throttle.admit, who))
             form = parse_form(await _body(request))
+            clients = await self._registered.ask(None)
             now = self.parts.clock()
-            client, proven = authenticate(form, peer, self.parts.clients.current(), now=now)
-            outcome = await self.decide(form, client=client, peer=proven, now=now)
+            client, proven = authenticate(form, peer, clients, now=now, authorization=authorization)
+            form = {**form, "client_id": client.client_id}
+            proofs = request.headers.getlist("dpop")
+            outcome = await self.decide(form, client=client, peer=proven, now=now, proofs=proofs)
+            response = _as_asked(outcome, request)
             # What cannot be recorded is not handed out.
             self._record("allow", "all", peer, form, subject=outcome.subject, **outcome.facts)
-            return outcome.response
+            return response
+        except TooManyTokenRequests as error:
+            if error.is_first:  # and none of those that follow: whoever floods us does not flood the trail
+                self._record("deny", error.check, peer, form, reason=str(error))
+            return _refusal(error.status, error.code, headers={"Retry-After": str(error.retry_after)})
         except (GrantError, RequestTooLarge, RequestTooSlow) as error:
             self._record("deny", error.check, peer, form, reason=str(error))
-            return _refusal(error.status, error.code)
+            if isinstance(error, ClientRefused) or peer is None:
+                await self._count_failure(who, peer, form)
+            # RFC 6749 section 5.2: in the scheme that the client has used.
+            challenge = authorization and isinstance(error, ClientRefused)
+            return _refusal(
+                error.status,
+                error.code,
+                error.members if isinstance(error, GrantError) else {},
+                {"WWW-Authenticate": f'Basic realm="{self.parts.policy.issuer}"'} if challenge else {},
+            )
         except ClientDisconnect:
             self._record("deny", "request.disconnected", peer, form)
             return _refusal(400, "invalid_request")
@@ -108,6 +164,11 @@ class Endpoint(ABC):
             logger.exception("%s request failed", self.event)
             self._record("deny", "server", peer, form)
             return _refusal(500, "server_error")
+
+    async def _count_failure(self, who: str, peer: PeerIdentity | None, form: Form) -> None:
+        if await self.parts.counted(partial(self.parts.throttle.failed, who)):
+            reason = f"{FAILURES} failing authentications: {who} is locked out for {LOCK_MINUTES} minutes"
+            self._record("deny", ClientLockedOut.check, peer, form, reason=reason)
 
     def _record(
         self, decision: Decision, check: str, peer: PeerIdentity | None, form: Form, subject: str = "", **facts: str
@@ -118,7 +179,7 @@ class Endpoint(ABC):
             check=check,
             peer=str(peer.agent_id) if peer else "",
             subject=subject,
-            target=form.get("resource", ""),
+            target=form.get("resource") or form.get("audience", ""),
             grant=form.get("grant_type", ""),
             client=form.get("client_id", ""),
             **facts,
@@ -150,13 +211,19 @@ def parse_form(body: bytes) -> Form:
     return {name: value for name, value in pairs if value}
 
 
+def _as_asked(outcome: Outcome, request: Request) -> Response:
+    for accepted in request.headers.get("accept", "").split(","):
+        made = outcome.on_request.get(accepted.partition(";")[0].strip().lower())
+        if made is not None:
+            return made()
+    return outcome.response
+
+
 async def _body(request: Request) -> bytes:
     """The form of a request, bounded in size and time before anything is parsed."""
     if request.url.query:
         # RFC 6749 section 3.2: parameters in a URL end in logs, subject tokens among them.
         raise GrantRequestMalformed("token request has a query", expected="parameters in the body only")
-    if "authorization" in request.headers:
-        raise GrantRequestMalformed("client authentication", got="an Authorization header", expected="the certificate")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded" or "content-encoding" in request.headers:
         raise GrantRequestMalformed("content type", got=content_type, expected="application/x-www-form-urlencoded")
@@ -172,6 +239,11 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _refusal(status: int, code: str) -> Response:
+def _refusal(
+    status: int,
+    code: str,
+    members: Mapping[str, str | int] = MappingProxyType({}),
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Response:
     """RFC 6749 section 5.2. The code is all that the wire learns; the reason is in the audit trail."""
-    return JSONResponse({"error": code}, status_code=status, headers=NO_STORE)
+    return JSONResponse({"error": code, **members}, status_code=status, headers={**NO_STORE, **headers})

@@ -20,14 +20,15 @@ from trust.errors import (
     TokenError,
 )
 from trust.identity import PeerIdentity
+from trust.oauth.calendars import TIME_PREFIX
+from trust.oauth.claims import verified_token
 from trust.oauth.keys import KeySource
-from trust.oauth.metadata import ACCESS_TOKEN_TYPE
-from trust.oauth.scopes import TIME_PREFIX, attenuates
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE, APPROVED, JWT_TYPE
+from trust.oauth.scopes import attenuates, delegate_scope
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
 from trust.oauth.server.grants import Grant, GrantPolicy, grant_of, scopes_of, target_of
 from trust.oauth.server.store import Issued
-from trust.oauth.tokens import verified_token
 
 MAX_DELEGATIONS = 4  # actors in one token: longer chains are loops more often than they are work
 
@@ -43,6 +44,7 @@ class SubjectToken:
     expires_at: datetime
     act: Mapping[str, Any] | None
     may_act: object
+    approved_at: object  # `auth_time`, where a person has approved it
 
 
 def read_subject_token(
@@ -62,9 +64,11 @@ def read_subject_token(
         raise GrantNotAllowed("client may not exchange", got=client.client_id, do="register exchange_scopes for it")
     if form.get("subject_token_type") != ACCESS_TOKEN_TYPE or not form.get("subject_token"):
         raise GrantRequestMalformed("subject token", got=form.get("subject_token_type"), expected=ACCESS_TOKEN_TYPE)
-    if form.get("requested_token_type", ACCESS_TOKEN_TYPE) != ACCESS_TOKEN_TYPE:
-        raise GrantRequestMalformed("requested_token_type", expected=ACCESS_TOKEN_TYPE)
-    if "actor_token" in form:
+    wanted = form.get("requested_token_type", ACCESS_TOKEN_TYPE)
+    if wanted not in (ACCESS_TOKEN_TYPE, JWT_TYPE):
+        raise GrantRequestMalformed("requested_token_type", got=wanted, expected=f"{ACCESS_TOKEN_TYPE} or {JWT_TYPE}")
+    if "actor_token" in form or "actor_token_type" in form:
+        # The certificate has proved who acts. A token could only repeat that, or name somebody else.
         raise GrantRequestMalformed("actor_token", expected="none: the actor is the client that its certificate proves")
     try:
         token = verified_token(form["subject_token"], issuer=policy.issuer, keys=keys, now=now).token
@@ -83,6 +87,7 @@ def read_subject_token(
         expires_at=token.expires_at,
         act=token.claims.get("act"),
         may_act=token.claims.get("may_act"),
+        approved_at=token.claims.get("auth_time") if token.claims.get("acr") == APPROVED else None,
     )
 
 
@@ -99,19 +104,44 @@ def token_exchange(
 ) -> Grant:
     """A token for the client on behalf of the subject of the token that it was called with.
 
-    1. the subject token is one that the store knows, and not revoked                   SubjectTokenRefused
-    2. it was sent to this client: its audience is the client                           SubjectTokenRefused
-    3. it holds `delegate:X`, X being this client, and its `may_act`, if any, names it  DelegationRefused
-    4. the chain of actors is not too long                                              DelegationRefused
+    1. to 4. as `check_delegation`                                         SubjectTokenRefused, DelegationRefused
     5. one `resource`, which the client may ask tokens for                              TargetRefused
     6. the scopes are named, and covered by the subject token and by the registration   ScopeRefused
     7. the time scopes allow this time                                                  ScopeRefused
 
-    `delegate:X` is the consent of whoever asked for the subject token: without it a token that one agent gives to
-    another opens the door of that other agent only. X is the path of the SPIFFE ID of the agent that may act onward.
+    The receiver may be called `audience`, too: our receivers have one name.
 
     Args:
         parent: what the store knows of the subject token.
+    """
+    # 1. to 4.
+    parent = check_delegation(client=client, peer=peer, subject=subject, parent=parent, policy=policy)
+    # 5. to 7.
+    return exchanged(
+        form,
+        target=target_of(form, client.resources),
+        client=client,
+        peer=peer,
+        subject=subject,
+        parent=parent,
+        policy=policy,
+        now=now,
+        token_id=token_id,
+    )
+
+
+def check_delegation(
+    *, client: Client, peer: PeerIdentity, subject: SubjectToken, parent: Issued | None, policy: GrantPolicy
+) -> Issued:
+    """That this client may act with this subject token at all; returns what the store knows of that token.
+
+    1. the subject token is one that the store knows, and not revoked                   SubjectTokenRefused
+    2. it was sent to this client: its audience is the client                           SubjectTokenRefused
+    3. it holds `delegate:X`, X being this client, and its `may_act`, if any, names it  DelegationRefused
+    4. the chain of actors is not too long                                              DelegationRefused
+
+    `delegate:X` is the consent of whoever asked for the subject token: without it a token that one agent gives to
+    another opens the door of that other agent only. X is the path of the SPIFFE ID of the agent that may act onward.
     """
     # 1. The store looks again when it records the child, in one transaction.
     if parent is None or parent.revoked:
@@ -122,23 +152,38 @@ def token_exchange(
             "subject token was sent to another agent", got=subject.audience, expected=" or ".join(client.audiences)
         )
     # 3.
-    consent = f"delegate:{client.delegate_name}"
+    consent = delegate_scope(peer.agent_id)
     try:
         consented = _covered(subject.scopes, consent, policy)
     except ScopeMalformed as error:
         raise SubjectTokenRefused(f"subject token: {error}") from None
     if not consented:
         raise DelegationRefused("subject token does not let this client act", expected=f"the scope {consent}")
-    actor = str(client.agent_id)
+    actor = str(peer.agent_id)
     if subject.may_act is not None and (
         not isinstance(subject.may_act, Mapping) or subject.may_act.get("sub") != actor
     ):
         raise DelegationRefused("subject token names another actor in may_act", expected=actor)
     # 4.
-    if _depth(subject.act) >= MAX_DELEGATIONS:
+    if actor_depth(subject.act) >= MAX_DELEGATIONS:
         raise DelegationRefused("too many actors", expected=f"at most {MAX_DELEGATIONS} in one token")
-    # 5. and 6.
-    target = target_of(form, client)
+    return parent
+
+
+def exchanged(
+    form: Form,
+    *,
+    target: str,
+    client: Client,
+    peer: PeerIdentity,
+    subject: SubjectToken,
+    parent: Issued,
+    policy: GrantPolicy,
+    now: datetime,
+    token_id: str,
+) -> Grant:
+    """What is made of a subject token that `check_delegation` let pass: checks 6 and 7 of `token_exchange`."""
+    # 6.
     scopes = scopes_of(form, subject.scopes, "the subject token grants", policy)
     scopes_of(form, client.exchange_scopes, "the client may take over", policy)
     # 7.
@@ -153,17 +198,24 @@ def token_exchange(
         subject=subject.subject,
         parent=parent,
         not_after=subject.expires_at,
-        act={"sub": actor} if subject.act is None else {"sub": actor, "act": subject.act},
+        kept=_kept(subject, str(peer.agent_id)),
     )
+
+
+def actor_depth(act: Mapping[str, Any] | None) -> int:
+    """How many actors are nested in an `act` claim."""
+    depth = 0
+    while act is not None:
+        act, depth = act.get("act"), depth + 1
+    return depth
+
+
+def _kept(subject: SubjectToken, actor: str) -> dict[str, Any]:
+    """Who acted before, and that a person has approved it: a narrower token of an approved one is approved."""
+    act: dict[str, Any] = {"act": {"sub": actor} if subject.act is None else {"sub": actor, "act": subject.act}}
+    return act if subject.approved_at is None else {**act, "acr": APPROVED, "auth_time": subject.approved_at}
 
 
 def _covered(held: Iterable[str], scope: str, policy: GrantPolicy) -> bool:
     """Whether `held` covers one scope, time scopes left aside (`grant_of` sees to them)."""
     return attenuates([s for s in held if not s.startswith(TIME_PREFIX)], scope, policy.catalogue)
-
-
-def _depth(act: Mapping[str, Any] | None) -> int:
-    depth = 0
-    while act is not None:
-        act, depth = act.get("act"), depth + 1
-    return depth

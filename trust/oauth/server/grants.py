@@ -12,12 +12,27 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from trust.errors import GrantNotAllowed, InsufficientScope, ScopeMalformed, ScopeRefused, TargetRefused
-from trust.identity import PeerIdentity
-from trust.oauth.scopes import Calendar, Catalogue, attenuates, expiry_cap, parse_scope_list
+from trust.errors import (
+    GrantNotAllowed,
+    IdentityError,
+    InsufficientScope,
+    IssuanceDenied,
+    PolicyDenied,
+    ScopeMalformed,
+    ScopeRefused,
+    TargetRefused,
+)
+from trust.identity import AgentID, PeerIdentity
+from trust.oauth.calendars import Calendar, expiry_cap
+from trust.oauth.claims import TYPES
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE
+from trust.oauth.policy import EXCHANGE, ISSUE, Permit, Question, ask
+from trust.oauth.scopes import Catalogue, attenuates, delegate_scope, parse_scope_list
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
-from trust.oauth.server.store import Issued
+from trust.oauth.server.partners import Partners
+from trust.oauth.server.store import Issued, UsedAssertion
+from trust.sources import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +42,8 @@ class GrantPolicy:
     issuer: str
     catalogue: Catalogue | None = None
     calendars: Mapping[str, Calendar] = field(default_factory=lambda: MappingProxyType({}))
+    partners: Source[Partners] = field(default_factory=Partners)
+    permit: Permit | None = None  # asked about what all else allows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +54,9 @@ class Grant:
     issued: Issued
     scope: str
     expires_in: int  # seconds that are really left, so that no client believes in a longer life
+    token_type: str = ACCESS_TOKEN_TYPE  # what is issued, by its name in RFC 8693 section 3
+    typ: str = TYPES[0]  # and in its own header
+    assertion: UsedAssertion | None = None  # of another authorization server, which must not come a second time
 
 
 def client_credentials(
@@ -53,7 +73,9 @@ def client_credentials(
     if not client.scopes:
         raise GrantNotAllowed("client has no scopes of its own", got=client.client_id, do="register scopes for it")
     # 2. and 3.
-    target = target_of(form, client)
+    if "audience" in form:
+        raise TargetRefused("audience", expected="the target in `resource` (RFC 8707) alone")
+    target = target_of(form, client.resources)
     scopes = scopes_of(form, client.scopes, "the client is registered for", policy)
     # 4.
     return grant_of(
@@ -80,7 +102,7 @@ def grant_of(
     subject: str,
     parent: Issued | None = None,
     not_after: datetime | None = None,
-    act: dict[str, Any] | None = None,
+    kept: Mapping[str, Any] = MappingProxyType({}),
 ) -> Grant:
     """The claims of RFC 9068 section 2.2, bound to the certificate of the connection (RFC 8705 section 3.1)."""
     issued_at = now.replace(microsecond=0)
@@ -105,9 +127,9 @@ def grant_of(
         "jti": token_id,
         "scope": " ".join(scopes),
         "cnf": {"x5t#S256": peer.thumbprint},
+        **may_act(scopes, target),
+        **kept,  # what an exchange keeps of the token before
     }
-    if act is not None:
-        claims["act"] = act
     issued = Issued(
         token_id=token_id,
         parent_id=parent.token_id if parent else None,
@@ -121,14 +143,58 @@ def grant_of(
     return Grant(claims=claims, issued=issued, scope=" ".join(scopes), expires_in=expires_in)
 
 
-def target_of(form: Form, client: Client) -> str:
-    """RFC 8707 section 2. There is no default: a token that says nothing about its receiver is good for all of them."""
-    if "audience" in form:
-        raise TargetRefused("audience", expected="the target in `resource` (RFC 8707) alone")
-    resource = form.get("resource", "")
-    if resource not in client.resources:
-        raise TargetRefused("resource", got=resource or "none", expected="one that the client is registered for")
-    return resource
+def check_permit(grant: Grant, *, peer: PeerIdentity, policy: GrantPolicy, now: datetime) -> None:
+    """Ask the policy for what registrations cannot say, where there is one (`trust.oauth.policy`).
+
+    Raises:
+        IssuanceDenied: it does not allow this grant, or failed.
+    """
+    actors, act = [], grant.claims.get("act")
+    while act:
+        actors.append(act["sub"])
+        act = act.get("act")
+    question = Question(
+        agent=peer.agent_id,
+        action=EXCHANGE if actors else ISSUE,
+        resource=grant.claims["aud"],
+        scopes=tuple(grant.scope.split(" ")),
+        subject=grant.issued.subject,
+        client=grant.issued.client_id,
+        actors=tuple(actors),
+        now=now,
+    )
+    try:
+        ask(policy.permit, question)
+    except PolicyDenied as error:
+        raise IssuanceDenied(str(error)) from None
+
+
+def may_act(scopes: Iterable[str], target: str) -> dict[str, Any]:
+    """`may_act` (RFC 8693 section 4.4), where the token names exactly one agent that may act with it: its receiver.
+
+    Whoever asks for a token names that agent by the scope `delegate:X`. A wildcard, or a receiver that is not an agent
+    by that name, leaves it to the scopes alone.
+    """
+    consents = [scope for scope in scopes if scope.startswith("delegate:")]
+    try:
+        agent = AgentID.parse(target)
+    except IdentityError:
+        return {}
+    return {"may_act": {"sub": target}} if consents == [delegate_scope(agent)] else {}
+
+
+def target_of(form: Form, allowed: Iterable[str]) -> str:
+    """The one receiver. RFC 8707 section 2; RFC 8693 section 2.1, where it may be called `audience`, too.
+
+    There is no default: a token that says nothing about its receiver is good for all of them.
+    """
+    named = {form[name] for name in ("resource", "audience") if name in form}
+    if len(named) > 1:
+        raise TargetRefused("resource and audience differ", expected="one: a token is for one receiver")
+    target = next(iter(named), "")
+    if target not in allowed:
+        raise TargetRefused("resource", got=target or "none", expected="one that the client is registered for")
+    return target
 
 
 def scopes_of(form: Form, held: Iterable[str], whose: str, policy: GrantPolicy) -> tuple[str, ...]:

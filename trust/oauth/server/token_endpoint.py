@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
 from starlette.responses import JSONResponse
 
-from trust.errors import GrantRequestMalformed, GrantTypeUnknown
+from trust.errors import GrantRequestMalformed, GrantTypeUnknown, KeysUnavailable, PartnerUnavailable
 from trust.identity import PeerIdentity
-from trust.oauth.metadata import ACCESS_TOKEN_TYPE, CLIENT_CREDENTIALS, TOKEN_EXCHANGE
+from trust.oauth.metadata import CLIENT_CREDENTIALS, JWT_BEARER, JWT_TYPE, TOKEN_EXCHANGE
+from trust.oauth.server.approvals import Approvals
+from trust.oauth.server.assertions import (
+    assertion_for_partner,
+    presented_assertion,
+    read_assertion,
+    token_for_assertion,
+)
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
-from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome
+from trust.oauth.server.dpop import bound_to_key
+from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome, Parts
 from trust.oauth.server.exchange import read_subject_token, token_exchange
-from trust.oauth.server.grants import Grant, client_credentials
+from trust.oauth.server.grants import Grant, check_permit, client_credentials
+from trust.oauth.server.store import Issued
+from trust.oauth.server.together import Together
 from trust.oauth.tokens import sign_access_token
 
+GRANT_TYPES = (CLIENT_CREDENTIALS, TOKEN_EXCHANGE, JWT_BEARER)  # as metadata names them
 TOKEN_ID_BYTES = 16  # RFC 9700 section 4.10.2 asks for 128 bits where guessing matters
 
 
 class TokenEndpoint(Endpoint):
     event = "token"
 
-    async def decide(self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime) -> Outcome:
+    def __init__(self, parts: Parts, approvals: Approvals) -> None:
+        super().__init__(parts)
+        self._approvals = approvals
+        self._issued = Together[tuple[Issued, datetime], None](parts.store.tokens.add_all, parts.in_thread)
+
+    async def decide(
+        self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime, proofs: Sequence[str]
+    ) -> Outcome:
         grant = await self._grant(form, client=client, peer=peer, now=now)
-        await self.parts.in_thread(partial(self.parts.store.tokens.add, grant.issued, now=now))
-        token = sign_access_token(grant.claims, self.parts.signing_key)
+        if proofs:
+            grant = bound_to_key(grant, proofs, issuer=self.parts.policy.issuer, now=now)
+        check_permit(grant, peer=peer, policy=self.parts.policy, now=now)
+        grant, approval = await self._approvals.approved(grant, form, client=client, now=now)
+        used = grant.assertion
+        if used is not None:
+            await self.parts.in_thread(partial(self.parts.store.assertions.use, used, now=now))
+        await self._issued.ask((grant.issued, now))
+        token = sign_access_token(grant.claims, self.parts.signing_key, grant.typ)
         return Outcome(
             response=JSONResponse(_answer(grant, token), headers=NO_STORE),
             subject=grant.issued.subject,
-            facts={"jti": grant.issued.token_id, "scope": grant.scope, "parent": grant.issued.parent_id or ""},
+            facts={
+                "jti": grant.issued.token_id,
+                "scope": grant.scope,
+                "parent": grant.issued.parent_id or "",
+                **({} if used is None else {"assertion": f"{used.issuer} {used.token_id}"}),
+                **approval,
+            },
         )
 
     async def _grant(self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime) -> Grant:
@@ -42,7 +74,8 @@ class TokenEndpoint(Endpoint):
             return client_credentials(form, client=client, peer=peer, policy=policy, now=now, token_id=token_id)
         if grant_type == TOKEN_EXCHANGE:
             subject = read_subject_token(form, client=client, keys=self.parts.published, policy=policy, now=now)
-            return token_exchange(
+            make = assertion_for_partner if form.get("requested_token_type") == JWT_TYPE else token_exchange
+            return make(
                 form,
                 client=client,
                 peer=peer,
@@ -52,19 +85,35 @@ class TokenEndpoint(Endpoint):
                 now=now,
                 token_id=token_id,
             )
+        if grant_type == JWT_BEARER:
+            presented = presented_assertion(form, client=client, policy=policy)
+            try:
+                await presented.partner.keys.prepare(presented.kid, now=now)
+            except KeysUnavailable as error:
+                raise PartnerUnavailable(str(error)) from None
+            return token_for_assertion(
+                form,
+                client=client,
+                peer=peer,
+                assertion=read_assertion(presented, peer=peer, policy=policy, now=now),
+                partner=presented.partner,
+                policy=policy,
+                now=now,
+                token_id=token_id,
+            )
         if grant_type is None:
             raise GrantRequestMalformed("grant_type", got="none", expected="one")
-        raise GrantTypeUnknown("grant_type", got=grant_type, expected=f"{CLIENT_CREDENTIALS} or {TOKEN_EXCHANGE}")
+        raise GrantTypeUnknown("grant_type", got=grant_type, expected=" or ".join(GRANT_TYPES))
 
 
 def _answer(grant: Grant, token: str) -> dict[str, str | int]:
-    """RFC 6749 section 5.1; RFC 8693 section 2.2.1 for an exchange."""
+    """RFC 6749 section 5.1; RFC 8693 section 2.2.1 for an exchange: what is no access token is of no token type."""
     members: dict[str, str | int] = {
         "access_token": token,
-        "token_type": "Bearer",
+        "token_type": "N_A" if grant.token_type == JWT_TYPE else "DPoP" if "jkt" in grant.claims["cnf"] else "Bearer",
         "expires_in": grant.expires_in,
         "scope": grant.scope,
     }
     if grant.issued.parent_id is not None:
-        members["issued_token_type"] = ACCESS_TOKEN_TYPE
+        members["issued_token_type"] = grant.token_type
     return members

@@ -16,7 +16,7 @@ from tests.authority import ACCESS_TOKEN, BILLING, CLIENTS, ISSUER, LEDGER, PLAN
 from tests.forge import NOW
 from trust.errors import ConfigurationError
 from trust.identity import AgentID
-from trust.oauth.keys import SigningKey
+from trust.oauth.keys import SigningKey, public_jwks
 from trust.oauth.server import create_app, edge
 from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.store import Store
@@ -32,22 +32,35 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def test_metadata_names_the_issuer_exactly_and_says_that_tokens_are_bound(authority: Authority) -> None:
+def test_metadata_says_what_is_really_there(authority: Authority) -> None:
+    """RFC 8414: every endpoint, grant and way to authenticate that it names answers, and no other one does."""
+    others = ("password", "authorization_code", "refresh_token", "implicit", "Client_Credentials")
+
     async def work() -> dict[str, Any]:
         async with authority.http(PLANNER) as http:
             answer = await http.get("/.well-known/oauth-authorization-server")
             assert answer.headers["content-type"] == "application/json"
-            return dict(answer.json())
+            document: dict[str, Any] = answer.json()
+            endpoints = {name: url for name, url in document.items() if name.endswith("_endpoint")}
+            posted = {route.path for route in authority.app.routes if "POST" in route.methods}
+            assert {url.removeprefix(ISSUER) for url in endpoints.values()} == posted
+            for name, url in endpoints.items():
+                assert (await http.get(url)).status_code == 405
+                assert (await http.post(url, data={"client_id": "nobody"})).json() == {"error": "invalid_client"}
+                assert "tls_client_auth" in document[f"{name}_auth_methods_supported"]
+            for grant in (*document["grant_types_supported"], *others):
+                answer = await http.post(document["token_endpoint"], data=ask(grant_type=grant))
+                there = answer.json().get("error") != "unsupported_grant_type"
+                assert there == (grant in document["grant_types_supported"]), grant
+            jwks = (await http.get(document["jwks_uri"])).json()
+            assert jwks == public_jwks([authority.key])
+            assert {key["alg"] for key in jwks["keys"]} <= set(document["introspection_signing_alg_values_supported"])
+            return document
 
-    assert run(work()) == {
-        "issuer": ISSUER,
-        "token_endpoint": f"{ISSUER}/token",
-        "jwks_uri": f"{ISSUER}/jwks",
-        "grant_types_supported": ["client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"],
-        "response_types_supported": [],
-        "token_endpoint_auth_methods_supported": ["tls_client_auth"],
-        "tls_client_certificate_bound_access_tokens": True,
-    }
+    document = run(work())
+    assert document["issuer"] == ISSUER
+    assert document["tls_client_certificate_bound_access_tokens"] is True
+    assert document["response_types_supported"] == []
 
 
 def test_an_issuer_with_a_path_is_served_under_it(tmp_path: Path) -> None:
@@ -211,7 +224,7 @@ def test_a_client_that_is_taken_off_the_list_is_refused_at_once(authority: Autho
 
 def test_wildcard_registrations_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Authority(tmp_path)
-    assert f"{PLANNER}: scopes holds the wildcard read:ledger.*" in caplog.text
+    assert f"{PLANNER}: scopes: read:ledger.* is a wildcard" in caplog.text
 
 
 def test_parallel_issuance(authority: Authority) -> None:

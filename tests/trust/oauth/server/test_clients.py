@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from trust.errors import ConfigurationError, CredentialsError
 from trust.identity import AgentID
-from trust.oauth.server.clients import Client, ClientRegistry, is_resource
+from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry, is_resource
+from trust.oauth.server.patterns import AgentPattern
 
 BILLING = AgentID.parse("spiffe://fleet.example/billing")
 VALID: dict[str, Any] = {
@@ -61,9 +63,9 @@ def test_a_file_is_read_with_defaults(tmp_path: Path) -> None:
 
 
 def test_wildcards_are_allowed_and_noted(tmp_path: Path) -> None:
-    assert ClientRegistry.load(written(tmp_path, FILE)).notes == (
-        f"{BILLING}: exchange_scopes holds the wildcard read:ledger.*",
-    )
+    assert ClientRegistry.load(written(tmp_path, FILE)).notes() == [
+        f"{BILLING}: exchange_scopes: read:ledger.* is a wildcard: what is named like that tomorrow is granted today"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_client_that_no_token_could_be_issued_for_is_refused(change: dict[str, Any]) -> None:
-    assert Client(**VALID).delegate_name == "billing"
+    assert Client(**VALID).path == ("billing",)
     with pytest.raises(ConfigurationError) as caught:
         Client(**{**VALID, **change})
     assert type(caught.value) is ConfigurationError
@@ -162,7 +164,7 @@ def test_each_agent_and_each_client_id_once() -> None:
 
 def test_a_delegation_never_means_the_agents_of_two_trust_domains() -> None:
     foreign = {**VALID, "agent_id": AgentID.parse("spiffe://partner.example/billing")}
-    with pytest.raises(ConfigurationError, match="delegate:billing"):
+    with pytest.raises(ConfigurationError, match=r"billing and spiffe://partner\.example/billing"):
         ClientRegistry.of(Client(**VALID), Client(**foreign))
     ClientRegistry.of(Client(**VALID), Client(**{**foreign, "exchange_scopes": ()}))
 
@@ -196,3 +198,110 @@ def test_resources(uri: str, good: bool) -> None:
 def test_is_resource_never_raises(text: str) -> None:
     assert is_resource("https:" + text) in (True, False)
     assert is_resource(text) in (True, False)
+
+
+WORKERS: dict[str, Any] = {
+    "pattern": AgentPattern.parse("spiffe://fleet.example/workers/*"),
+    "scopes": ("read:rates",),
+    "exchange_scopes": ("read:ledger.eu",),
+    "resources": ("spiffe://fleet.example/ledger",),
+}
+SEVENTH = AgentID.parse("spiffe://fleet.example/workers/7")
+
+
+def test_each_agent_of_a_pattern_is_a_client_by_its_own_spiffe_id(tmp_path: Path) -> None:
+    text = FILE.replace('agent_id = "spiffe://fleet.example/billing"', 'agent_id = "spiffe://fleet.example/workers/*"')
+    registry = ClientRegistry.load(written(tmp_path, text))
+    found = registry.find(str(SEVENTH))
+    assert found == Client(
+        agent_id=SEVENTH,
+        scopes=("read:rates",),
+        exchange_scopes=("read:ledger.*",),
+        resources=("spiffe://fleet.example/ledger", "https://ledger.example/api"),
+        lifetime=timedelta(minutes=5),
+    )
+    assert found is not None and found.client_id == str(SEVENTH) and found.audiences == (str(SEVENTH),)
+    for other in ("spiffe://fleet.example/workers/*", "spiffe://fleet.example/workers", "spiffe://fleet.example/x/7"):
+        assert registry.find(other) is None
+    # No scope can name this one, so no caller could consent to what it exchanges.
+    assert registry.find("spiffe://fleet.example/workers/a..b") is None
+    with pytest.raises(ConfigurationError, match="client_id: got one for many agents"):
+        ClientRegistry.load(written(tmp_path, text.replace('agent_id = "', 'client_id = "x"\nagent_id = "', 1)))
+    with pytest.raises(ConfigurationError, match="SPIFFE ID pattern"):
+        ClientRegistry.load(written(tmp_path, text.replace("workers/*", "work*")))
+
+
+def test_an_agent_that_is_registered_by_itself_is_so_before_any_pattern() -> None:
+    alone = Client(agent_id=SEVENTH, client_id="seven", scopes=("read:rates",), resources=VALID["resources"])
+    registry = ClientRegistry.of(ClientPattern(**WORKERS), alone)
+    assert registry.find("seven") is alone
+    assert registry.find(str(SEVENTH)) is None  # which would give it what the pattern gives
+    assert registry.find("spiffe://fleet.example/workers/8") is not None
+    assert [note for note in registry.notes() if "workers" in note] == []
+
+
+def test_every_agent_of_a_domain_is_noted() -> None:
+    everybody = ClientPattern(**{**WORKERS, "pattern": AgentPattern.parse("spiffe://fleet.example/**")})
+    assert everybody.notes() == ["spiffe://fleet.example/**: is every agent of fleet.example"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "told"),
+    [
+        ((WORKERS, {"pattern": "spiffe://fleet.example/*/7"}), "two patterns can be the same agent"),
+        ((WORKERS, {"pattern": "spiffe://fleet.example/**"}), "two patterns can be the same agent"),
+        ((WORKERS, {"pattern": "spiffe://partner.example/*/7"}), "two clients that exchange tokens have one name"),
+        (({"agent_id": "spiffe://partner.example/workers/7"}, WORKERS), "two clients that exchange tokens have one"),
+        ((WORKERS, {"agent_id": "spiffe://partner.example/workers/7"}), "two clients that exchange tokens have one"),
+    ],
+)
+def test_patterns_that_cannot_be_told_apart_are_refused(clients: tuple[dict[str, Any], ...], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        ClientRegistry.of(*map(made, clients))
+    harmless = [made(c) if c is WORKERS else replace(made(c), exchange_scopes=()) for c in clients]
+    if "name" in told or "one" in told:
+        ClientRegistry.of(*harmless)
+
+
+def made(members: dict[str, Any]) -> Client | ClientPattern:
+    members = {**WORKERS, **members}
+    if "agent_id" in members:
+        del members["pattern"]
+        return Client(**{**members, "agent_id": AgentID.parse(members["agent_id"])})
+    if isinstance(members["pattern"], str):
+        members["pattern"] = AgentPattern.parse(members["pattern"])
+    return ClientPattern(**members)
+
+
+PLANNER = Client(**{**VALID, "agent_id": AgentID.parse("spiffe://fleet.example/planner"), "exchange_scopes": ()})
+
+
+@pytest.mark.parametrize(
+    ("others", "disabled", "still"),
+    [
+        # (what the other list has, who is disabled, who is found besides the planner)
+        ((), (), {"billing", "workers/7", "workers/8"}),
+        ((Client(**VALID),), (), {"workers/7", "workers/8"}),
+        ((Client(**VALID, client_id="b"),), (), {"workers/7", "workers/8"}),
+        ((Client(**{**VALID, "agent_id": SEVENTH}),), (), {"billing", "workers/7", "workers/8"}),
+        ((made({"pattern": "spiffe://fleet.example/*/7"}),), (), {"billing", "workers/8"}),
+        ((made({"pattern": "spiffe://fleet.example/**"}),), (), {"billing"}),
+        ((made({"agent_id": "spiffe://partner.example/billing"}),), (), {"billing", "workers/7", "workers/8"}),
+        ((), (str(BILLING),), {"workers/7", "workers/8"}),
+        ((), (str(SEVENTH),), {"billing", "workers/8"}),
+        ((Client(**{**VALID, "agent_id": SEVENTH}),), (str(SEVENTH),), {"billing", "workers/8"}),
+        ((), ("spiffe://fleet.example/workers/*",), {"billing"}),
+        ((Client(**{**VALID, "agent_id": SEVENTH}),), ("spiffe://fleet.example/*/7",), {"billing", "workers/8"}),
+        ((), ("spiffe://fleet.example/*",), {"workers/7", "workers/8"}),
+    ],
+)
+def test_two_lists_never_give_more_than_each(others: Any, disabled: tuple[str, ...], still: set[str]) -> None:
+    declared = ClientRegistry.of(PLANNER, Client(**VALID), ClientPattern(**WORKERS))
+    both, problems = declared.joined(others, disabled)
+    names = {"billing", "workers/7", "workers/8"}
+    assert {name for name in names if both.find(f"spiffe://fleet.example/{name}")} == still
+    planner_is_stopped = "spiffe://fleet.example/*" in disabled
+    assert (both.find(str(PLANNER.agent_id)) is None) is planner_is_stopped
+    assert both.find("b") is None and both.find("spiffe://partner.example/billing") is None
+    assert bool(problems) == (bool(others) and others[0] != Client(**{**VALID, "agent_id": SEVENTH}))
+    assert declared.find(str(BILLING)) is not None  # which is as it was

@@ -13,7 +13,8 @@ from tests.authority import BILLING, CLIENTS, ISSUER, LEDGER, PLANNER, ask
 from tests.forge import HOUR, NOW, Forge
 from trust.errors import GrantError, ScopeRefused, SubjectTokenRefused
 from trust.identity import PeerIdentity
-from trust.oauth.scopes import Calendar, Catalogue, attenuates
+from trust.oauth.calendars import Calendar
+from trust.oauth.scopes import Catalogue, attenuates
 from trust.oauth.server.authentication import authenticate
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.edge import parse_form
@@ -48,6 +49,7 @@ SUBJECT = SubjectToken(
     expires_at=NOW + timedelta(minutes=10),
     act=None,
     may_act=None,
+    approved_at=None,
 )
 
 

@@ -4,7 +4,9 @@ The default is one SQLite file (write-ahead log); any other database goes by its
 method returns: a revocation that a power cut undid would let a thief back in.
 """
 
+from trust.oauth.server.store.approvals import Approval, Asked
+from trust.oauth.server.store.assertions import UsedAssertion
 from trust.oauth.server.store.database import Store
 from trust.oauth.server.store.tokens import Issued
 
-__all__ = ["Issued", "Store"]
+__all__ = ["Approval", "Asked", "Issued", "Store", "UsedAssertion"]

@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from trust.errors import ConfigurationError
-from trust.oauth.server.store.schema import METADATA
+from trust.oauth.server.store.approvals import ApprovalTable
+from trust.oauth.server.store.assertions import AssertionTable
+from trust.oauth.server.store.clients import ClientTable
+from trust.oauth.server.store.engines import engine_for
+from trust.oauth.server.store.signing_keys import SigningKeyTable
 from trust.oauth.server.store.tokens import TokenTable
-
-BUSY_SECONDS = 10  # how long a writer waits for another process that holds SQLite's one write lock
+from trust.oauth.server.store.upgrading import prepare
 
 
 class Store:
     """The database. Thread-safe; every method of its tables blocks, so call it from a worker thread."""
 
     def __init__(self, url: str) -> None:
-        """Open the database and create what is missing in it.
+        """Open the database; what it lacks is made, and one of an earlier release is brought to this one's form.
 
         Args:
-            url: SQLAlchemy's form, such as `sqlite:////var/lib/a2a-trust/oauth.db`.
+            url: `sqlite:////var/lib/a2a-trust/oauth.db`, or `postgresql://user:password@host/database` (extra
+                `postgresql`).
 
         Raises:
-            ConfigurationError: the URL cannot be used, or names a database that would be lost with the process.
+            ConfigurationError: the URL cannot be used, names a database that would be lost with the process, or one
+                of a later release.
         """
+        self._engine = engine_for(url)
         try:
-            address = sa.make_url(url)
-            if address.get_backend_name() == "sqlite" and address.database in (None, "", ":memory:"):
-                raise ConfigurationError("token store is not durable", expected="a file, as in sqlite:///oauth.db")
-            # An SQL error that shows its parameters would put the identifiers of tokens into logs.
-            self._engine = sa.create_engine(address, hide_parameters=True)
-            if address.get_backend_name() == "sqlite":
-                event.listen(self._engine, "connect", _configure_sqlite)
-            METADATA.create_all(self._engine)
-        except (sa.exc.SQLAlchemyError, ImportError) as error:
+            prepare(self._engine)
+        except sa.exc.SQLAlchemyError as error:
+            self._engine.dispose()
             raise ConfigurationError(
-                "token store cannot be opened", got=type(error).__name__, expected="the URL of a writable database"
-            ) from error
+                "token store cannot be opened",
+                got=type(getattr(error, "orig", error)).__name__,
+                expected="the URL of a writable database",
+            ) from None
+        except BaseException:
+            self._engine.dispose()
+            raise
         self.tokens = TokenTable(self._engine)
+        self.clients = ClientTable(self._engine)
+        self.signing_keys = SigningKeyTable(self._engine)
+        self.approvals = ApprovalTable(self._engine)
+        self.assertions = AssertionTable(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-def _configure_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits in a power cut
-    cursor.close()

@@ -5,17 +5,19 @@ Tokens themselves are never stored, only their identifiers (`jti`), so a stolen 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
-from trust.errors import SubjectTokenRefused
-from trust.oauth.server.store.schema import TOKENS
+from trust.errors import ClientRefused, SubjectTokenRefused
+from trust.oauth.server.store.disabled import disabled_of
+from trust.oauth.server.store.schema import REVOCATIONS, TOKENS
 
-PURGE_BATCH = (
-    16  # expired rows removed by each insertion: more than the one it adds, so the table shrinks to what lives
-)
+# Expired rows that are removed for each one that is added: more than one, so the table shrinks to what lives.
+PURGE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,70 +48,150 @@ class TokenTable:
 
         Raises:
             SubjectTokenRefused: the parent is unknown here, revoked or expired.
+            ClientRefused: the client was disabled since it was authenticated.
         """
+        (refused,) = self.add_all([(issued, now)])
+        if refused is not None:
+            raise refused
+
+    def add_all(self, tokens: Sequence[tuple[Issued, datetime]]) -> list[Exception | None]:
+        """As `add` for each token with its now, in one transaction; what `add` would raise for one is in the list."""
+        parents = sorted({issued.parent_id for issued, _ in tokens if issued.parent_id is not None})
+        living: dict[str, int] = {}
         with self._engine.begin() as connection:
             # First, because a transaction of SQLite that begins by writing never has to upgrade its lock.
-            _purge(connection, now)
-            if issued.parent_id is not None:
-                parent = sa.select(TOKENS).where(
-                    TOKENS.c.token_id == issued.parent_id,
-                    sa.not_(TOKENS.c.revoked),
-                    TOKENS.c.expires_at > _seconds(now),
+            _purge(connection, max(now for _, now in tokens), rows=PURGE_BATCH * len(tokens))
+            disabled = disabled_of(connection, {issued.client_id for issued, _ in tokens})
+            if parents:
+                found = sa.select(TOKENS.c.token_id, TOKENS.c.expires_at).where(
+                    TOKENS.c.token_id.in_(parents), sa.not_(TOKENS.c.revoked)
                 )
-                if connection.execute(parent.with_for_update()).first() is None:
-                    raise SubjectTokenRefused("subject token is unknown, revoked or expired")
-            connection.execute(
-                sa.insert(TOKENS).values(
-                    token_id=issued.token_id,
-                    parent_id=issued.parent_id,
-                    root_id=issued.root_id,
-                    root_issued_at=_seconds(issued.root_issued_at),
-                    client_id=issued.client_id,
-                    subject=issued.subject,
-                    issued_at=_seconds(issued.issued_at),
-                    expires_at=_seconds(issued.expires_at),
-                    revoked=issued.revoked,
-                )
-            )
+                # In one order for everybody: of two transactions that wait for each other's rows, one would fail.
+                rows = connection.execute(found.order_by(TOKENS.c.token_id).with_for_update())
+                living = {row.token_id: row.expires_at for row in rows}
+            refused = [_refused(issued, living, disabled, now) for issued, now in tokens]
+            rows_to_be = [_row(issued) for (issued, _), error in zip(tokens, refused, strict=True) if error is None]
+            if rows_to_be:
+                connection.execute(sa.insert(TOKENS), rows_to_be)
+        return refused
 
     def find(self, token_id: str) -> Issued | None:
         """What is known of a token; None for one that was never issued here, or expired and is forgotten."""
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(TOKENS).where(TOKENS.c.token_id == token_id)).first()
-        if row is None:
-            return None
-        return Issued(
-            token_id=row.token_id,
-            parent_id=row.parent_id,
-            root_id=row.root_id,
-            root_issued_at=_time(row.root_issued_at),
-            client_id=row.client_id,
-            subject=row.subject,
-            issued_at=_time(row.issued_at),
-            expires_at=_time(row.expires_at),
-            revoked=row.revoked,
-        )
+        return None if row is None else _issued(row)
+
+    def living(
+        self, *, now: datetime, client_id: str | None = None, subject: str | None = None, limit: int
+    ) -> list[Issued]:
+        """The tokens that have not expired, newest first; those of one client or subject where one is named."""
+        chosen = sa.select(TOKENS).where(*_of(client_id, subject, now))
+        with self._engine.connect() as connection:
+            rows = connection.execute(chosen.order_by(TOKENS.c.issued_at.desc(), TOKENS.c.token_id).limit(limit)).all()
+        return [_issued(row) for row in rows]
 
     def revoke(self, token_id: str) -> int:
         """Revoke a token and every token that was exchanged from it; returns how many that were."""
-        with self._engine.begin() as connection:
-            revoke = sa.update(TOKENS).values(revoked=True).where(sa.not_(TOKENS.c.revoked))
-            changed = total = connection.execute(revoke.where(TOKENS.c.token_id == token_id)).rowcount
-            root = sa.select(TOKENS.c.root_id).where(TOKENS.c.token_id == token_id).scalar_subquery()
-            dead = sa.select(TOKENS.c.token_id).where(TOKENS.c.root_id == root, TOKENS.c.revoked)
-            # One generation a round, each with fresh eyes: a child that was being added while we waited for its
-            # parent's lock is seen by the next round.
-            while changed:
-                changed = connection.execute(
-                    revoke.where(TOKENS.c.root_id == root, TOKENS.c.parent_id.in_(dead))
-                ).rowcount
-                total += changed
+        return self._revoke(TOKENS.c.token_id == token_id)
+
+    def revoke_all(self, *, now: datetime, client_id: str | None = None, subject: str | None = None) -> int:
+        """Revoke what a client holds, or what is about a subject, and all that was exchanged from it; how many."""
+        if client_id is None and subject is None:
+            raise ValueError("neither a client nor a subject")
+        return self._revoke(*_of(client_id, subject, now))
+
+    def _revoke(self, *chosen: sa.ColumnElement[bool]) -> int:
+        with self._engine.connect() as connection, connection.begin() as transaction:
+            total = revoke_chosen(connection, *chosen)
+            if not total:
+                transaction.rollback()  # there was none to count
         return total
 
+    def revocations(self) -> int:
+        """How many there were so far: when it has grown, `revoked` has changed."""
+        with self._engine.connect() as connection:
+            return int(connection.execute(sa.select(REVOCATIONS.c.sequence)).scalar_one())
 
-def _purge(connection: sa.Connection, now: datetime) -> None:
-    """Remove at most `PURGE_BATCH` expired rows. No child outlives its parent, so no living row loses its own."""
-    expired = sa.select(TOKENS.c.token_id).where(TOKENS.c.expires_at < _seconds(now)).limit(PURGE_BATCH)
+    def revoked(self, *, now: datetime, limit: int) -> dict[str, int]:
+        """The revoked tokens that have not expired, with their ends in seconds since the epoch; at most `limit`.
+
+        Ask for `revocations` first: what comes in between is then in here already, and never the other way round.
+        """
+        chosen = sa.select(TOKENS.c.token_id, TOKENS.c.expires_at).where(
+            TOKENS.c.revoked, TOKENS.c.expires_at > _seconds(now)
+        )
+        with self._engine.connect() as connection:
+            return {row.token_id: row.expires_at for row in connection.execute(chosen.limit(limit))}
+
+
+def revoke_chosen(connection: sa.Connection, *chosen: sa.ColumnElement[bool]) -> int:
+    """Revoke tokens, and all that was exchanged from them, in a transaction of the caller's; returns how many.
+
+    Args:
+        chosen: conditions that a token still meets when it is revoked: by them its children are found afterwards.
+    """
+    # First: revocations wait for this row, and never for one another's tokens.
+    connection.execute(sa.update(REVOCATIONS).values(sequence=REVOCATIONS.c.sequence + 1))
+    revoke = sa.update(TOKENS).values(revoked=True).where(sa.not_(TOKENS.c.revoked))
+    changed = total = connection.execute(revoke.where(*chosen)).rowcount
+    roots = sa.select(TOKENS.c.root_id).where(*chosen)
+    dead = sa.select(TOKENS.c.token_id).where(TOKENS.c.root_id.in_(roots), TOKENS.c.revoked)
+    # One generation a round, each with fresh eyes: a child that was being added while we waited for its parent's lock
+    # is seen by the next round.
+    while changed:
+        changed = connection.execute(revoke.where(TOKENS.c.root_id.in_(roots), TOKENS.c.parent_id.in_(dead))).rowcount
+        total += changed
+    return int(total)
+
+
+def _of(client_id: str | None, subject: str | None, now: datetime) -> list[sa.ColumnElement[bool]]:
+    chosen = [TOKENS.c.expires_at > _seconds(now)]
+    if client_id is not None:
+        chosen.append(TOKENS.c.client_id == client_id)
+    if subject is not None:
+        chosen.append(TOKENS.c.subject == subject)
+    return chosen
+
+
+def _issued(row: sa.Row[Any]) -> Issued:
+    return Issued(
+        token_id=row.token_id,
+        parent_id=row.parent_id,
+        root_id=row.root_id,
+        root_issued_at=_time(row.root_issued_at),
+        client_id=row.client_id,
+        subject=row.subject,
+        issued_at=_time(row.issued_at),
+        expires_at=_time(row.expires_at),
+        revoked=row.revoked,
+    )
+
+
+def _refused(issued: Issued, living: Mapping[str, int], disabled: Set[str], now: datetime) -> Exception | None:
+    if issued.client_id in disabled:
+        return ClientRefused("client is disabled", got=issued.client_id, expected="one that still was when it asked")
+    if issued.parent_id is not None and living.get(issued.parent_id, 0) <= _seconds(now):
+        return SubjectTokenRefused("subject token is unknown, revoked or expired")
+    return None
+
+
+def _row(issued: Issued) -> dict[str, Any]:
+    return {
+        "token_id": issued.token_id,
+        "parent_id": issued.parent_id,
+        "root_id": issued.root_id,
+        "root_issued_at": _seconds(issued.root_issued_at),
+        "client_id": issued.client_id,
+        "subject": issued.subject,
+        "issued_at": _seconds(issued.issued_at),
+        "expires_at": _seconds(issued.expires_at),
+        "revoked": issued.revoked,
+    }
+
+
+def _purge(connection: sa.Connection, now: datetime, *, rows: int) -> None:
+    """Remove at most so many expired rows. No child outlives its parent, so no living row loses its own."""
+    expired = sa.select(TOKENS.c.token_id).where(TOKENS.c.expires_at < _seconds(now)).limit(rows)
     connection.execute(sa.delete(TOKENS).where(TOKENS.c.token_id.in_(expired)))
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,88 @@ def test_revoking_a_token_revokes_all_that_came_from_it_and_nothing_else(store: 
 def _revoked(store: Store) -> set[str]:
     found = {i: store.tokens.find(i) for i in ("root", "other", "a", "a1", "a11", "b", "b1")}
     return {i for i, issued in found.items() if issued is not None and issued.revoked}
+
+
+def test_all_of_a_client_or_about_a_subject_and_what_came_from_it(store: Store) -> None:
+    """A planner's tokens, one of which billing has exchanged; and billing's own, about itself."""
+    store.tokens.add(ROOT, now=NOW)
+    store.tokens.add(replace(ROOT, token_id="other", root_id="other"), now=NOW)
+    store.tokens.add(replace(child("a"), client_id="billing"), now=NOW)
+    own = replace(ROOT, token_id="b", root_id="b", client_id="billing", subject="spiffe://fleet.example/billing")
+    store.tokens.add(own, now=NOW)
+    assert [i.token_id for i in store.tokens.living(now=NOW, client_id="billing", limit=9)] == ["a", "b"]
+    assert [i.token_id for i in store.tokens.living(now=NOW, subject=own.subject, limit=9)] == ["b"]
+    assert len(store.tokens.living(now=NOW, limit=9)) == 4
+    assert len(store.tokens.living(now=NOW, limit=3)) == 3
+    assert store.tokens.living(now=NOW + HOUR, limit=9) == []
+    assert store.tokens.revoke_all(now=NOW + HOUR, client_id="planner") == 0  # none would be valid
+    assert store.tokens.revoke_all(now=NOW, client_id="nobody") == 0
+    assert store.tokens.revoke_all(now=NOW, client_id="planner", subject=own.subject) == 0  # both
+    assert store.tokens.revoke_all(now=NOW, client_id="planner") == 3
+    assert _revoked(store) == {"root", "other", "a"}
+    assert store.tokens.revoke_all(now=NOW, subject=own.subject) == 1
+    with pytest.raises(ValueError, match="neither"):
+        store.tokens.revoke_all(now=NOW)
+
+
+def test_each_revocation_is_counted_with_what_it_revoked(store: Store, tmp_path: Path) -> None:
+    for token_id in ("root", "other"):
+        store.tokens.add(replace(ROOT, token_id=token_id, root_id=token_id), now=NOW)
+    store.tokens.add(child("a"), now=NOW)
+    end = int(ROOT.expires_at.timestamp())
+    assert (store.tokens.revocations(), store.tokens.revoked(now=NOW, limit=9)) == (0, {})
+    store.tokens.revoke("unknown")
+    assert store.tokens.revocations() == 0
+    store.tokens.revoke("root")
+    assert (store.tokens.revocations(), store.tokens.revoked(now=NOW, limit=9)) == (1, {"root": end, "a": end})
+    store.tokens.revoke("root")
+    assert store.tokens.revocations() == 1
+    other = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
+    assert (other.tokens.revoke("other"), store.tokens.revocations()) == (1, 2)
+    other.close()
+    assert len(store.tokens.revoked(now=NOW, limit=2)) == 2
+    assert store.tokens.revoked(now=NOW + HOUR, limit=9) == {}
+
+
+def test_revocations_of_several_processes_wait_for_one_another_and_none_is_lost(opened: Callable[[], Store]) -> None:
+    """Each in its own way, and all over the same tokens: the order in which they lock them cannot be the same."""
+    stores = [opened() for _ in range(4)]
+    for n in range(12):
+        stores[0].tokens.add(replace(ROOT, token_id=f"r{n}", root_id=f"r{n}"), now=NOW)
+        stores[0].tokens.add(replace(child(f"c{n}", f"r{n}"), root_id=f"r{n}", client_id="billing"), now=NOW)
+    start = threading.Barrier(5)
+
+    def all_of(store: Store, **chosen: str) -> int:
+        start.wait()
+        return store.tokens.revoke_all(now=NOW, **chosen)  # type: ignore[arg-type]
+
+    def one_by_one(store: Store, order: int) -> int:
+        start.wait()
+        return sum(store.tokens.revoke(f"{kind}{n}") for n in range(12)[::order] for kind in "cr")
+
+    def look() -> list[tuple[int, set[str]]]:
+        start.wait()
+        seen = []
+        while not seen or len(seen[-1][1]) < 24:
+            count = reader.tokens.revocations()
+            seen.append((count, set(reader.tokens.revoked(now=NOW, limit=99))))
+        return seen
+
+    reader = opened()
+    with ThreadPoolExecutor(5) as pool:
+        looking = pool.submit(look)
+        workers = [
+            pool.submit(all_of, stores[0], client_id="planner"),
+            pool.submit(all_of, stores[1], subject=ROOT.subject),
+            pool.submit(one_by_one, stores[2], 1),
+            pool.submit(one_by_one, stores[3], -1),
+        ]
+        assert sum(worker.result() for worker in workers) == 24  # each of them once
+        seen = looking.result()
+    # What was seen with a number is still there with a higher one: a list never takes back what one before it had.
+    for (before, had), (after, has) in pairwise(seen):
+        assert before <= after
+        assert had <= has
 
 
 @pytest.mark.parametrize("parent", ["unknown", "revoked", "expired"])

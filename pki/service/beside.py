@@ -1,0 +1,76 @@
+"""Another application behind the service's TLS listener, at paths of its own.
+
+The listener lets agents in whose certificates are revoked, for EST says by itself what becomes of them. The other
+application is not told of such a certificate: for it, nobody was proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trust.audit import AuditSink
+from trust.bundles import BundleSource, RevocationSource
+from trust.clock import Clock
+from trust.errors import ConfigurationError, PeerError
+from trust.identity import PEER_EXTENSION, peer_of
+from trust.peers import PeerVerifier
+
+# Opens the application for as long as the service runs. It goes to worker processes: a function of a module, or a
+# `functools.partial` of one.
+Opener = Callable[[AuditSink, Clock], AbstractContextManager[Starlette]]
+
+
+class Beside:
+    """The application at its paths, and `others` everywhere else."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        others: ASGIApp,
+        *,
+        bundles: BundleSource,
+        crls: RevocationSource,
+        audit: AuditSink,
+        clock: Clock,
+    ) -> None:
+        """
+        Args:
+            app: all its routes have fixed paths.
+            bundles, crls: what the CA publishes now.
+            audit: gets every certificate that was not handed on.
+            clock: the time, aware.
+
+        Raises:
+            ConfigurationError: a path that would be the application's and the service's.
+        """
+        self._paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+        if taken := sorted(path for path in self._paths if path.startswith(("/.well-known/est/", "/crl/", "/ca/"))):
+            raise ConfigurationError("paths of the application beside the CA", got=", ".join(taken), do="move them")
+        self._app, self._others = app, others
+        self._verifier = PeerVerifier(bundles, crls)
+        self._audit, self._clock = audit, clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in self._paths:
+            await self._others(scope, receive, send)
+            return
+        peer = peer_of(scope)
+        if peer is not None:
+            try:
+                self._verifier.verify(peer.chain, now=self._clock(), usage="client")
+            except PeerError as error:
+                self._audit.record(
+                    event="connection",
+                    decision="deny",
+                    check=error.check,
+                    peer=str(peer.agent_id),
+                    target=scope["path"],
+                    reason=str(error),
+                )
+                scope = {**scope, "extensions": {k: v for k, v in scope["extensions"].items() if k != PEER_EXTENSION}}
+        await self._app(scope, receive, send)

@@ -1,0 +1,67 @@
+"""Used assertions, in SQLite and in PostgreSQL: whoever comes first, and nobody after."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from tests.forge import NOW
+from trust.errors import AssertionUsed
+from trust.oauth.server.store import Store, UsedAssertion
+from trust.oauth.server.store.assertions import PURGE_BATCH
+from trust.oauth.server.store.schema import ASSERTIONS
+
+ONE = UsedAssertion(issuer="https://auth.fleet.example", token_id="one", expires_at=NOW + timedelta(seconds=60))
+
+
+def rows(store: Store) -> int:
+    with store._engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(ASSERTIONS)).scalar_one()
+
+
+def test_each_is_used_once_and_its_name_is_issuer_and_jti(url: str) -> None:
+    with closing(Store(url)) as store, closing(Store(url)) as other:
+        store.assertions.use(ONE, now=NOW)
+        for again in (store, other):
+            with pytest.raises(AssertionUsed):
+                again.assertions.use(replace(ONE, expires_at=NOW + timedelta(seconds=90)), now=NOW)
+        # Neither the same `jti` of another issuer nor another cut between the two is the same assertion.
+        other.assertions.use(replace(ONE, issuer="https://auth.partner.example"), now=NOW)
+        other.assertions.use(replace(ONE, issuer=ONE.issuer + "/one", token_id=""), now=NOW)
+        other.assertions.use(replace(ONE, token_id="\u00fc" * 256), now=NOW)
+
+
+def test_of_many_at_once_one_is_first(url: str) -> None:
+    barrier = threading.Barrier(6)
+
+    def use(store: Store) -> bool:
+        barrier.wait(20)
+        try:
+            store.assertions.use(ONE, now=NOW)
+        except AssertionUsed:
+            return False
+        return True
+
+    with ExitStack() as stack, ThreadPoolExecutor(6) as pool:
+        stores = [stack.enter_context(closing(Store(url))) for _ in range(6)]
+        assert sum(pool.map(use, stores)) == 1
+
+
+def test_none_is_forgotten_before_its_end_and_the_table_does_not_grow(url: str) -> None:
+    with closing(Store(url)) as store:
+        part = replace(ONE, expires_at=ONE.expires_at + timedelta(milliseconds=900))
+        store.assertions.use(part, now=NOW)
+        with pytest.raises(AssertionUsed):
+            store.assertions.use(part, now=ONE.expires_at + timedelta(milliseconds=899))
+        for number in range(PURGE_BATCH + 4):
+            store.assertions.use(replace(ONE, token_id=str(number)), now=NOW)
+        late = ONE.expires_at + timedelta(seconds=3)
+        for number in (1, 2):
+            store.assertions.use(replace(ONE, token_id=f"late {number}", expires_at=late), now=late)
+        assert rows(store) == 2

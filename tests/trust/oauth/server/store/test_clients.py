@@ -1,0 +1,179 @@
+"""Registered clients, in SQLite and in PostgreSQL: what one process changes, no other one contradicts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.forge import HOUR, NOW
+from trust.errors import ClientNotRegistered, ClientRefused, ConfigurationError, IdentityError
+from trust.oauth.server.client_secrets import digest_of
+from trust.oauth.server.store import Issued, Store, clients
+
+BILLING = "spiffe://fleet.example/billing"
+WORKER = "spiffe://fleet.example/workers/7"
+WORKERS = "spiffe://fleet.example/workers/*"
+RIGHTS = {"scopes": ["read:rates"], "resources": ["spiffe://fleet.example/ledger"]}
+Opened = Callable[[], Store]
+TOKEN = Issued(
+    token_id="root",
+    parent_id=None,
+    root_id="root",
+    root_issued_at=NOW,
+    client_id=BILLING,
+    subject=BILLING,
+    issued_at=NOW,
+    expires_at=NOW + HOUR,
+)
+
+
+def add(store: Store, name: str = BILLING, *, secret: str | None = None, check: Any = lambda rows: None) -> None:
+    digest = None if secret is None else digest_of(secret)
+    store.clients.add(name, RIGHTS, digest=digest, now=NOW, check=check)
+
+
+def test_what_one_process_registers_another_one_sees(opened: Opened) -> None:
+    first, second = opened(), opened()
+    before = second.clients.changes()
+    add(first, secret="s")
+    assert second.clients.changes() > before
+    (row,) = second.clients.all()
+    assert (row.name, row.rights, row.needs_secret, row.disabled) == (BILLING, RIGHTS, True, False)
+    assert (row.secrets, row.changed_at) == (((digest_of("s"), None),), NOW)
+    assert "s" not in repr(row.secrets[0][1]) and digest_of("s").hex() not in repr(row)
+
+
+def test_of_those_who_register_what_contradicts_one_does(opened: Opened) -> None:
+    stores, start = [opened() for _ in range(4)], threading.Barrier(4)
+
+    def alone(rows: Sequence[clients.Registered]) -> None:
+        if rows:
+            raise ConfigurationError("somebody is there")
+
+    def register(number: int) -> bool:
+        start.wait(20)
+        try:
+            add(stores[number], f"spiffe://fleet.example/{number}", check=alone)
+        except ConfigurationError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(register, range(4)))
+    assert done.count(True) == 1
+    assert [row.name for row in stores[0].clients.all()] == [f"spiffe://fleet.example/{done.index(True)}"]
+    with pytest.raises(ConfigurationError, match="one of that name"):
+        add(stores[1], stores[0].clients.all()[0].name)
+
+
+def test_there_are_only_so_many(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "MAX_CLIENTS", 1)
+    store = opened()
+    add(store)
+    with pytest.raises(ConfigurationError, match="use a pattern"):
+        add(store, WORKERS)
+    with pytest.raises(ConfigurationError, match="remove some"):
+        store.clients.disable("another", now=NOW)
+    store.clients.disable(BILLING, now=NOW)
+
+
+def test_a_client_that_is_disabled_holds_no_token_and_gets_none(opened: Opened) -> None:
+    store, other = opened(), opened()
+    add(store)
+    mine, child, others = TOKEN, replace(TOKEN, token_id="c", parent_id="root", client_id="x"), "another"
+    for issued in (mine, child, replace(TOKEN, token_id=others, root_id=others, client_id="x")):
+        other.tokens.add(issued, now=NOW)
+    assert store.clients.disable(BILLING, now=NOW) == 2  # what was exchanged from it, too
+    found = [other.tokens.find(token_id) for token_id in ("root", "c", others)]
+    assert [issued.revoked for issued in found if issued] == [True, True, False]
+    assert other.tokens.revocations() >= 1  # so that the list of revoked tokens is signed anew
+    with pytest.raises(ClientRefused):
+        other.tokens.add(replace(TOKEN, token_id="late", root_id="late"), now=NOW)
+    assert other.tokens.find("late") is None
+    assert store.clients.disable(BILLING, now=NOW) == 0
+
+    store.clients.enable(BILLING, now=NOW)
+    other.tokens.add(replace(TOKEN, token_id="again", root_id="again"), now=NOW)
+    assert [row.disabled for row in other.clients.all()] == [False]
+    with pytest.raises(ClientNotRegistered):
+        store.clients.enable(BILLING, now=NOW)
+
+
+def test_a_pattern_disables_all_that_it_names_and_nobody_else(opened: Opened) -> None:
+    store = opened()
+    for n, holder in enumerate((WORKER, "spiffe://fleet.example/workers/7/8", "the-planner")):
+        store.tokens.add(replace(TOKEN, token_id=str(n), root_id=str(n), client_id=holder), now=NOW)
+    assert store.clients.disable(WORKERS, now=NOW) == 1
+    with pytest.raises(ClientRefused):
+        store.tokens.add(replace(TOKEN, client_id=WORKER), now=NOW)
+    store.tokens.add(replace(TOKEN, client_id="the-planner"), now=NOW)
+    store.clients.enable(WORKERS, now=NOW)
+    assert store.clients.all() == ()  # it was in no other way there
+    with pytest.raises(IdentityError):
+        store.clients.disable("spiffe://fleet.example/work*", now=NOW)
+
+
+def test_no_token_slips_through_while_its_client_is_being_disabled(opened: Opened) -> None:
+    """Whichever comes first: it is refused, or it is revoked."""
+    stores, start = [opened() for _ in range(3)], threading.Barrier(4)
+    disabling = opened()
+
+    def issue(worker: int) -> list[str]:
+        start.wait(20)
+        done = []
+        for n in range(30):
+            name = f"{worker}-{n}"
+            try:
+                stores[worker].tokens.add(replace(TOKEN, token_id=name, root_id=name), now=NOW)
+            except ClientRefused:
+                return done
+            done.append(name)
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        workers = [pool.submit(issue, worker) for worker in range(3)]
+        start.wait(20)
+        disabling.clients.disable(BILLING, now=NOW)
+        issued = [name for worker in workers for name in worker.result(60)]
+    found = [disabling.tokens.find(name) for name in issued]
+    assert all(token is not None and token.revoked for token in found)
+
+
+def test_only_what_is_disabled_can_be_removed(opened: Opened) -> None:
+    store = opened()
+    add(store, secret="s")
+    with pytest.raises(ClientNotRegistered, match="disable it first"):
+        store.clients.remove(BILLING)
+    store.clients.disable(BILLING, now=NOW)
+    store.clients.disable(WORKER, now=NOW)
+    store.clients.remove(BILLING)
+    assert [row.name for row in store.clients.all()] == [WORKER]
+    with pytest.raises(ClientNotRegistered):  # else a name that is only disabled would be free again by accident
+        store.clients.remove(WORKER)
+    add(store)
+    assert store.clients.all()[0].secrets == ()
+
+
+def test_a_new_secret_ends_the_one_before_after_a_while_and_all_others_now(opened: Opened) -> None:
+    store, day = opened(), timedelta(days=1)
+    add(store, secret="1")
+    store.clients.rotate_secret(BILLING, digest_of("2"), overlap=day, now=NOW)
+    assert secrets(store) == {digest_of("1"): NOW + day, digest_of("2"): None}
+    store.clients.rotate_secret(BILLING, digest_of("3"), overlap=day, now=NOW)
+    assert secrets(store) == {digest_of("2"): NOW + day, digest_of("3"): None}
+    store.clients.rotate_secret(BILLING, digest_of("4"), overlap=timedelta(0), now=NOW)
+    assert secrets(store) == {digest_of("4"): None}
+    add(store, WORKERS)
+    for name in (WORKERS, "unknown"):
+        with pytest.raises(ClientNotRegistered, match="needs a secret"):
+            store.clients.rotate_secret(name, digest_of("5"), overlap=day, now=NOW)
+
+
+def secrets(store: Store) -> dict[bytes, Any]:
+    return dict(next(row for row in store.clients.all() if row.name == BILLING).secrets)

@@ -1,0 +1,117 @@
+"""Introspection: who is told what. RFC 7662, RFC 9701."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.authority import BILLING, ISSUER, LEDGER, PLANNER, Authority, ask, exchange
+from tests.forge import NOW
+from trust.oauth.server.introspection import JWT_MEDIA_TYPE, JWT_TYPE
+from trust.signing import jws
+
+JWT = {"accept": JWT_MEDIA_TYPE}
+INACTIVE = {"active": False}
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def introspect(authority: Authority, agent: str | None, token: str, **headers: str) -> httpx.Response:
+    async with authority.http(agent) as http:
+        return await http.post("/introspect", data={"client_id": agent or "", "token": token}, headers=headers)
+
+
+def told(answer: httpx.Response) -> dict[str, Any]:
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_holder_and_receiver_are_told_what_the_token_says(authority: Authority) -> None:
+    async def work() -> None:
+        token = await authority.token(PLANNER, ask())
+        access = authority.validate(token, audience=BILLING, holder=PLANNER)
+        expected = {
+            "active": True,
+            "scope": "agent:execute read:ledger.eu delegate:billing temporal:20min",
+            "client_id": PLANNER,
+            "sub": PLANNER,
+            "aud": BILLING,
+            "iss": ISSUER,
+            "iat": int(NOW.timestamp()),
+            "exp": int(access.expires_at.timestamp()),
+            "jti": access.token_id,
+            "token_type": "Bearer",
+            "cnf": {"x5t#S256": authority.peer(PLANNER).thumbprint},
+        }
+        for agent in (PLANNER, BILLING):
+            assert told(await introspect(authority, agent, token)) == expected
+            last = authority.trail.last
+            assert (last["event"], last["decision"], last["active"], last["jti"]) == (
+                "introspection", "allow", "yes", access.token_id
+            )  # fmt: skip
+
+    asyncio.run(work())
+
+
+def test_of_an_exchanged_token_it_is_told_who_acts(authority: Authority) -> None:
+    async def work() -> None:
+        first = await authority.token(PLANNER, ask())
+        second = await authority.token(BILLING, exchange(first))
+        found = told(await introspect(authority, LEDGER, second))
+        assert (found["sub"], found["act"], found["client_id"]) == (PLANNER, {"sub": BILLING}, BILLING)
+        # Whose token it came from has nothing to do with it any more.
+        assert told(await introspect(authority, PLANNER, second)) == INACTIVE
+
+    asyncio.run(work())
+
+
+def test_what_is_not_valid_is_not_active(authority: Authority) -> None:
+    async def work() -> None:
+        first = await authority.token(PLANNER, ask())
+        second = await authority.token(BILLING, exchange(first))
+        authority.store.tokens.revoke(authority.validate(first, audience=BILLING, holder=PLANNER).token_id)
+        for token in (first, second):
+            assert told(await introspect(authority, BILLING, token)) == INACTIVE
+        assert authority.trail.last["active"] == "no"
+        token = await authority.token(PLANNER, ask())
+        assert told(await introspect(authority, BILLING, token))["active"]
+        authority.clock.advance(minutes=10)
+        assert told(await introspect(authority, BILLING, token)) == INACTIVE
+
+    asyncio.run(work())
+
+
+def test_the_signed_answer_is_for_the_one_who_asked(authority: Authority) -> None:
+    async def work() -> None:
+        token = await authority.token(PLANNER, ask())
+        for presented in (token, "unknown"):
+            plain = told(await introspect(authority, BILLING, presented))
+            answer = await introspect(authority, BILLING, presented, accept=f"text/html, {JWT_MEDIA_TYPE.upper()};q=1")
+            assert (answer.status_code, answer.headers["content-type"]) == (200, JWT_MEDIA_TYPE)
+            assert answer.headers["cache-control"] == "no-store"
+            parsed = jws.parse_compact(answer.text, algorithms=["ES256"], typ=JWT_TYPE)
+            assert parsed.header["kid"] == authority.key.kid
+            claims = json.loads(parsed.verify(authority.key.private_key.public_key()))
+            assert claims == {
+                "iss": ISSUER,
+                "aud": BILLING,
+                "iat": int(NOW.timestamp()),
+                "token_introspection": plain,
+            }
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*", "", ","])
+def test_without_being_asked_for_it_is_not_signed(authority: Authority, accept: str) -> None:
+    answer = asyncio.run(introspect(authority, BILLING, "unknown", accept=accept))
+    assert (answer.headers["content-type"], told(answer)) == ("application/json", INACTIVE)

@@ -1,0 +1,160 @@
+"""The clients of a file and of the database, while both change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.forge import NOW
+from trust import files
+from trust.errors import ConfigurationError, CredentialsError
+from trust.oauth.server import registrations
+from trust.oauth.server.client_secrets import digest_of
+from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry
+from trust.oauth.server.registrations import Registrations, WatchedClients, register
+from trust.oauth.server.store import Store
+from trust.sources import Live
+
+BILLING, PLANNER = "spiffe://fleet.example/billing", "spiffe://fleet.example/planner"
+WORKERS = "spiffe://fleet.example/workers/*"
+RIGHTS = {"scopes": ["read:rates"], "resources": ["spiffe://fleet.example/ledger"]}
+FILE = f"""
+[[client]]
+agent_id = "{PLANNER}"
+scopes = ["agent:execute"]
+resources = ["{BILLING}"]
+"""
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[list[Store]]:
+    """Of a server, and of a command in another process."""
+    stores = [Store(f"sqlite:///{tmp_path / 'oauth.db'}") for _ in range(2)]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Path:
+    path = tmp_path / "clients.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_both_places_are_one_list_that_changes_at_once(stores: list[Store], declared: Path) -> None:
+    server, command = stores
+    source = Registrations(WatchedClients(declared), server.clients)
+    before = source.current()
+    assert before is source.current()  # so that whoever asks at every request pays for changes only
+    assert before.find(PLANNER) is not None and before.find(BILLING) is None
+
+    added = register(command.clients, BILLING, RIGHTS, digest=digest_of("s"), now=NOW)
+    assert isinstance(added, Client) and added.secrets is None  # the caller has it, and nobody else
+    found = source.current().find(BILLING)
+    assert found is not None and found.secrets is not None and len(found.secrets) == 1
+    register(command.clients, WORKERS, RIGHTS, digest=None, now=NOW)
+    assert source.current().find("spiffe://fleet.example/workers/1") is not None
+
+    for name in (BILLING, PLANNER, WORKERS):
+        command.clients.disable(name, now=NOW)
+        assert source.current().find(name.replace("*", "1")) is None
+    command.clients.enable(PLANNER, now=NOW)
+    assert source.current().find(PLANNER) is not None
+
+
+def test_who_is_in_both_places_gets_nothing_and_the_log_says_so_once(
+    stores: list[Store], declared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, command = stores
+    source = Registrations(ClientRegistry.load(declared), server.clients)
+    register(command.clients, PLANNER, RIGHTS, digest=None, now=NOW)
+    with caplog.at_level(logging.WARNING):
+        assert source.current().find(PLANNER) is None
+        register(command.clients, BILLING, {**RIGHTS, "scopes": ["read:**"]}, digest=None, now=NOW)
+        assert source.current().find(BILLING) is not None
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"client is registered twice: got {PLANNER}, expected each agent once; it is refused until one of them is gone",
+        f"client registration to look at: {BILLING}: scopes: read:** is everything that begins with read:",
+    ]
+    command.clients.disable(PLANNER, now=NOW)
+    command.clients.remove(PLANNER)
+    assert source.current().find(PLANNER) is not None
+
+
+def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_other(
+    stores: list[Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _ = stores
+    register(server.clients, BILLING, RIGHTS, digest=None, now=NOW)
+    server.clients.add(PLANNER, {"scopes": "agent:execute"}, digest=None, now=NOW, check=lambda rows: None)
+    source = Registrations(Live(ClientRegistry(())), server.clients)
+    assert source.current().find(PLANNER) is None and source.current().find(BILLING) is not None
+    assert f"client {PLANNER}: what the database says of it cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "rights", "digest", "told"),
+    [
+        (BILLING, RIGHTS, None, "one of that name"),
+        ("spiffe://fleet.example/*", {**RIGHTS, "scopes": []}, None, "at least one in scopes"),
+        ("spiffe://fleet.example/workers/7/*", {}, None, "at least one in scopes"),
+        ("spiffe://fleet.example/workers/**", RIGHTS, None, "two patterns can be the same agent"),
+        ("spiffe://fleet.example/new/*", RIGHTS, b"x" * 32, "a secret for many agents"),
+        ("spiffe://fleet.example/new", {**RIGHTS, "client_id": "x", "more": 1}, None, "unknown members"),
+        ("billing", RIGHTS, None, "SPIFFE ID scheme"),
+    ],
+)
+def test_what_does_not_go_together_is_not_registered(
+    stores: list[Store], name: str, rights: dict[str, object], digest: bytes | None, told: str
+) -> None:
+    server, command = stores
+    register(server.clients, BILLING, RIGHTS, digest=None, now=NOW)
+    made = register(server.clients, WORKERS, RIGHTS, digest=None, now=NOW)
+    assert isinstance(made, ClientPattern)
+    before = server.clients.changes()
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        register(command.clients, name, rights, digest=digest, now=NOW)
+    assert type(caught.value) is ConfigurationError
+    assert server.clients.changes() == before and len(server.clients.all()) == 2
+
+
+def test_a_file_is_followed_and_a_broken_one_leaves_the_last_good_list(
+    declared: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.0)
+    source = WatchedClients(declared)
+    first = source.current()
+
+    def until(settled: Callable[[], bool]) -> None:
+        for _ in range(10):  # a change is believed at the second look
+            source.current()
+            if settled():
+                return
+        raise AssertionError(source.problem)
+
+    declared.write_text(FILE + FILE)
+    until(lambda: source.problem is not None)
+    assert source.current() is first
+    assert "client is registered twice" in str(source.problem)
+    assert f"{source.problem}; the last good value stays in use" in caplog.text
+    declared.write_text(FILE + FILE.replace("planner", "billing"))
+    until(lambda: source.problem is None)
+    assert source.current().find(BILLING) is not None
+    declared.unlink()
+    until(lambda: source.problem is not None)
+    assert source.current().find(BILLING) is not None
+
+
+def test_a_file_that_is_not_there_or_too_large_at_the_start(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.0)
+    with pytest.raises(CredentialsError):
+        WatchedClients(declared.with_name("none.toml"))
+    monkeypatch.setattr(registrations, "MAX_FILE_BYTES", 10)
+    with pytest.raises(CredentialsError, match="10 bytes"):
+        WatchedClients(declared)

@@ -1,0 +1,155 @@
+"""A proxy that ends TLS between two agents, over real sockets: only a proof shows whose token comes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests.authority import BILLING, CLIENTS, PLANNER, Trail
+from tests.forge import Forge
+from trust.authorize import exactly
+from trust.credentials import Credentials
+from trust.errors import TokenResponseRefused
+from trust.middleware import Gate
+from trust.oauth.client import TokenSource
+from trust.oauth.keys import RemoteKeys, SigningKey
+from trust.oauth.server import create_app
+from trust.oauth.server.clients import ClientRegistry
+from trust.oauth.server.store import Store
+from trust.oauth.tokens import TokenValidator
+from trust.sources import Live
+from trust.tls.client import AgentTransport
+from trust.tls.server import serving
+
+FORGE = Forge()
+AGENTS = {name: FORGE.leaf(f"/{name}") for name in ("planner", "billing", "proxy", "thief", "authority")}
+
+
+class Proxy:
+    """Forwards requests as they are, over its own connection; what it saw last can be sent again."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+        self.to = ""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    async def __call__(self, request: Request) -> Response:
+        self.headers = list(request.headers.raw)
+        answer = await self.again()
+        return Response(answer.content, answer.status_code, dict(answer.headers))
+
+    async def again(self) -> httpx.Response:
+        return await self.http.post(self.to + "/work", headers=self.headers)
+
+
+async def work(request: Request) -> Response:
+    caller = request.state.caller
+    return JSONResponse({"subject": caller.subject, "peer": str(caller.agent_id)})
+
+
+def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
+    trail = Trail()
+
+    async def go() -> None:
+        async with AsyncExitStack() as stack:
+
+            async def http(agent: Credentials, *to: str) -> httpx.AsyncClient:
+                allowed = exactly(*(AGENTS[name].agent_id for name in to))
+                return await stack.enter_async_context(
+                    httpx.AsyncClient(transport=AgentTransport(agent, FORGE.bundles, allowed))
+                )
+
+            async def serve(app: Any, name: str, *callers: str, **options: Any) -> str:
+                allowed = exactly(*(AGENTS[caller].agent_id for caller in callers))
+                server = await stack.enter_async_context(
+                    serving(app, source=AGENTS[name], bundles=FORGE.bundles, authorize=allowed, **options)
+                )
+                return server.url
+
+            listening = socket.create_server(("127.0.0.1", 0))  # first, for the issuer has the address in its name
+            issuer = f"https://127.0.0.1:{listening.getsockname()[1]}"
+            store = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
+            stack.callback(store.close)
+            registry = Live(ClientRegistry(CLIENTS))
+            authority = create_app(
+                issuer=issuer, clients=registry, store=store, keys=[SigningKey.generate()], audit=trail
+            )
+            await serve(authority, "authority", "planner", "billing", sockets=[listening])
+            keys = RemoteKeys(f"{issuer}/jwks", await http(AGENTS["billing"], "authority"))
+            gate = Gate(
+                Starlette(routes=[Route("/work", work, methods=["POST"])]),
+                source=AGENTS["billing"],
+                bundles=FORGE.bundles,
+                authorize=exactly(AGENTS["proxy"].agent_id, AGENTS["thief"].agent_id),
+                tokens=TokenValidator(issuer=issuer, audience=BILLING, keys=keys, bindings=["certificate", "dpop"]),
+                scope="agent:execute",
+                signatures="optional",
+                public_paths=(),
+                relays={AGENTS["proxy"].agent_id: exactly(PLANNER)},
+                audit=trail,
+            )
+            proxy = Proxy(await http(AGENTS["proxy"], "billing"))
+            proxy.to = await serve(gate, "billing", "proxy", "thief")
+            url = await serve(Starlette(routes=[Route("/work", proxy, methods=["POST"])]), "proxy", "planner")
+
+            tokens = {
+                bound: TokenSource(
+                    issuer=issuer,
+                    resource=BILLING,
+                    scopes=["agent:execute"],
+                    http=await http(AGENTS["planner"], "authority"),
+                    source=AGENTS["planner"],
+                    origins=[url],
+                    proof_key=SigningKey.generate() if bound == "key" else None,
+                )
+                for bound in ("key", "certificate")
+            }
+            planner = await http(AGENTS["planner"], "proxy")
+            for _ in range(2):  # the same token, each time with a new proof
+                answer = await planner.post(f"{url}/work?tenant=1", auth=tokens["key"])
+                assert answer.json() == {"subject": PLANNER, "peer": str(AGENTS["proxy"].agent_id)}
+            assert [e["event"] for e in trail.events].count("token") == 1
+            # Whoever has read it on its way cannot use it again, nor from elsewhere.
+            assert (await proxy.again()).json() == {"error": "invalid_dpop_proof"}
+            proxy.http = await http(AGENTS["thief"], "billing")
+            assert (await planner.post(f"{url}/work", auth=tokens["key"])).status_code == 401
+            assert "token.relay" in [e["check"] for e in trail.events]
+            # And the other kind of token does not pass: the proxy has another certificate.
+            proxy.http = await http(AGENTS["proxy"], "billing")
+            assert (await planner.post(f"{url}/work", auth=tokens["certificate"])).status_code == 401
+            assert trail.last["check"] == "token.binding"
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_a_server_that_knows_no_proofs_is_not_believed() -> None:
+    """Its token would be bound to nothing that the client can show."""
+    answer = {"access_token": "t", "token_type": "Bearer", "expires_in": 60, "scope": "agent:execute"}
+
+    async def go() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+        async with httpx.AsyncClient(transport=transport) as http:
+            source = TokenSource(
+                issuer="https://auth.fleet.example",
+                token_endpoint="https://auth.fleet.example/token",
+                resource=BILLING,
+                scopes=["agent:execute"],
+                http=http,
+                source=AGENTS["planner"],
+                origins=["https://billing.fleet.example"],
+                proof_key=SigningKey.generate(),
+            )
+            with pytest.raises(TokenResponseRefused, match="token_type: got Bearer, expected DPoP"):
+                await source.token()
+
+    asyncio.run(go())

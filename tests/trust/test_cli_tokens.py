@@ -1,0 +1,116 @@
+"""`a2a-trust token`: what is valid is shown, and what an operator revokes is revoked, with what came from it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.authority import BILLING, LEDGER, PLANNER, Authority, ask, exchange
+from trust.cli import main
+from trust.clock import wall_clock
+from trust.oauth.server.store import Issued
+
+Run = tuple[int, str, str]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """A running server whose database is in a state folder, with the tokens of two agents."""
+    monkeypatch.chdir(tmp_path)
+    server = Authority(tmp_path)
+    server.clock.now = wall_clock()
+    for name in ("tokens.db", "tokens.db-wal", "tokens.db-shm"):  # the name that it has in such a folder
+        (tmp_path / name).symlink_to(tmp_path / name.replace("tokens", "oauth"))
+
+    async def issue() -> None:
+        first = await server.token(PLANNER, ask())
+        await server.token(BILLING, exchange(first))
+        await server.token(BILLING, ask(client_id=BILLING, resource=LEDGER, scope="read:rates"))
+
+    asyncio.run(issue())
+    return server
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> Run:
+    code = main(["token", *arguments, "--state", "."])
+    return code, *capfd.readouterr()
+
+
+def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    code, out, err = run(capfd, "list", "--json", *arguments)
+    assert (code, err) == (0, "")
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_what_is_valid_is_shown(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
+    tokens = shown(capfd)
+    assert sorted((t["client_id"], t["subject"]) for t in tokens) == [
+        (BILLING, BILLING),
+        (BILLING, PLANNER),
+        (PLANNER, PLANNER),
+    ]
+    assert {t["id"] for t in tokens if t["client_id"] == PLANNER} == {t["parent"] for t in tokens if t["parent"]}
+    assert len(shown(capfd, "--client", BILLING)) == len(shown(capfd, "--subject", PLANNER)) == 2
+    code, out, err = run(capfd, "list")
+    assert (code, err) == (0, "")
+    assert tokens[0]["id"] in out
+    assert run(capfd, "list", "--client", "nobody") == (0, "No token is valid.\n", "")
+
+
+def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
+    [parent] = [t["id"] for t in shown(capfd, "--client", PLANNER)]
+    assert run(capfd, "revoke", parent) == (0, "Revoked 2 tokens.\n", "")
+    assert sorted(t["revoked"] for t in shown(capfd)) == [False, True, True]
+    assert "revoked" in run(capfd, "list")[1]
+    assert run(capfd, "revoke", parent) == (0, "Revoked 0 tokens.\n", "")  # it is revoked: that was asked for
+
+
+def test_all_of_a_client_or_about_a_subject(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd, "revoke", "--client", PLANNER, "--json") == (0, '{"revoked": 2}\n', "")
+    assert run(capfd, "revoke", "--subject", BILLING) == (0, "Revoked 1 token.\n", "")
+
+
+def test_an_identifier_may_look_like_an_option(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
+    now = server.clock.now
+    token = Issued(
+        token_id="-sJ",
+        parent_id=None,
+        root_id="-sJ",
+        root_issued_at=now,
+        client_id=PLANNER,
+        subject=PLANNER,
+        issued_at=now,
+        expires_at=now.replace(year=now.year + 1, day=1),
+    )
+    server.store.tokens.add(token, now=now)
+    assert run(capfd, "revoke", "-sJ") == (0, "Revoked 1 token.\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["revoke", "unknown"], 1, "expected one that this server issued"),
+        (["revoke"], 2, "either the ID of one token, or --client or --subject"),
+        (["revoke", "x", "--client", PLANNER], 2, "either the ID of one token, or --client or --subject"),
+        (["revoke", "--cleint", PLANNER], 2, ""),
+        (["list", "--store", "sqlite:////no/such/folder/x.db"], 1, "/no/such/folder/x.db"),
+    ],
+    ids=["unknown", "nothing", "both", "misspelt", "no store"],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    server: Authority, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int, says: str
+) -> None:
+    found, out, err = run(capfd, *arguments)
+    assert (found, out) == (code, "")
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+    assert server.store.tokens.revocations() == 0
+
+
+def test_where_there_is_no_server_there_is_nothing_to_revoke(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "list", "--state", str(tmp_path)]) == 1
+    assert "no authorization server in" in capfd.readouterr().err

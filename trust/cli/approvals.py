@@ -1,0 +1,97 @@
+"""`a2a-trust approval list | approve | deny`: the requests for tokens that wait for a person."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from trust.cli.app import AsJson, app
+from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.output import iso, say, show_table
+from trust.errors import ConfigurationError
+from trust.oauth.server.state import open_store
+from trust.oauth.server.store import Approval, Store
+
+MAX_NAME_CHARACTERS = 256
+
+ApprovalID = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it, such as K7QF-2MNP.")]
+By = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Who decides, for the audit trail; default: the user at work.")
+]
+
+_approval = typer.Typer(no_args_is_help=True, help="Requests for tokens that wait for a person.")
+app.add_typer(_approval, name="approval")
+
+
+@_approval.command("list")
+def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
+    """Show the requests that wait, the oldest first. What a client says of its request nothing vouches for."""
+    with contextlib.closing(open_store(state, store, create=False)) as opened:
+        found = opened.approvals.waiting(now=datetime.now(UTC))
+    if as_json:
+        for approval in found:
+            say(_facts(approval), True)
+        return
+    if not found:
+        typer.echo("Nothing waits.")
+        return
+    headings = ("ID", "agent", "on behalf of", "wants to call", "with the scopes", "and says", "until")
+    asked = [(a.approval_id, a.asked, iso(a.expires_at)) for a in found]
+    show_table(headings, [(i, q.agent_id, q.subject, q.resource, q.scope, q.message, end) for i, q, end in asked])
+
+
+@_approval.command()
+def approve(
+    approval_id: ApprovalID,
+    by: By = None,
+    as_json: AsJson = False,
+    state: StateFolder = STATE,
+    store: StoreURL = None,
+) -> None:
+    """Say yes: the agent gets one token for this very request, if it asks within five minutes."""
+    _decide(approval_id, by, as_json, open_store(state, store, create=False), approve=True)
+
+
+@_approval.command()
+def deny(
+    approval_id: ApprovalID,
+    by: By = None,
+    as_json: AsJson = False,
+    state: StateFolder = STATE,
+    store: StoreURL = None,
+) -> None:
+    """Say no: the agent is refused, and asks nobody again before the request would have expired."""
+    _decide(approval_id, by, as_json, open_store(state, store, create=False), approve=False)
+
+
+def _decide(approval_id: str, by: str | None, as_json: bool, store: Store, *, approve: bool) -> None:
+    name = by or getpass.getuser()
+    if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+        raise ConfigurationError("--by", expected=f"at most {MAX_NAME_CHARACTERS} printable characters")
+    with contextlib.closing(store):
+        decided = store.approvals.decide(approval_id.upper(), approve=approve, by=name, now=datetime.now(UTC))
+    word = "Approved" if approve else "Denied"
+    asked = decided.asked
+    line = f"{word} by {name}: {asked.agent_id} may{'' if approve else ' not'} call {asked.resource} with {asked.scope}"
+    say(_facts(decided), as_json, line)
+
+
+def _facts(approval: Approval) -> dict[str, str | None]:
+    return {
+        "id": approval.approval_id,
+        "state": approval.state,
+        "agent_id": approval.asked.agent_id,
+        "client_id": approval.asked.client_id,
+        "subject": approval.asked.subject,
+        "resource": approval.asked.resource,
+        "scope": approval.asked.scope,
+        "message": approval.asked.message,
+        "asked_at": iso(approval.asked_at),
+        "expires_at": iso(approval.expires_at),
+        "decided_by": approval.decided_by,
+        "decided_at": None if approval.decided_at is None else iso(approval.decided_at),
+    }

@@ -1,0 +1,91 @@
+"""`a2a-trust token list | revoke`: the access tokens that an authorization server has issued."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from trust.cli.app import AsJson, app
+from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.output import iso, say, show_table
+from trust.errors import ConfigurationError
+from trust.oauth.server.state import open_store
+from trust.oauth.server.store import Issued
+
+MAX_SHOWN = 1000  # tokens of one answer, the newest
+
+OfClient = Annotated[str | None, typer.Option("--client", metavar="ID", help="Those that were issued to this client.")]
+OfSubject = Annotated[
+    str | None, typer.Option("--subject", metavar="ID", help="Those about this subject, whoever acts for it.")
+]
+
+_token = typer.Typer(no_args_is_help=True, help="Access tokens that the authorization server has issued.")
+app.add_typer(_token, name="token")
+
+
+@_token.command("list")
+def living(
+    client: OfClient = None,
+    subject: OfSubject = None,
+    as_json: AsJson = False,
+    state: StateFolder = STATE,
+    store: StoreURL = None,
+) -> None:
+    """Show the tokens that have not expired, the newest first; at most 1,000."""
+    with contextlib.closing(open_store(state, store, create=False)) as opened:
+        found = opened.tokens.living(now=datetime.now(UTC), client_id=client, subject=subject, limit=MAX_SHOWN)
+    if as_json:
+        for issued in found:
+            say(_facts(issued), True)
+        return
+    if not found:
+        typer.echo("No token is valid.")
+        return
+    headings = ("ID", "issued to", "about", "exchanged from", "until", "")
+    rows: list[tuple[str, ...]] = [
+        (t.token_id, t.client_id, t.subject, t.parent_id or "", iso(t.expires_at), "revoked" if t.revoked else "")
+        for t in found
+    ]
+    show_table(headings, rows)
+
+
+# One identifier in 64 begins with a hyphen, and looks like an option.
+@_token.command(context_settings={"ignore_unknown_options": True})
+def revoke(
+    token_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Its `jti`, as `token list` shows it.")] = None,
+    client: OfClient = None,
+    subject: OfSubject = None,
+    as_json: AsJson = False,
+    state: StateFolder = STATE,
+    store: StoreURL = None,
+) -> None:
+    """Revoke one token, or all of a client or about a subject; and all tokens that were exchanged from them.
+
+    Agents that follow the server's list of revoked tokens refuse them about ten seconds later. New tokens are still
+    issued: `client disable` is for that.
+    """
+    if (token_id is None) == (client is None and subject is None):
+        raise typer.BadParameter("give either the ID of one token, or --client or --subject")
+    with contextlib.closing(open_store(state, store, create=False)) as opened:
+        if token_id is None:
+            count = opened.tokens.revoke_all(now=datetime.now(UTC), client_id=client, subject=subject)
+        elif opened.tokens.find(token_id) is None:
+            raise ConfigurationError("token", got=token_id, expected="one that this server issued", do="see token list")
+        else:
+            count = opened.tokens.revoke(token_id)
+    say({"revoked": count}, as_json, f"Revoked {count} token{'' if count == 1 else 's'}.")
+
+
+def _facts(issued: Issued) -> dict[str, str | bool | None]:
+    return {
+        "id": issued.token_id,
+        "client_id": issued.client_id,
+        "subject": issued.subject,
+        "parent": issued.parent_id,
+        "issued_at": iso(issued.issued_at),
+        "expires_at": iso(issued.expires_at),
+        "revoked": issued.revoked,
+    }

@@ -1,0 +1,156 @@
+"""Other authorization servers whose word counts here: each is declared, and for no more than what it is declared for.
+
+A client of a partner's trust domain brings an assertion of that partner, and gets a token of ours for it
+(`trust.oauth.server.assertions`). The TOML file of the clients holds the partners, too:
+
+    [[partner]]
+    issuer = "https://auth.partner.example"
+    jwks_uri = "https://auth.partner.example/jwks"
+    agent_id = "spiffe://partner.example/authority"     # who serves the keys; left out: a server of the web's PKI
+    trust_domains = ["partner.example"]                 # whose subjects and actors it may speak for
+    scopes = ["read:ledger.*"]                          # the most that it may bring
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import httpx
+
+from trust.errors import ConfigurationError, IdentityError, ScopeMalformed
+from trust.files import WatchedFile
+from trust.identity import AgentID, trust_domain
+from trust.oauth.keys import KeySource, RemoteKeys
+from trust.oauth.metadata import check_issuer
+from trust.oauth.scopes import parse
+
+MAX_PARTNERS = 64  # a server that knows more is a hub, and wants a program that declares them
+MAX_FILE_BYTES = 4 << 20  # as of the clients, whose file it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartnerIssuer:
+    """One other authorization server, and what it may say here.
+
+    Args:
+        issuer: its `iss`, exactly.
+        keys: its public keys.
+        trust_domains: whose agents it may name, as subject and as actor. Our own is never among them where it should
+            not speak for our agents.
+        scopes: the most that its assertions may bring, whatever they say; the client's registration comes on top.
+
+    Raises:
+        ConfigurationError: (or its IdentityError) a malformed value, no trust domain or no scope.
+    """
+
+    issuer: str
+    keys: KeySource = field(repr=False, compare=False)
+    trust_domains: tuple[str, ...]
+    scopes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_issuer(self.issuer)
+        if not self.trust_domains or not self.scopes:
+            raise ConfigurationError(
+                f"partner {self.issuer}", got="no trust domain or no scope", expected="at least one of each"
+            )
+        try:
+            for domain in self.trust_domains:
+                trust_domain(domain)
+            for scope in self.scopes:
+                parse(scope)
+        except (IdentityError, ScopeMalformed) as error:
+            raise ConfigurationError(f"partner {self.issuer}: {error}") from None
+
+
+class Partners:
+    """All partners of one authorization server. Also a `Source` of itself, for a list that never changes."""
+
+    def __init__(self, partners: Iterable[PartnerIssuer] = ()) -> None:
+        """Raises:
+        ConfigurationError: an issuer twice.
+        """
+        self._by_issuer: dict[str, PartnerIssuer] = {}
+        for partner in partners:
+            if partner.issuer in self._by_issuer:
+                raise ConfigurationError("partner is declared twice", got=partner.issuer, expected="each issuer once")
+            self._by_issuer[partner.issuer] = partner
+
+    def find(self, issuer: str) -> PartnerIssuer | None:
+        return self._by_issuer.get(issuer)
+
+    def current(self) -> Partners:
+        return self
+
+
+class WatchedPartners:
+    """The partners in a TOML file, as in this module's docstring: a `Source` that follows it.
+
+    A partner whose table is gone is refused about a second later. A file that is broken or gone leaves the last good
+    list, and is logged.
+
+    Args:
+        path: the file of the clients.
+        http: makes the client that fetches a partner's keys from a URL: mutual TLS with the agent that the table
+            names, or the web's PKI where it names none. It is called once for each; what it makes belongs to the event
+            loop of the server. None where there is no such client: then the file must have no partner.
+
+    Raises:
+        ConfigurationError: (or its CredentialsError) unreadable, unknown or missing members, values as in
+            `PartnerIssuer`, or a partner and no `http`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], http: FetchClient | None) -> None:
+        # Kept when the file changes: keys that are known outlast a partner that is away.
+        keys: _Keys | None = None if http is None else cache(lambda uri, agent: RemoteKeys(uri, http(uri, agent)))
+        self._file = WatchedFile(Path(path), lambda text: _read(text, str(path), keys), limit=MAX_FILE_BYTES)
+
+    def current(self) -> Partners:
+        return self._file.current()
+
+
+FetchClient = Callable[[str, AgentID | None], httpx.AsyncClient]
+_Keys = Callable[[str, AgentID | None], KeySource]
+
+
+def _read(text: bytes, name: str, keys: _Keys | None) -> Partners:
+    try:
+        tables = tomllib.loads(text.decode()).get("partner", [])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[partner]] tables") from None
+    if not isinstance(tables, list) or len(tables) > MAX_PARTNERS or not all(isinstance(t, dict) for t in tables):
+        raise ConfigurationError(f"{name}: partner", expected=f"at most {MAX_PARTNERS} [[partner]] tables")
+    if tables and keys is None:
+        raise ConfigurationError(
+            f"{name} has a partner", expected="none, where keys cannot be fetched", do="use a2a-trust serve --authority"
+        )
+    return Partners(_partner(table, number, keys) for number, table in enumerate(tables, 1) if keys is not None)
+
+
+_REQUIRED = {"issuer": str, "jwks_uri": str, "trust_domains": list, "scopes": list}
+
+
+def _partner(table: Mapping[str, object], number: int, keys: _Keys) -> PartnerIssuer:
+    name = f"partner {table.get('issuer', number)}"
+    if unknown := table.keys() - _REQUIRED.keys() - {"agent_id"}:
+        raise ConfigurationError(f"{name}: unknown members", got=", ".join(sorted(unknown)))
+    for member, kind in _REQUIRED.items():
+        value = table.get(member)
+        if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
+            expected = "a string" if kind is str else "a list of strings"
+            raise ConfigurationError(f"{name}: {member}", got=value, expected=expected)
+    try:
+        agent_id = AgentID.parse(table["agent_id"]) if "agent_id" in table else None  # type: ignore[arg-type]  # parse refuses other types
+    except IdentityError as error:
+        raise ConfigurationError(f"{name}: agent_id: {error}") from None
+    return PartnerIssuer(
+        issuer=str(table["issuer"]),
+        keys=keys(str(table["jwks_uri"]), agent_id),
+        trust_domains=tuple(table["trust_domains"]),  # type: ignore[arg-type]  # a list of strings: seen above
+        scopes=tuple(table["scopes"]),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,170 @@
+"""What an authorization server keeps on its machine: a folder with its database, or the URL of one, and a password.
+
+The folder holds:
+
+    tokens.db               unless the database goes by URL
+    signing-key.password    of the signing keys, where the environment does not give it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from trust.audit import AuditSink
+from trust.clock import Clock, wall_clock
+from trust.credentials import read_bounded, write_atomically
+from trust.errors import ConfigurationError, WrongPassword
+from trust.oauth.keys import SigningKey
+from trust.oauth.metadata import check_issuer
+from trust.oauth.server.app import create_app
+from trust.oauth.server.partners import FetchClient, WatchedPartners
+from trust.oauth.server.registrations import WatchedClients
+from trust.oauth.server.revoked_list import RevokedList, RevokedPublisher
+from trust.oauth.server.rotation import RotatingKeys, at_rest
+from trust.oauth.server.rules import load_rules
+from trust.oauth.server.store import Store
+from trust.oauth.server.store.signing_keys import KeyState
+from trust.redis_url import checked_url
+
+PASSWORD_VARIABLE = "A2A_TRUST_PASSWORD"  # noqa: S105 - the name of a variable
+PASSWORD_FILE = "signing-key.password"  # noqa: S105 - the name of a file
+DATABASE_FILE = "tokens.db"
+OLD_KEY_FILE = "signing-key.pem"  # of before there were several keys
+PASSWORD_BYTES = 24  # of a generated one: nobody guesses 192 bits
+
+logger = logging.getLogger("a2a_trust.oauth")
+
+
+@contextmanager
+def authorization_server(
+    *,
+    clients: Path,
+    issuer: str,
+    folder: Path,
+    url: str | None,
+    password: str | None,
+    audit: AuditSink,
+    redis_url: str | None = None,
+    http: FetchClient | None = None,
+    clock: Clock = wall_clock,
+) -> Iterator[Starlette]:
+    """The authorization server as an application, for as long as the block runs; its keys rotate meanwhile.
+
+    Args:
+        clients: the TOML file of its clients, and of what holds for all of them (`rules`).
+        issuer: its https URL.
+        folder: see this module; made where it is missing.
+        url: of a database, in place of the one in the folder.
+        password: of the signing keys; None for the one in the folder, where it is generated if there is no key yet.
+        audit: where every issuance, refusal and change of a key is recorded.
+        redis_url: of a Redis server, where several servers count requests together (`throttle`), and where agents find
+            the list of revoked tokens (`trust.RedisDenylist`).
+        http: makes the clients that fetch the keys of the file's partners (`partners`); without it, it has none.
+        clock: the time, aware.
+
+    Raises:
+        ConfigurationError: (or its WrongPassword) what is wrong with one of these; before anything is written.
+    """
+    if redis_url is not None:
+        checked_url(redis_url, "authorization server's Redis")
+    registry = declared(clients, issuer)
+    rules = load_rules(clients)
+    partners = WatchedPartners(clients, http)
+    with (
+        contextlib.closing(open_store(folder, url, create=True)) as store,
+        RotatingKeys(
+            store.signing_keys, _password(store, folder, url, password, clock()), audit=audit, clock=clock
+        ) as keys,
+    ):
+        app = create_app(
+            issuer=issuer,
+            clients=registry,
+            store=store,
+            keys=keys,
+            audit=audit,
+            catalogue=rules.catalogue,
+            calendars=rules.calendars,
+            permit=rules.permit,
+            partners=partners,
+            redis_url=redis_url,
+            clock=clock,
+        )
+        with contextlib.ExitStack() as stack:
+            if redis_url is not None:
+                revoked = RevokedList(issuer=issuer, store=store, keys=keys, clock=clock)
+                stack.enter_context(RevokedPublisher(revoked, redis_url))
+            yield app
+
+
+def declared(clients: Path, issuer: str) -> WatchedClients:
+    """The clients of the file, for an issuer that can be one; so that what is wrong is said before anything is done.
+
+    Raises:
+        ConfigurationError: as `WatchedClients`, `load_rules` and `check_issuer`.
+    """
+    registry = WatchedClients(clients)
+    load_rules(clients)
+    check_issuer(issuer)
+    return registry
+
+
+def open_store(folder: Path, url: str | None, *, create: bool) -> Store:
+    """The database at the URL, or in the folder.
+
+    Raises:
+        ConfigurationError: there is none, and none is to be made; or it cannot be opened.
+    """
+    if url is not None:
+        return Store(url)
+    file = folder / DATABASE_FILE
+    if create:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"folder {folder}", got=error.strerror, expected="a writable folder") from None
+    elif not file.is_file():
+        raise ConfigurationError(f"no authorization server in {folder}", expected=DATABASE_FILE, do="give its folder")
+    return Store(f"sqlite:///{file.absolute()}")
+
+
+def kept_password(folder: Path, given: str | None) -> bytes:
+    """The given password, or the one in the folder.
+
+    Raises:
+        WrongPassword: there is neither.
+    """
+    if given:
+        return given.encode()
+    file = folder / PASSWORD_FILE
+    if file.exists() and (password := read_bounded(file).strip()):
+        return password
+    raise WrongPassword(
+        "signing keys need a password", got="none", do=f"set {PASSWORD_VARIABLE}, or write it to {file}"
+    )
+
+
+def _password(store: Store, folder: Path, url: str | None, given: str | None, now: datetime) -> bytes:
+    """The password of the keys; generated if there are none. A key of before there was a database for it goes there."""
+    file, old_key = folder / PASSWORD_FILE, folder / OLD_KEY_FILE
+    records = store.signing_keys.all()
+    # Of a database that several machines share, each of them would generate its own.
+    if given or file.exists() or records or old_key.exists() or url is not None:
+        password = kept_password(folder, given)
+    else:
+        password = secrets.token_urlsafe(PASSWORD_BYTES).encode()
+        write_atomically(file, password + b"\n", mode=0o600)
+        logger.warning("password of the signing keys generated and kept in %s", file)
+    if old_key.exists():
+        if not records:
+            key = SigningKey.from_pem(read_bounded(old_key), password)
+            store.signing_keys.add(at_rest(key, password, (), state=KeyState.ACTIVE, now=now))
+        old_key.unlink()  # after it is in the database, from which it will be erased when it has retired
+    return password

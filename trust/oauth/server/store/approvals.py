@@ -1,0 +1,183 @@
+"""Requests that wait for a person, and what that person said.
+
+A row is one request of one client. It goes when it is used or has expired: the audit trail is its history.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import sqlalchemy as sa
+
+from trust.errors import ApprovalNotWaiting, TooManyApprovals
+from trust.oauth.server.store.schema import APPROVALS
+
+State = Literal["pending", "approved", "denied"]
+
+MAX_WAITING = 16  # requests of one client that wait for a person: more than that nobody reads
+USE_WITHIN = timedelta(minutes=5)  # what was approved and is not fetched by then has to be asked for again
+
+_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # what people do not take for one another when they read it aloud
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a client asks a person for."""
+
+    request: str  # digest of all that a token of it would depend on
+    client_id: str
+    agent_id: str
+    subject: str  # on whose behalf
+    resource: str
+    scope: str
+    message: str  # in the client's own words; nothing vouches for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """A request that waits for a person, or has been decided."""
+
+    approval_id: str
+    asked: Asked
+    asked_at: datetime
+    expires_at: datetime
+    state: State
+    decided_by: str
+    decided_at: datetime | None
+
+
+class ApprovalTable:
+    """Thread-safe; every method blocks, so call it from a worker thread."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def ask(self, asked: Asked, *, now: datetime, lifetime: timedelta) -> tuple[Approval, bool]:
+        """The approval for this request, made where there is none; and whether it is new.
+
+        Raises:
+            TooManyApprovals: `MAX_WAITING` requests of the client wait already.
+        """
+        try:
+            return self._ask(asked, now=now, lifetime=lifetime)
+        except sa.exc.IntegrityError:  # the same request, at the same time
+            return self._ask(asked, now=now, lifetime=lifetime)
+
+    def _ask(self, asked: Asked, *, now: datetime, lifetime: timedelta) -> tuple[Approval, bool]:
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(APPROVALS).where(APPROVALS.c.expires_at <= _seconds(now)))
+            row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.request == asked.request)).first()
+            if row is not None:
+                return _approval(row), False
+            waiting = sa.select(sa.func.count()).where(
+                APPROVALS.c.client_id == asked.client_id, APPROVALS.c.state == "pending"
+            )
+            if connection.execute(waiting).scalar_one() >= MAX_WAITING:
+                raise TooManyApprovals("too many requests of this client wait for a person", got=asked.client_id)
+            approval = Approval(
+                approval_id=_new_id(),
+                asked=asked,
+                asked_at=now.replace(microsecond=0),
+                expires_at=(now + lifetime).replace(microsecond=0),
+                state="pending",
+                decided_by="",
+                decided_at=None,
+            )
+            connection.execute(
+                sa.insert(APPROVALS).values(
+                    approval_id=approval.approval_id,
+                    request=asked.request,
+                    client_id=asked.client_id,
+                    agent_id=asked.agent_id,
+                    subject=asked.subject,
+                    resource=asked.resource,
+                    scope=asked.scope,
+                    message=asked.message,
+                    asked_at=_seconds(approval.asked_at),
+                    expires_at=_seconds(approval.expires_at),
+                    state=approval.state,
+                    decided_by="",
+                    decided_at=None,
+                )
+            )
+            return approval, True
+
+    def decide(self, approval_id: str, *, approve: bool, by: str, now: datetime) -> Approval:
+        """Say yes or no to a request that waits; once.
+
+        Raises:
+            ApprovalNotWaiting: there is none with this ID that still waits.
+        """
+        with self._engine.begin() as connection:
+            change: dict[str, object] = {"decided_by": by, "decided_at": _seconds(now)}
+            if approve:
+                change |= {"state": "approved", "expires_at": _seconds(now + USE_WITHIN)}
+            else:  # the answer to the same request until it would have expired: nobody is asked twice
+                change |= {"state": "denied"}
+            waits = sa.and_(
+                APPROVALS.c.approval_id == approval_id,
+                APPROVALS.c.state == "pending",
+                APPROVALS.c.expires_at > _seconds(now),
+            )
+            if connection.execute(sa.update(APPROVALS).where(waits).values(change)).rowcount != 1:
+                raise ApprovalNotWaiting(
+                    f"no request {approval_id} waits for a decision",
+                    expected="one that is neither decided nor expired",
+                    do="list those that wait",
+                )
+            row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.approval_id == approval_id)).one()
+            return _approval(row)
+
+    def use(self, approval: Approval, *, now: datetime) -> bool:
+        """Take an approval for one token; False where it was used, or has expired, meanwhile."""
+        with self._engine.begin() as connection:
+            usable = sa.and_(
+                APPROVALS.c.approval_id == approval.approval_id,
+                APPROVALS.c.state == "approved",
+                APPROVALS.c.expires_at > _seconds(now),
+            )
+            return connection.execute(sa.delete(APPROVALS).where(usable)).rowcount == 1
+
+    def waiting(self, *, now: datetime) -> list[Approval]:
+        """The requests that wait for a person, the oldest first."""
+        with self._engine.connect() as connection:
+            waits = sa.and_(APPROVALS.c.state == "pending", APPROVALS.c.expires_at > _seconds(now))
+            found = connection.execute(sa.select(APPROVALS).where(waits).order_by(APPROVALS.c.asked_at))
+            return [_approval(row) for row in found]
+
+
+def _approval(row: sa.Row[tuple[object, ...]]) -> Approval:
+    return Approval(
+        approval_id=row.approval_id,
+        asked=Asked(
+            request=row.request,
+            client_id=row.client_id,
+            agent_id=row.agent_id,
+            subject=row.subject,
+            resource=row.resource,
+            scope=row.scope,
+            message=row.message,
+        ),
+        asked_at=_time(row.asked_at),
+        expires_at=_time(row.expires_at),
+        state=row.state,
+        decided_by=row.decided_by,
+        decided_at=None if row.decided_at is None else _time(row.decided_at),
+    )
+
+
+def _new_id() -> str:
+    """For people to compare; no secret. 40 bits: rows are few, and a clash is an error of one request."""
+    letters = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    return f"{letters[:4]}-{letters[4:]}"
+
+
+def _seconds(time: datetime) -> int:
+    return int(time.timestamp())
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,48 @@
+"""Which assertions of other authorization servers were used, so that each is used once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from trust.errors import AssertionUsed
+from trust.oauth.server.store.schema import ASSERTIONS
+
+PURGE_BATCH = 16  # expired rows that each insertion removes: more than the one it adds, so the table shrinks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedAssertion:
+    """An assertion, by what its issuer has signed. Its text would be no name for it: signatures are malleable."""
+
+    issuer: str
+    token_id: str  # `jti`
+    expires_at: datetime
+
+
+class AssertionTable:
+    """Used assertions, until they would have expired. Thread-safe; `use` blocks, so call it from a worker thread."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def use(self, assertion: UsedAssertion, *, now: datetime) -> None:
+        """Remember an assertion, durably, before anything is issued for it.
+
+        Raises:
+            AssertionUsed: it was used before, by whichever process of this server.
+        """
+        # No issuer has a line break, so no two pairs have one name; and neither length nor content is an attacker's.
+        name = hashlib.sha256(f"{assertion.issuer}\n{assertion.token_id}".encode()).hexdigest()
+        try:
+            with self._engine.begin() as connection:
+                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < int(now.timestamp()))
+                connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired.limit(PURGE_BATCH))))
+                # Rounded up: a row must outlive its assertion by a part of a second, and never the other way.
+                ends = int(assertion.expires_at.timestamp()) + 1
+                connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=ends))
+        except sa.exc.IntegrityError:
+            raise AssertionUsed("assertion was used before", got=assertion.token_id, do="ask for a new one") from None

@@ -1,0 +1,103 @@
+"""SQLite or PostgreSQL: where the database is, and how long anything may take."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from trust.errors import ConfigurationError
+
+BUSY_SECONDS = 10  # how long a writer waits for others: SQLite has one lock for all of them
+_IDLE_SECONDS = 15  # within a transaction: an instance that is frozen must not keep its locks for ever
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+_HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
+_TCP = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+
+
+def engine_for(url: str) -> sa.Engine:
+    """Connections to the database at `url`; nothing is connected yet, but a file of SQLite is made.
+
+    Raises:
+        ConfigurationError: the URL is none, or names a database that would be lost with the process. It is never
+            repeated: it may hold a password.
+    """
+    refused = ConfigurationError(
+        "URL of the database", got="another one", expected="sqlite:///folder/oauth.db or postgresql://..."
+    )
+    try:
+        address = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise refused from None
+    # An SQL error that shows its parameters would put the identifiers of tokens into logs.
+    options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": BUSY_SECONDS}
+    if address.drivername == "sqlite" and not address.query:
+        if address.database in (None, "", ":memory:"):
+            raise ConfigurationError("token store is not durable", expected="a file, as in sqlite:///oauth.db")
+        _private_file(Path(str(address.database)))
+        return _sqlite(address, options)
+    # A password with an unescaped "@" ends up in the host, and so in messages of the driver.
+    if address.drivername in _POSTGRESQL and address.database and _HOST.fullmatch(address.host or ""):
+        return _postgresql(address.set(drivername="postgresql+psycopg"), options)
+    raise refused
+
+
+def _sqlite(address: sa.URL, options: dict[str, Any]) -> sa.Engine:
+    engine = sa.create_engine(address, **options)
+    event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _private_file(path: Path) -> None:
+    """For its owner only. What SQLite puts beside it, it makes like the file itself."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"database {path}", got=error.strerror, expected="a file of our own that can be written"
+        ) from None
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA secure_delete = ON")  # keys that are erased are not in free pages either
+    cursor.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits in a power cut
+    cursor.execute("PRAGMA fullfsync = ON")  # on macOS: for the disk, and not only for its cache
+    cursor.close()
+
+
+def _postgresql(address: sa.URL, options: dict[str, Any]) -> sa.Engine:
+    try:
+        engine = sa.create_engine(
+            address,
+            isolation_level="READ COMMITTED",  # whoever has waited for a lock must see what came before
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": BUSY_SECONDS, **_TCP, **dict(address.query)},
+            **options,
+        )
+    except ImportError:
+        raise ConfigurationError(
+            "PostgreSQL", got="no driver", expected="psycopg", do="install the extra `postgresql` of a2a-trust"
+        ) from None
+    event.listen(engine, "connect", _configure_postgresql)
+    return engine
+
+
+def _configure_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'")
+        cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS}s'")
+        cursor.execute(f"SET statement_timeout = '{3 * BUSY_SECONDS}s'")
+        # Durable means on disk, whatever the server's default is.
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    connection.commit()
