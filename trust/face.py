@@ -19,11 +19,12 @@ from trust.federation import FederatedBundles, PartnerHealth
 from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLists
 from trust.identity import AgentID, Caller, PeerIdentity, peer_of
 from trust.middleware import Gate
-from trust.oauth.client import TokenSource
+from trust.oauth.client import ChainedTokens, TokenSource
 from trust.oauth.denylist import MemoryDenylist, RedisDenylist, RemoteDenylist
 from trust.oauth.keys import RemoteKeys
 from trust.oauth.operations import SkillScopes
 from trust.oauth.policy import CedarPolicy
+from trust.oauth.scopes import invoke_scope
 from trust.oauth.tokens import TokenValidator, TokenValidators
 from trust.partners import Partner
 from trust.peers import verify_peer
@@ -39,6 +40,7 @@ __all__ = [
     "AuditLog",
     "Caller",
     "CedarPolicy",
+    "ChainedTokens",
     "Credentials",
     "FederatedBundles",
     "Gate",
@@ -71,6 +73,7 @@ __all__ = [
     "client_context",
     "exactly",
     "httpx2_agent_client",
+    "invoke_scope",
     "members_of",
     "peer_of",
     "push_client",

@@ -4,8 +4,8 @@
 
     (1) peer       the chain that the channel proved still verifies now, and its agent is allowed trust/peers.py
     (2) token      a valid access token, for us, in time, not revoked                             trust/oauth/tokens.py
-    (3) binding    that token is bound to the certificate of (1), or to a key that a proof shows  trust/oauth/tokens.py,
-                   to be the caller's, and the peer of (1) may forward for its holder             trust/oauth/dpop.py
+    (3) binding    that token is bound to the certificate of (1), or to the key of a proof        trust/oauth/tokens.py
+                   and the peer of (1) may forward its holder's requests                          trust/oauth/dpop.py
     (4) signature  the body, its type, method, target and receiver are what the signer signed     trust/signing/http.py
     (5) signer     the signer is the peer of (1), or an origin that this peer may relay for
     (6) replay     this message was never received before                                         trust/replay/
@@ -17,7 +17,8 @@ refusal may ask again. For a token that was refused the checks 4 to 6 are made a
 decides. Where they fail, the refusal goes out unsigned.
 
 Where a proxy ends TLS, the peer is that proxy. A token that is bound to a key alone (DPoP) is then its holder's, and
-so must be the signature; the proxy needs an entry in `relays` for that agent.
+so must be the signature; the proxy needs an entry in `relays` for that agent. A proof is about method and target alone:
+where signatures are optional, the proxy is believed for the rest of an unsigned request.
 
 Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`,
 which also sees to it that a replay guard that waits for its store holds up nobody else.

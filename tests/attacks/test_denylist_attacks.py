@@ -23,6 +23,7 @@ from jwcrypto.jwk import JWK
 
 from tests.authority import BILLING, ISSUER, PLANNER, Authority, ask
 from tests.forge import NOW, Forge
+from tests.redis_server import RedisServer
 from trust.errors import (
     AlgorithmRefused,
     CriticalHeaderRefused,
@@ -40,7 +41,7 @@ from trust.errors import (
     TrustError,
     TypeWrong,
 )
-from trust.oauth.denylist import FAILURE_REST, RemoteDenylist
+from trust.oauth.denylist import FAILURE_REST, RedisDenylist, RemoteDenylist
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.revoked import (
     LIST_SECONDS,
@@ -53,6 +54,7 @@ from trust.oauth.revoked import (
     verified_list,
 )
 from trust.oauth.server.introspection import sign_introspection
+from trust.oauth.shared_list import SharedList
 from trust.oauth.tokens import TokenValidator, sign_access_token
 from trust.signing import jws
 
@@ -336,3 +338,32 @@ def test_a_token_that_was_revoked_stays_so_whatever_the_holder_does(tmp_path: Pa
         await here.http.aclose()
 
     asyncio.run(work())
+
+
+def test_who_holds_redis_makes_no_token_valid(tmp_path: Path) -> None:
+    """Not with a list of another's making, nor with the number by which the server would not write over it."""
+    now = [NOW]
+
+    async def work() -> None:
+        denied, fresh = (RedisDenylist(redis.url, issuer=ISSUER, keys=KEYS, clock=lambda: now[0]) for _ in range(2))
+        shared.write(listed(), sequence=7)
+        await denied.prepare()
+        assert denied.contains(ISSUER, "stolen")
+        forged = signed(json.dumps({**GOOD, "seq": 99, "revoked": {}}), SigningKey.generate())
+        redis.command("HSET", f"a2a-trust:revoked:{ISSUER}", "seq", "99", "list", forged)
+        now[0] += timedelta(seconds=RedisDenylist.REFRESH_SECONDS)
+        shared.write(listed(), sequence=7)
+        for follower in (denied, fresh):
+            await follower.prepare()
+        assert denied.contains(ISSUER, "stolen")
+        now[0] += timedelta(seconds=LIST_SECONDS)
+        for follower in (denied, fresh):
+            await follower.prepare()
+            with pytest.raises(DenylistUnavailable):
+                follower.contains(ISSUER, "anything")
+            follower.close()
+
+    with RedisServer(tmp_path) as redis:
+        shared = SharedList(redis.url, ISSUER)
+        asyncio.run(work())
+        shared.close()

@@ -22,6 +22,7 @@ MODULES = (
     "pki_memory",
     "pki_revocation",
     "pki_service",
+    "oauth",
     "transports",
     "servers",
     "http2",

@@ -105,10 +105,9 @@ class Provider:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            ["node", "oidc_provider.mjs"], cwd=self.js, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        command = ["node", "oidc_provider.mjs"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=self.js, stdin=pipe, stdout=pipe, text=True)
         self.configuration["port"] = int(self.tell(self.configuration))
         self.issuer = f"https://localhost:{self.configuration['port']}"
 

@@ -15,10 +15,14 @@ from tests.forge import Forge
 from tests.interop.programs import needs, save
 from tests.ports import free_port
 from trust.authorize import members_of
-from trust.oauth.keys import SigningKey
+from trust.clock import wall_clock
+from trust.oauth.dpop import verify_proof
+from trust.oauth.keys import SigningKey, StaticKeys
+from trust.oauth.presented import presented_token
 from trust.oauth.server import create_app
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.store import Store
+from trust.oauth.tokens import TokenValidator
 from trust.private_keys import generate
 from trust.tls.server import serving
 
@@ -74,6 +78,16 @@ async def _told(kind: str, js: Path, folder: Path) -> Any:
     return json.loads(out)
 
 
+def check_bound_to_key(bound: dict[str, Any], jwks: dict[str, Any]) -> None:
+    """The foreign client's proof and our token belong together, for us as for it."""
+    now, claims = wall_clock(), bound["claims"]
+    presented = presented_token([bound["headers"]["authorization"]], proofs=[bound["headers"]["dpop"]], dpop=True)
+    proof = verify_proof(str(presented.proof), method="POST", url=bound["url"], now=now, token=presented.token)
+    assert (bound["token_type"], claims["cnf"]) == ("dpop", {"jkt": proof.thumbprint})
+    validator = TokenValidator(issuer=claims["iss"], audience=BILLING, keys=StaticKeys(jwks), bindings=["dpop"])
+    assert validator.validate(presented.token, peer=None, now=now, proof=proof).subject == PLANNER
+
+
 @needs("node", "npm")
 def test_a_foreign_client_lives_through_the_whole_life_of_a_token(told: dict[str, Any]) -> None:
     first, second = told["first"], told["second"]
@@ -84,6 +98,8 @@ def test_a_foreign_client_lives_through_the_whole_life_of_a_token(told: dict[str
     assert (second["issued_token_type"], second["scope"]) == (ACCESS_TOKEN, NARROWER)
     assert (second["claims"]["sub"], second["claims"]["act"]) == (PLANNER, {"sub": BILLING})
     assert set(second["claims"]["cnf"]) == {"x5t#S256"}
+    for bound in told["bound"]:
+        check_bound_to_key(bound, told["published"])
     # RFC 7662, and RFC 9701 with the signature verified
     assert told["living"]["type"] == "application/json"
     claims = told["living"]["claims"]

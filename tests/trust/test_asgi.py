@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trust import asgi
-from trust.asgi import body_of, check_declared_size, headers_of, target_of, with_body
+from trust.asgi import body_of, check_declared_size, headers_of, origin_of, target_of, url_of, with_body
 from trust.errors import RequestMalformed, RequestTooLarge, RequestTooSlow, TrustError
 
 
@@ -95,3 +95,29 @@ def test_the_application_gets_the_verified_bytes_and_then_what_comes() -> None:
 
     asyncio.run(main())
     assert headers_of({"headers": [(b"X-A", b"B")]}) == ((b"x-a", b"B"),)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "origin"),
+    [
+        ([b"h.example"], "https://h.example"),
+        ([b"h.example:8443"], "https://h.example:8443"),
+        ([b"[::1]:8443"], "https://[::1]:8443"),
+        ([], ""),
+        ([b"a.example", b"a.example"], ""),
+        ([b"a.example/x"], ""),
+        ([b"u@a.example"], ""),
+        ([b'a.example"'], ""),
+        ([b"a.example, b.example"], ""),
+        ([b""], ""),
+    ],
+)
+def test_the_origin_that_was_addressed(hosts: list[bytes], origin: str) -> None:
+    headers = [(b"Host", host) for host in hosts]
+    scope = {"scheme": "https", "headers": headers, "path": "/a", "query_string": b"b=c"}
+    assert origin_of(scope) == origin
+    if origin:
+        assert url_of(scope) == f"{origin}/a?b=c"
+        return
+    with pytest.raises(RequestMalformed):
+        url_of(scope)

@@ -7,12 +7,12 @@ import pytest
 import trust
 
 TRUST = (
-    "AgentID AuditLog Caller CedarPolicy Credentials FederatedBundles Gate Live MemoryDenylist MessageSigner Partner "
-    "PartnerHealth PeerIdentity PushReceiver RedisDenylist RemoteDenylist RemoteKeys RevocationLists SkillScopes "
-    "TokenSource TokenValidator TokenValidators TrustBundle TrustBundles TrustError WatchedBundles WatchedCredentials "
-    "WatchedRevocationLists WebPKI WorkloadSource agent_client all_of any_of client_context exactly "
-    "httpx2_agent_client members_of peer_of push_client serve serve_workers server_context serving sync_agent_client "
-    "unsafe_allow_any_peer uvicorn_config verify_peer"
+    "AgentID AuditLog Caller CedarPolicy ChainedTokens Credentials FederatedBundles Gate Live MemoryDenylist "
+    "MessageSigner Partner PartnerHealth PeerIdentity PushReceiver RedisDenylist RemoteDenylist RemoteKeys "
+    "RevocationLists SkillScopes TokenSource TokenValidator TokenValidators TrustBundle TrustBundles TrustError "
+    "WatchedBundles WatchedCredentials WatchedRevocationLists WebPKI WorkloadSource agent_client all_of any_of "
+    "client_context exactly httpx2_agent_client invoke_scope members_of peer_of push_client serve serve_workers "
+    "server_context serving sync_agent_client unsafe_allow_any_peer uvicorn_config verify_peer"
 )
 
 

@@ -83,8 +83,8 @@ def serve(
 ) -> None:
     """Serve an application, or the embedded authorization server, over mutual TLS.
 
-    Credentials, bundles and revocation lists are followed: what is written to their files is in use about a second
-    later, without a restart. The audit trail is printed.
+    Credentials, bundles, revocation lists and the file of the clients are followed: what is written to them is in use
+    about a second later, without a restart. The audit trail is printed.
     """
     if (application is None) == (authority is None):
         raise typer.BadParameter("give either MODULE:APP or --authority CLIENTS")

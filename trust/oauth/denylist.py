@@ -156,7 +156,7 @@ class SignedDenylist(ABC):
         except Exception as error:  # whatever went wrong - network, TLS, content, signature - there is no new list
             failure = f"{type(error).__name__}: {error}"
             self._failed_at = self._clock().timestamp()
-            if failure != self._failure:
+            if self._failure is None or type(error).__name__ != self._failure.partition(":")[0]:  # times in it differ
                 logger.warning("list of revoked tokens of %s: %s; the last one stays in use", self._issuer, failure)
             self._failure = failure
         else:

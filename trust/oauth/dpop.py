@@ -1,8 +1,8 @@
 """DPoP (RFC 9449): who sends a token proves, with each request, that it has the key that the token is bound to.
 
 For agents behind a proxy that ends TLS, where the certificate of a connection is the proxy's. `make_proof` is the
-sender's side, `verify_proof` the receiver's. Pure (`new_proof` apart): time and identifiers are arguments, and a proof is
-remembered by the guard that `Proof.remember` is given.
+sender's side, `verify_proof` the receiver's. Pure, `new_proof` apart: time and identifiers are arguments, and a proof
+is remembered by the guard that `Proof.remember` is given.
 """
 
 from __future__ import annotations

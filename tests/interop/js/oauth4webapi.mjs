@@ -79,6 +79,25 @@ async function refused(work) {
   }
 }
 
+// A token that is bound to a key (DPoP), and a request with it, which oauth4webapi itself accepts as a resource.
+async function boundToKey(algorithm, url, parameters) {
+  const DPoP = oauth.DPoP(planner.client, await oauth.generateKeyPair(algorithm));
+  const options = { ...planner.options, DPoP };
+  const answer = await oauth.clientCredentialsGrantRequest(as, planner.client, tls, parameters, options);
+  const got = await oauth.processClientCredentialsResponse(as, planner.client, answer);
+  let sent;
+  await oauth.protectedResourceRequest(got.access_token, "POST", new URL(url), undefined, undefined, {
+    DPoP,
+    [oauth.customFetch]: async (_, { headers }) => ((sent = headers), new Response()),
+  });
+  const headers = Object.fromEntries(new Headers(sent));
+  const { [oauth.customFetch]: customFetch } = planner.options;
+  const claims = await oauth.validateJwtAccessToken(
+    as, new Request(url, { method: "POST", headers }), parameters.resource, { [oauth.customFetch]: customFetch },
+  );
+  return { url, token_type: got.token_type, headers, claims };
+}
+
 const asked = { resource: facts.agents[1].id, scope: facts.scope };
 const first = await clientCredentials(planner, asked);
 const second = await exchanged(billing, {
@@ -97,6 +116,10 @@ console.log(
     living,
     signed,
     foreign,
+    bound: await Promise.all(
+      ["ES256", "Ed25519"].map((algorithm) => boundToKey(algorithm, "https://billing.example/a2a?tenant=1", asked)),
+    ),
+    published,
     revoked: await introspected(billing, second.access_token, false),
     refusals: {
       scope: await refused(() => clientCredentials(planner, { ...asked, scope: "agent:admin" })),

@@ -5,6 +5,7 @@ The service, an agent that enrols and renews, and the daemon are processes of th
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,13 +20,33 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from tests.pki.cli.parts import Run, one_line
 from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
+from trust.agent import agent_client, serving
+from trust.audit import AuditLog
+from trust.authorize import exactly, members_of
+from trust.bundles import TrustBundles
 from trust.credentials import Credentials
+from trust.middleware import Gate
+from trust.oauth.client import TokenSource
+from trust.oauth.keys import RemoteKeys
+from trust.oauth.tokens import TokenValidator
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 150
+PLANNER, BILLING = f"spiffe://{DOMAIN}/planner", f"spiffe://{DOMAIN}/rates"
+SERVER = exactly(f"spiffe://{DOMAIN}/a2a-pki/server")
+CLIENTS = f"""
+[[client]]
+agent_id = "{PLANNER}"
+scopes = ["agent:execute"]
+resources = ["{BILLING}"]
+"""
 
 
 def a2a_pki(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -93,7 +114,9 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service"))
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "clients.toml").write_text(CLIENTS)
+    running = Service(folder, "--authority", folder / "clients.toml", "--issuer", "https://127.0.0.1:{port}")
     yield running
     running.process.send_signal(signal.SIGTERM)
     code = running.process.wait(SECONDS)
@@ -181,3 +204,78 @@ def test_metrics_name_what_happened(service: Service) -> None:
 def test_the_public_port_enrols_nobody(service: Service) -> None:
     for path in ("simpleenroll", "simplereenroll", "cacerts"):
         assert httpx.post(f"http://127.0.0.1:{service.http_port}/.well-known/est/{path}").status_code == 404
+
+
+# tokens from the same process
+
+
+def enrolled(service: Service, agent: str, out: Path, run: Run) -> Credentials:
+    token = run("token", service.ca, agent, "--json").json["token"]
+    done = run(*service.enrol(token, out))
+    assert done.code == 0, done.err
+    return Credentials.load(out)
+
+
+def test_an_agent_enrols_gets_a_token_calls_with_it_and_is_revoked(
+    service: Service, tmp_path: Path, run: Run, password: None
+) -> None:
+    planner = enrolled(service, PLANNER, tmp_path / "planner", run)
+    billing = enrolled(service, BILLING, tmp_path / "billing", run)
+    bundles = TrustBundles.load(tmp_path / "planner" / "bundle.json")
+    answer = asyncio.run(_call(service.url, planner, billing, bundles))
+    assert answer == {"caller": PLANNER, "scopes": ["agent:execute"]}
+    # A revoked agent gets no more tokens, although EST must still let it in and say what is wrong.
+    assert run("revoke", service.ca, PLANNER).code == 0
+    assert asyncio.run(_refused(service.url, planner, bundles)) == (401, {"error": "invalid_client"})
+    assert asyncio.run(_asked(service.url, None, bundles)).status_code == 401
+    assert {p.name for p in (service.ca / "authority").iterdir()} >= {"tokens.db", "signing-key.password"}
+    said = service.said()
+    for record in ('"event": "enrol"', '"event": "token"', '"event": "signing key"', "peer.revoked"):
+        assert record in said
+    assert "Traceback" not in said
+
+
+async def _call(issuer: str, planner: Credentials, billing: Credentials, bundles: TrustBundles) -> Any:
+    async def call(request: Request) -> JSONResponse:
+        return JSONResponse({"caller": str(request.user.display_name), "scopes": list(request.auth.scopes)})
+
+    async with agent_client(source=billing, bundles=bundles, authorize=SERVER) as own:
+        validator = TokenValidator(issuer=issuer, audience=BILLING, keys=RemoteKeys(f"{issuer}/jwks", own))
+        fleet: dict[str, Any] = {"source": billing, "bundles": bundles, "authorize": members_of(DOMAIN)}
+        gate = Gate(
+            Starlette(routes=[Route("/", call)]),
+            tokens=validator,
+            scope="agent:execute",
+            signatures="optional",
+            public_paths=(),
+            audit=AuditLog(),
+            **fleet,
+        )
+        async with (
+            serving(gate, port=0, **fleet) as resource,
+            agent_client(source=planner, bundles=bundles, authorize=SERVER) as http,
+        ):
+            url = resource.url
+            tokens = TokenSource(
+                issuer=issuer, resource=BILLING, scopes=["agent:execute"], http=http, source=planner, origins=[url]
+            )
+            async with agent_client(
+                source=planner, bundles=bundles, authorize=exactly(BILLING), tokens=tokens
+            ) as client:
+                answer = await client.get(url)
+                assert answer.status_code == 200, answer.text
+                return answer.json()
+
+
+async def _asked(issuer: str, credentials: Credentials | None, bundles: TrustBundles) -> httpx.Response:
+    form = {"grant_type": "client_credentials", "client_id": PLANNER, "resource": BILLING, "scope": "agent:execute"}
+    async with agent_client(source=credentials, bundles=bundles, authorize=SERVER) as http:
+        return await http.post(f"{issuer}/token", data=form)
+
+
+async def _refused(issuer: str, credentials: Credentials, bundles: TrustBundles) -> tuple[int, Any]:
+    until = time.monotonic() + SECONDS
+    while (answer := await _asked(issuer, credentials, bundles)).status_code == 200:
+        assert time.monotonic() < until, "the agent is revoked, and still gets tokens"
+        await asyncio.sleep(0.2)
+    return answer.status_code, answer.json()

@@ -146,7 +146,8 @@ class Walk:
 
     def __init__(self, zone: str, middle: date) -> None:
         start = datetime(middle.year, middle.month, middle.day, tzinfo=UTC) - 3 * DAY
-        self.minutes = [start + n * MINUTE for n in range(6 * 24 * 60)]
+        # All of the hours that begin from two days before it to one day after it, wherever on earth.
+        self.minutes = [start + n * MINUTE for n in range(7 * 24 * 60)]
         self.walls = [minute.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for minute in self.minutes]
         self.at: dict[datetime, list[datetime]] = {}
         for minute, wall in zip(self.minutes, self.walls, strict=True):

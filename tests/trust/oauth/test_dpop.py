@@ -8,10 +8,19 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 
-from trust.errors import ConfigurationError, ProofForAnotherRequest, ProofMalformed, ProofReplayed, ReplayGuardFull
+from trust.errors import (
+    ConfigurationError,
+    ProofError,
+    ProofForAnotherRequest,
+    ProofMalformed,
+    ProofReplayed,
+    ReplayGuardFull,
+)
 from trust.oauth.dpop import MAX_AGE_SECONDS, Proof, make_proof, verify_proof
 from trust.oauth.keys import SigningKey
 from trust.replay import MemoryReplayGuard
@@ -150,3 +159,24 @@ def test_the_longest_proof() -> None:
     assert verify_proof(proof, method="GET", url=URL, now=NOW).proof_id == "p" * 256
     with pytest.raises(ProofMalformed):
         verify_proof(make_proof(KEY, method="GET", url=URL, now=NOW, jti="p" * 257), method="GET", url=URL, now=NOW)
+
+
+VALID = make_proof(KEY, method="POST", url=URL, now=NOW, jti="p-1", token=TOKEN)
+
+
+@given(st.integers(0, len(VALID) - 1), st.characters(max_codepoint=0x17F))
+def test_no_altered_proof_is_accepted(place: int, character: str) -> None:
+    altered = VALID[:place] + character + VALID[place + 1 :]
+    if altered != VALID:
+        with pytest.raises(ProofError):
+            verify_proof(altered, method="POST", url=URL, now=NOW, token=TOKEN)
+
+
+@given(st.text(max_size=60))
+def test_a_url_never_fails_otherwise(url: str) -> None:
+    for text in (url, f"https://h.example/{url}"):
+        try:
+            proof = make_proof(KEY, method="GET", url=text, now=NOW, jti="p")
+        except ConfigurationError:
+            continue
+        assert verify_proof(proof, method="GET", url=text, now=NOW).proof_id == "p"

@@ -43,7 +43,7 @@ class Proxy:
         self.to = ""
         self.headers: list[tuple[bytes, bytes]] = []
 
-    async def __call__(self, request: Request) -> Response:
+    async def forward(self, request: Request) -> Response:
         self.headers = list(request.headers.raw)
         answer = await self.again()
         return Response(answer.content, answer.status_code, dict(answer.headers))
@@ -76,7 +76,8 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
                 )
                 return server.url
 
-            listening = socket.create_server(("127.0.0.1", 0))  # first, for the issuer has the address in its name
+            # First, for the issuer has the address in its name.
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             issuer = f"https://127.0.0.1:{listening.getsockname()[1]}"
             store = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
             stack.callback(store.close)
@@ -92,7 +93,7 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
                 bundles=FORGE.bundles,
                 authorize=exactly(AGENTS["proxy"].agent_id, AGENTS["thief"].agent_id),
                 tokens=TokenValidator(issuer=issuer, audience=BILLING, keys=keys, bindings=["certificate", "dpop"]),
-                scope="agent:execute",
+                scope="read:ledger.eu",
                 signatures="optional",
                 public_paths=(),
                 relays={AGENTS["proxy"].agent_id: exactly(PLANNER)},
@@ -100,13 +101,13 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
             )
             proxy = Proxy(await http(AGENTS["proxy"], "billing"))
             proxy.to = await serve(gate, "billing", "proxy", "thief")
-            url = await serve(Starlette(routes=[Route("/work", proxy, methods=["POST"])]), "proxy", "planner")
+            url = await serve(Starlette(routes=[Route("/work", proxy.forward, methods=["POST"])]), "proxy", "planner")
 
             tokens = {
                 bound: TokenSource(
                     issuer=issuer,
                     resource=BILLING,
-                    scopes=["agent:execute"],
+                    scopes=["read:ledger.eu", "temporal:20min"],
                     http=await http(AGENTS["planner"], "authority"),
                     source=AGENTS["planner"],
                     origins=[url],
@@ -118,12 +119,12 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
             for _ in range(2):  # the same token, each time with a new proof
                 answer = await planner.post(f"{url}/work?tenant=1", auth=tokens["key"])
                 assert answer.json() == {"subject": PLANNER, "peer": str(AGENTS["proxy"].agent_id)}
-            assert [e["event"] for e in trail.events].count("token") == 1
+            assert [e["event"] for e in trail.records].count("token") == 1
             # Whoever has read it on its way cannot use it again, nor from elsewhere.
             assert (await proxy.again()).json() == {"error": "invalid_dpop_proof"}
             proxy.http = await http(AGENTS["thief"], "billing")
             assert (await planner.post(f"{url}/work", auth=tokens["key"])).status_code == 401
-            assert "token.relay" in [e["check"] for e in trail.events]
+            assert "token.relay" in [e["check"] for e in trail.records]
             # And the other kind of token does not pass: the proxy has another certificate.
             proxy.http = await http(AGENTS["proxy"], "billing")
             assert (await planner.post(f"{url}/work", auth=tokens["certificate"])).status_code == 401

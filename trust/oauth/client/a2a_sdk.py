@@ -30,12 +30,15 @@ def interceptor_for_a2a(tokens: BearerAuth) -> ClientCallInterceptor:
         tokens: a `TokenSource`, its `on_behalf_of` or its `for_task`.
 
     Raises:
-        ConfigurationError: a2a-sdk is not installed.
+        ConfigurationError: a2a-sdk is not installed; or each use of a token takes a proof (DPoP), which is made of the
+            request that no interceptor sees.
 
     Raises (from the SDK's calls):
         OriginRefused: an interface of the card is elsewhere.
         TokenRequestError: no token can be had.
     """
+    if tokens._cache.authority.proof_key is not None:
+        raise ConfigurationError("interceptor for tokens with proofs", do="use agent_client(tokens=...)")
     try:
         from a2a.client import AuthInterceptor, ClientCallContext, ClientCallInterceptor, CredentialService
     except ImportError:

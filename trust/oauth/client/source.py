@@ -305,7 +305,7 @@ class TokenSource(BearerAuth):
     ) -> Self:
         """A source for the resource at `url`, whose own metadata says which of our issuers it takes tokens from.
 
-        RFC 9728. What else the metadata says changes nothing; tokens go to the origin of `url` and nowhere else.
+        RFC 9728. What else the metadata says changes nothing; tokens go to the origin of `url`.
 
         Args:
             url: where the resource is.

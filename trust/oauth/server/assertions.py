@@ -3,7 +3,8 @@
 An agent of domain A that was called with a token of A asks A for an *assertion* (RFC 8693, `requested_token_type` JWT):
 a JWT authorization grant for the one other server that it names. It brings that to the server of domain B (RFC 7523),
 which trusts A by declaration (`trust.oauth.server.partners`), and gets a token of B. As
-draft-ietf-oauth-identity-chaining has it, and narrower: an assertion is for one holder, once, for a minute.
+draft-ietf-oauth-identity-chaining has it, and narrower: an assertion is for one holder, once, for a minute. So it has
+the claims of an access token bound to a certificate (`trust.oauth.claims`), and an `act`, whoever its issuer is.
 
 What was granted in A ends in B when it would have ended in A: `grant_exp` says when that is. A *revocation* in A does
 not reach B: a token of B that was issued before lives to its end, some minutes, or until B revokes it.
@@ -15,7 +16,7 @@ Pure, as `grants`. Both servers' sides are here, A's first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -87,10 +88,9 @@ def assertion_for_partner(
         token_id=token_id,
     )
     expires_at = min(grant.issued.expires_at, grant.issued.issued_at + LIFETIME)
-    claims = {name: value for name, value in grant.claims.items() if name != "may_act"}  # nobody exchanges it here
     return replace(
         grant,
-        claims={**claims, "exp": int(expires_at.timestamp()), "grant_exp": claims["exp"]},
+        claims={**grant.claims, "exp": int(expires_at.timestamp()), "grant_exp": grant.claims["exp"]},
         issued=replace(grant.issued, expires_at=expires_at),
         expires_in=min(grant.expires_in, int(LIFETIME.total_seconds())),
         token_type=JWT_TYPE,
@@ -105,7 +105,7 @@ class Assertion:
     used: UsedAssertion
     subject: str
     scopes: tuple[str, ...]
-    act: Mapping[str, Any]
+    act: dict[str, Any]
     ends_at: datetime  # of everything that is made of it
 
 
@@ -213,7 +213,7 @@ def read_assertion(presented: Presented, *, peer: PeerIdentity, policy: GrantPol
         used=UsedAssertion(issuer=partner.issuer, token_id=token.token_id, expires_at=token.expires_at),
         subject=token.subject,
         scopes=token.scopes,
-        act=token.claims["act"],
+        act=_act(token.actors),
         ends_at=ends_at,
     )
 
@@ -259,6 +259,14 @@ def token_for_assertion(
         kept={"act": assertion.act},
     )
     return replace(grant, assertion=assertion.used)
+
+
+def _act(actors: Sequence[str]) -> dict[str, Any]:
+    """The claim anew, of what was checked: whatever else a partner wrote into it is not said in our name."""
+    act: dict[str, Any] = {}
+    for actor in reversed(actors):
+        act = {"sub": actor, "act": act} if act else {"sub": actor}
+    return act
 
 
 def _ends_at(token: AccessToken) -> datetime:

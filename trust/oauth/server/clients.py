@@ -9,6 +9,7 @@ there is no other subject field to match. A secret is never enough, and may be a
     scopes = ["read:rates"]                             # for itself (client credentials)
     exchange_scopes = ["read:ledger.*"]                 # for others, whose tokens it exchanges
     resources = ["spiffe://fleet.example/ledger"]       # whom its tokens may be for
+    assertion_audiences = ["https://auth.partner.example"]  # servers that it may take its callers' authority to
     lifetime_seconds = 600
 
     [[client]]
@@ -19,6 +20,7 @@ there is no other subject field to match. A secret is never enough, and may be a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
@@ -34,9 +36,9 @@ from trust.oauth.metadata import check_issuer, is_resource
 from trust.oauth.scopes import Catalogue, broad, delegate_scope, parse
 from trust.oauth.server.client_secrets import SecretDigest
 from trust.oauth.server.patterns import AgentPattern
-from trust.oauth.server.rules import MEMBERS as RULES
 from trust.oauth.tokens import MAX_LIFETIME
 
+_OTHERS = ("partner", "policy", "includes", "calendar", "approval")  # of the file: for `partners` and `rules`
 DEFAULT_LIFETIME = timedelta(minutes=10)
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,2048}")  # RFC 6749 appendix A.1, without the space
@@ -217,7 +219,7 @@ class ClientRegistry:
             document = tomllib.loads(text.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[client]] tables") from None
-        for member in ("partner", *RULES):  # for `partners` and `rules`
+        for member in _OTHERS:
             document.pop(member, None)
         tables = document.pop("client", None)
         if document or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
@@ -248,7 +250,7 @@ class ClientRegistry:
                     both._refused.add(str(other.agent_id))
         for name in disabled:
             both._refused.add(name)
-            if "*" in name:
+            with contextlib.suppress(IdentityError):  # most are names, and no patterns
                 both._stopped.append(AgentPattern.parse(name))
         return both, problems
 

@@ -221,7 +221,7 @@ def _as_asked(outcome: Outcome, request: Request) -> Response:
 
 async def _body(request: Request) -> bytes:
     """The form of a request, bounded in size and time before anything is parsed."""
-    if request.url.query:
+    if request.scope["query_string"]:
         # RFC 6749 section 3.2: parameters in a URL end in logs, subject tokens among them.
         raise GrantRequestMalformed("token request has a query", expected="parameters in the body only")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

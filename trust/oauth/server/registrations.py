@@ -102,7 +102,10 @@ def registered_clients(rows: Iterable[Registered]) -> tuple[list[Client | Client
         except ConfigurationError:
             broken.append(row.name)
             continue
-        if row.needs_secret and isinstance(client, Client):
+        if row.needs_secret:
+            if isinstance(client, ClientPattern):  # `register` makes none
+                broken.append(row.name)
+                continue
             client = replace(client, secrets=tuple(SecretDigest(digest=d, ends_at=end) for d, end in row.secrets))
         clients.append(client)
     return clients, broken
@@ -115,13 +118,15 @@ def register(
 
     Args:
         name: its SPIFFE ID, or a pattern.
-        rights: the other members of a table of `clients`.
+        rights: the other members of a table of `clients`, but no `client_id`.
         digest: of its first secret, if it needs one.
 
     Raises:
         ConfigurationError: it does not, or no token could be issued for it.
     """
     client = client_of({**rights, "agent_id": name})
+    if "client_id" in rights:
+        raise ConfigurationError(f"client {name}: client_id", got=rights["client_id"], expected="none: its SPIFFE ID")
     if digest is not None and isinstance(client, ClientPattern):
         raise ConfigurationError(f"client {name}", got="a secret for many agents", expected="one agent")
 

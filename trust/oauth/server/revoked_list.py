@@ -76,6 +76,9 @@ class RevokedRoute:
         except DenylistTooLarge as error:
             logger.error("agents will refuse all tokens: %s", error)
             return JSONResponse({"error": error.code}, status_code=error.status)
+        except Exception:  # of the store, whose words are for nobody else
+            logger.exception("list of revoked tokens cannot be made")
+            return JSONResponse({"error": "server_error"}, status_code=500)
         headers = {"Cache-Control": "no-cache", "ETag": f'"{revoked.sequence}-{revoked.issued_at}"'}
         if headers["ETag"] in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
             return Response(status_code=304, headers=headers)

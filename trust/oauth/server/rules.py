@@ -9,6 +9,10 @@
     name = "business-hours"
     ...
 
+    [approval]                                          # what a person approves each time: `approvals`
+    scopes = ["approve:**", "execute:payment.*"]
+    lifetime_seconds = 900                              # how long a request waits for that person
+
 The receivers of tokens decide by their own catalogue and calendars: they are to be given the same.
 """
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from trust.credentials import read_bounded
@@ -24,9 +29,8 @@ from trust.errors import ConfigurationError, ScopeMalformed
 from trust.oauth.calendars import Calendar, calendars_of
 from trust.oauth.policy import CedarPolicy, Permit
 from trust.oauth.scopes import Catalogue
+from trust.oauth.server.approvals import MAX_LIFETIME, ApprovalRules
 from trust.oauth.server.partners import MAX_FILE_BYTES
-
-MEMBERS = ("policy", "includes", "calendar")  # of the file
 
 MAX_INCLUDES = 256  # entries of a hierarchy that somebody can still oversee
 
@@ -38,6 +42,7 @@ class Rules:
     catalogue: Catalogue
     calendars: Mapping[str, Calendar]
     permit: Permit | None
+    approvals: ApprovalRules | None
 
 
 def load_rules(path: Path) -> Rules:
@@ -58,7 +63,20 @@ def load_rules(path: Path) -> Rules:
         catalogue=_catalogue(document.get("includes", {}), path),
         calendars=calendars_of(document.get("calendar", [])),
         permit=None if policy is None else CedarPolicy.load(path.parent / policy),
+        approvals=_approvals(document["approval"], path) if "approval" in document else None,
     )
+
+
+def _approvals(table: object, path: Path) -> ApprovalRules:
+    expected = 'scopes = ["approve:**"], and lifetime_seconds where a quarter of an hour is not meant'
+    if not isinstance(table, dict) or not {"scopes"} <= table.keys() <= {"scopes", "lifetime_seconds"}:
+        raise ConfigurationError(f"{path}: approval", expected=expected)
+    scopes, seconds = table["scopes"], table.get("lifetime_seconds", 900)
+    if not isinstance(scopes, list) or not all(isinstance(s, str) for s in scopes) or type(seconds) is not int:
+        raise ConfigurationError(f"{path}: approval", expected=expected)
+    if not 0 < seconds <= MAX_LIFETIME.total_seconds():
+        raise ConfigurationError(f"{path}: approval: lifetime_seconds", got=seconds, expected=f"at most {MAX_LIFETIME}")
+    return ApprovalRules(scopes=tuple(scopes), lifetime=timedelta(seconds=seconds))
 
 
 def _catalogue(includes: object, path: Path) -> Catalogue:

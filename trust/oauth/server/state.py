@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +21,7 @@ from starlette.applications import Starlette
 
 from trust.audit import AuditSink
 from trust.clock import Clock, wall_clock
-from trust.credentials import read_bounded, write_atomically
+from trust.credentials import read_bounded, sync_folder, write_new
 from trust.errors import ConfigurationError, WrongPassword
 from trust.oauth.keys import SigningKey
 from trust.oauth.metadata import check_issuer
@@ -39,6 +40,7 @@ PASSWORD_FILE = "signing-key.password"  # noqa: S105 - the name of a file
 DATABASE_FILE = "tokens.db"
 OLD_KEY_FILE = "signing-key.pem"  # of before there were several keys
 PASSWORD_BYTES = 24  # of a generated one: nobody guesses 192 bits
+WAITS, WAIT_SECONDS = 40, 0.05  # for a password that another process has begun to write
 
 logger = logging.getLogger("a2a_trust.oauth")
 
@@ -93,6 +95,7 @@ def authorization_server(
             catalogue=rules.catalogue,
             calendars=rules.calendars,
             permit=rules.permit,
+            approvals=rules.approvals,
             partners=partners,
             redis_url=redis_url,
             clock=clock,
@@ -156,15 +159,28 @@ def _password(store: Store, folder: Path, url: str | None, given: str | None, no
     file, old_key = folder / PASSWORD_FILE, folder / OLD_KEY_FILE
     records = store.signing_keys.all()
     # Of a database that several machines share, each of them would generate its own.
-    if given or file.exists() or records or old_key.exists() or url is not None:
-        password = kept_password(folder, given)
-    else:
-        password = secrets.token_urlsafe(PASSWORD_BYTES).encode()
-        write_atomically(file, password + b"\n", mode=0o600)
-        logger.warning("password of the signing keys generated and kept in %s", file)
+    if not (given or file.exists() or records or old_key.exists() or url is not None):
+        _generate(file)
+    for _ in range(WAITS):
+        if given or not file.exists() or file.stat().st_size:
+            break
+        time.sleep(WAIT_SECONDS)  # another process writes it at this moment
+    password = kept_password(folder, given)
     if old_key.exists():
         if not records:
             key = SigningKey.from_pem(read_bounded(old_key), password)
             store.signing_keys.add(at_rest(key, password, (), state=KeyState.ACTIVE, now=now))
-        old_key.unlink()  # after it is in the database, from which it will be erased when it has retired
+        old_key.unlink(missing_ok=True)  # after it is in the database, from which it will be erased when it has retired
     return password
+
+
+def _generate(file: Path) -> None:
+    """Make the password, once: of several processes that start at the same time one does."""
+    try:
+        write_new(file, secrets.token_urlsafe(PASSWORD_BYTES).encode() + b"\n", mode=0o600)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"password file {file}", got=error.strerror, expected="a writable folder") from None
+    sync_folder(file.parent)
+    logger.warning("password of the signing keys generated and kept in %s", file)

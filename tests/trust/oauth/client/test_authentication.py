@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 import httpx
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
 
 from tests.authority import ISSUER, PLANNER
 from tests.forge import NOW, Forge
@@ -110,6 +110,12 @@ def test_the_key_of_an_assertion_is_the_current_one() -> None:
     read(proof(way).form["client_assertion"], new)
     own = SigningKey.of(CREDENTIALS.private_key)
     read(proof(PrivateKeyJWT()).form["client_assertion"], own)
+
+
+def test_a_key_that_signs_no_assertion_says_so() -> None:
+    credentials = Forge().leaf("/planner", key=mldsa.MLDSA65PrivateKey.generate())
+    with pytest.raises(ConfigurationError, match="signing key"):
+        run(PrivateKeyJWT().prove(client_id=PLANNER, issuer=ISSUER, credentials=credentials, now=NOW))
 
 
 def test_the_assertion_goes_into_each_form_and_follows_a_renewed_certificate() -> None:

@@ -64,7 +64,7 @@ def test_partners_stand_beside_the_clients(tmp_path: Path) -> None:
 
 
 def test_the_file_is_followed_and_known_keys_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trust.files.CHECK_SECONDS", 0.0, raising=False)
+    monkeypatch.setattr("trust.files.LOOK_SECONDS", 0.0)
     path, http = tmp_path / "clients.toml", Clients()
     path.write_text(CLIENT + table())
     partners = WatchedPartners(path, http)

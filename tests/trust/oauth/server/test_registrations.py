@@ -91,10 +91,18 @@ def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_othe
 ) -> None:
     server, _ = stores
     register(server.clients, BILLING, RIGHTS, digest=None, now=NOW)
-    server.clients.add(PLANNER, {"scopes": "agent:execute"}, digest=None, now=NOW, check=lambda rows: None)
+    rows: dict[str, tuple[dict[str, object], bytes | None]] = {
+        PLANNER: ({"scopes": "agent:execute"}, None),
+        WORKERS: (RIGHTS, b"x" * 32),  # a second factor that nobody could be asked for
+        "spiffe://fleet.example/work*": (RIGHTS, None),
+    }
+    for name, (rights, digest) in rows.items():
+        server.clients.add(name, rights, digest=digest, now=NOW, check=lambda rows: None)
     source = Registrations(Live(ClientRegistry(())), server.clients)
     assert source.current().find(PLANNER) is None and source.current().find(BILLING) is not None
-    assert f"client {PLANNER}: what the database says of it cannot be used" in caplog.text
+    assert source.current().find(WORKERS.replace("*", "1")) is None
+    for name in rows:
+        assert f"client {name}: what the database says of it cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,8 @@ def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_othe
         ("spiffe://fleet.example/workers/7/*", {}, None, "at least one in scopes"),
         ("spiffe://fleet.example/workers/**", RIGHTS, None, "two patterns can be the same agent"),
         ("spiffe://fleet.example/new/*", RIGHTS, b"x" * 32, "a secret for many agents"),
-        ("spiffe://fleet.example/new", {**RIGHTS, "client_id": "x", "more": 1}, None, "unknown members"),
+        ("spiffe://fleet.example/new", {**RIGHTS, "more": 1}, None, "unknown members"),
+        ("spiffe://fleet.example/new", {**RIGHTS, "client_id": "x"}, None, "client_id: got x"),
         ("billing", RIGHTS, None, "SPIFFE ID scheme"),
     ],
 )

@@ -127,6 +127,18 @@ def test_more_than_agents_take_is_an_error_and_no_shorter_list(
     assert (answer.status_code, answer.json()) == (DenylistTooLarge.status, {"error": DenylistTooLarge.code})
 
 
+def test_what_is_wrong_with_the_store_is_told_to_nobody(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away() -> int:
+        raise OSError("of the database")
+
+    monkeypatch.setattr(authority.store.tokens, "revocations", away)
+    answer = asyncio.run(fetched(authority))
+    assert (answer.status_code, answer.json()) == (500, {"error": "server_error"})
+    assert "of the database" in caplog.text
+
+
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as server:

@@ -15,6 +15,7 @@ from trust.errors import ConfigurationError, CredentialsError
 from trust.oauth.calendars import Calendar
 from trust.oauth.policy import CedarPolicy
 from trust.oauth.scopes import parse
+from trust.oauth.server.approvals import ApprovalRules
 from trust.oauth.server.rules import MAX_INCLUDES, load_rules
 from trust.oauth.server.state import authorization_server, declared
 from trust.peers import PeerVerifier
@@ -27,6 +28,10 @@ policy = "tokens.cedar"
 [includes]
 "agent:admin" = ["agent:execute"]
 "agent:execute" = ["agent:read"]
+
+[approval]
+scopes = ["agent:admin"]
+lifetime_seconds = 60
 
 [[calendar]]
 name = "every-day"
@@ -64,13 +69,14 @@ def test_what_the_file_declares(file: Path) -> None:
         )
     }
     assert isinstance(rules.permit, CedarPolicy)
+    assert rules.approvals == ApprovalRules(scopes=("agent:admin",), lifetime=timedelta(minutes=1))
     assert declared(file, ISSUER).current().find(PLANNER) is not None  # the clients are read too
 
 
 def test_a_file_of_clients_alone_declares_nothing_else(file: Path) -> None:
     file.write_text(FILE[FILE.index("[[client]]") :])
     rules = load_rules(file)
-    assert (rules.calendars, rules.permit) == ({}, None)
+    assert (rules.calendars, rules.permit, rules.approvals) == ({}, None, None)
     assert not rules.catalogue.covers(parse("agent:admin"), parse("agent:read"))
 
 
@@ -91,6 +97,8 @@ def test_the_server_keeps_to_it(file: Path, tmp_path: Path) -> None:
     without_policy = FILE.replace('policy = "tokens.cedar"', "")
     file.write_text(without_policy)
     assert asyncio.run(go()) == wanted
+    file.write_text(without_policy.replace('"agent:admin"]\nl', '"agent:read"]\nl'))
+    assert asyncio.run(go()) == "authorization_pending"
     file.write_text(without_policy.replace(f"{LATER:%m-%d}", f"{NOW.date()}"))
     assert asyncio.run(go()) == "invalid_scope"  # closed today
     file.write_text(FILE)
@@ -112,6 +120,12 @@ MISTAKES = {
     "a calendar that is a table": FILE.replace("[[calendar]]", "[calendar]"),
     "a policy that is a number": FILE.replace('"tokens.cedar"', "1"),
     "no policy's name": FILE.replace('"tokens.cedar"', '""'),
+    "an approval of nothing": FILE.replace('scopes = ["agent:admin"]\nl', "l"),
+    "an approval of what is no scope": FILE.replace('scopes = ["agent:admin"]\n', 'scopes = ["admin"]\n'),
+    "an approval with a misspelt limit": FILE.replace("lifetime_seconds", "lifetime"),
+    "an approval that waits for ever": FILE.replace("_seconds = 60", "_seconds = 86401"),
+    "an approval that does not wait": FILE.replace("_seconds = 60", "_seconds = 0"),
+    "an approval for a while": FILE.replace("_seconds = 60", '_seconds = "60"'),
     "no such policy": FILE.replace("tokens.cedar", "other.cedar"),
     "a policy with a mistake": FILE.replace("tokens.cedar", "clients.toml"),
 }

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ from tests.authority import BILLING, ISSUER, PLANNER, Clock, Trail
 from trust import private_keys
 from trust.errors import ConfigurationError, CredentialsError, WrongPassword
 from trust.oauth.keys import SigningKey
+from trust.oauth.server import state
 from trust.oauth.server.signing_keys import PUBLISHED_BEFORE
 from trust.oauth.server.state import authorization_server, kept_password, open_store
 
@@ -80,6 +83,28 @@ def test_a_folder_is_made_once_private_and_its_key_stays(clients: Path, caplog: 
         assert kids(app) == first
 
 
+def test_processes_that_start_at_once_make_one_password_and_one_key(clients: Path) -> None:
+    barrier = Barrier(4)
+
+    def start(_: int) -> list[str]:
+        barrier.wait(20)
+        with opened(clients) as (app, _trail):
+            return kids(app)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(start, range(4)))
+    assert len(found[0]) == 1
+    assert found == [found[0]] * 4
+
+
+def test_a_password_that_was_never_written_is_one_line(clients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "WAIT_SECONDS", 0)
+    (clients.parent / "state").mkdir()
+    (clients.parent / "state" / "signing-key.password").touch()
+    with pytest.raises(WrongPassword, match="signing keys need a password"), opened(clients):
+        pass
+
+
 def test_a_password_from_the_environment_is_not_written(clients: Path) -> None:
     with opened(clients, password="secret") as (app, _):
         first = kids(app)
@@ -104,6 +129,11 @@ def test_a_key_of_before_goes_on_and_is_rotated_like_any_other(clients: Path) ->
         with opened(clients) as (app, _trail):
             assert kids(app) == [old.kid]
         assert not (folder / "signing-key.pem").exists()
+    # Stopped between the two, or put back from a backup: what is in the database counts, and the file goes.
+    (folder / "signing-key.pem").write_bytes(SigningKey.generate().to_pem(b"secret"))
+    with opened(clients) as (app, _trail):
+        assert kids(app) == [old.kid]
+    assert not (folder / "signing-key.pem").exists()
 
 
 def test_a_key_of_before_stays_where_it_is_while_its_password_is_wrong(clients: Path) -> None:

@@ -41,8 +41,7 @@ class AssertionTable:
             with self._engine.begin() as connection:
                 expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < int(now.timestamp()))
                 connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired.limit(PURGE_BATCH))))
-                # Rounded up: a row must outlive its assertion by a part of a second, and never the other way.
-                ends = int(assertion.expires_at.timestamp()) + 1
+                ends = int(assertion.expires_at.timestamp())
                 connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=ends))
         except sa.exc.IntegrityError:
             raise AssertionUsed("assertion was used before", got=assertion.token_id, do="ask for a new one") from None

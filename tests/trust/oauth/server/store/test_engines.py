@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password() -
         Store("postgresql://nobody:hunter2@127.0.0.1:1/name")
     assert str(caught.value).startswith("token store cannot be opened: got OperationalError")
     assert "hunter2" not in repr(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigurationError, match="install the extra `postgresql`"):
+        engine_for("postgresql://root:hunter2@host/name")
 
 
 def test_on_postgresql_nothing_is_waited_for_for_ever_and_a_commit_is_on_the_disk(postgresql: str) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from threading import Barrier
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
 
 from tests.forge import NOW
 from trust.oauth.server.store import Store
 from trust.oauth.server.store.signing_keys import KeyRecord, KeyState
 
-URL = os.environ.get("A2A_TRUST_POSTGRESQL")
 LATER = NOW + timedelta(hours=2)
 
 
@@ -27,33 +22,10 @@ def record(number: int, state: KeyState = KeyState.NEXT) -> KeyRecord:
     return KeyRecord(number=number, kid=f"key-{number}-{uuid4()}", alg="ES256", state=state, since=NOW, pem=b"PEM")
 
 
-@pytest.fixture(
-    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(not URL, reason="A2A_TRUST_POSTGRESQL"))]
-)
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
+@pytest.fixture
+def stores(opened: Callable[[], Store]) -> tuple[Store, Store]:
     """Two processes' stores over one database."""
-    with contextlib.ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'oauth.db'}"
-        if request.param == "postgresql":
-            url = stack.enter_context(_database())
-        first, second = Store(url), Store(url)
-        stack.callback(first.close)
-        stack.callback(second.close)
-        yield first, second
-
-
-@contextlib.contextmanager
-def _database() -> Iterator[str]:
-    assert URL is not None
-    server = sa.make_url(URL).set(drivername="postgresql+psycopg")
-    name = f"keys_{uuid4().hex[:12]}"
-    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield server.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
+    return opened(), opened()
 
 
 def test_a_key_is_found_as_it_was_added_and_its_pem_in_no_repr(stores: tuple[Store, Store]) -> None:

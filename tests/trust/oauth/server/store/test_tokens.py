@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.forge import HOUR, NOW
-from trust.errors import ConfigurationError, SubjectTokenRefused
+from trust.errors import ClientRefused, ConfigurationError, SubjectTokenRefused
 from trust.oauth.server.store import Issued, Store
 from trust.oauth.server.store.tokens import PURGE_BATCH
 
@@ -34,22 +35,28 @@ def child(token_id: str, parent: str = "root") -> Issued:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(opened: Callable[[], Store]) -> Store:
+    return opened()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Store]:
+    """In SQLite, for what only its file can show."""
     store = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
     yield store
     store.close()
 
 
-def test_a_token_is_found_as_it_was_added_by_another_process_too(store: Store, tmp_path: Path) -> None:
+def test_a_token_is_found_as_it_was_added_by_another_process_too(store: Store, opened: Callable[[], Store]) -> None:
     issued = replace(ROOT, root_issued_at=NOW - HOUR)
     store.tokens.add(issued, now=NOW)
-    other = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
+    other = opened()
     assert other.tokens.find("root") == issued
     assert other.tokens.find("unknown") is None
-    other.close()
 
 
-def test_commits_are_durable_and_readers_do_not_wait(store: Store, tmp_path: Path) -> None:
+def test_commits_are_durable_and_readers_do_not_wait(local: Store, tmp_path: Path) -> None:
+    store = local
     with store._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
@@ -59,6 +66,30 @@ def test_commits_are_durable_and_readers_do_not_wait(store: Store, tmp_path: Pat
     assert store.tokens.find("root") == ROOT
     writer.execute("ROLLBACK")
     writer.close()
+
+
+def test_tokens_that_are_added_together_are_refused_each_for_itself(opened: Callable[[], Store]) -> None:
+    store = opened()
+    assert (
+        store.tokens.add_all([(ROOT, NOW), (replace(ROOT, token_id="revoked", root_id="revoked"), NOW)]) == [None] * 2
+    )
+    store.tokens.revoke("revoked")
+    store.clients.disable("spiffe://fleet.example/disabled", now=NOW)
+    batch = [
+        (child("good"), NOW),
+        (child("orphan", "unknown"), NOW),
+        (child("late"), NOW + HOUR),  # its parent has ended by then
+        (child("bad", "revoked"), NOW),
+        (replace(ROOT, token_id="theirs", client_id="spiffe://fleet.example/disabled"), NOW),
+        (child("also-good"), NOW),
+    ]
+    refused = store.tokens.add_all(batch)
+    assert [type(error) for error in refused] == [
+        *(type(None), SubjectTokenRefused, SubjectTokenRefused, SubjectTokenRefused),
+        *(ClientRefused, type(None)),
+    ]
+    found = [issued.token_id for issued, _ in batch if store.tokens.find(issued.token_id) is not None]
+    assert found == ["good", "also-good"]
 
 
 def test_revoking_a_token_revokes_all_that_came_from_it_and_nothing_else(store: Store) -> None:
@@ -101,7 +132,7 @@ def test_all_of_a_client_or_about_a_subject_and_what_came_from_it(store: Store) 
         store.tokens.revoke_all(now=NOW)
 
 
-def test_each_revocation_is_counted_with_what_it_revoked(store: Store, tmp_path: Path) -> None:
+def test_each_revocation_is_counted_with_what_it_revoked(store: Store, opened: Callable[[], Store]) -> None:
     for token_id in ("root", "other"):
         store.tokens.add(replace(ROOT, token_id=token_id, root_id=token_id), now=NOW)
     store.tokens.add(child("a"), now=NOW)
@@ -113,9 +144,7 @@ def test_each_revocation_is_counted_with_what_it_revoked(store: Store, tmp_path:
     assert (store.tokens.revocations(), store.tokens.revoked(now=NOW, limit=9)) == (1, {"root": end, "a": end})
     store.tokens.revoke("root")
     assert store.tokens.revocations() == 1
-    other = Store(f"sqlite:///{tmp_path / 'oauth.db'}")
-    assert (other.tokens.revoke("other"), store.tokens.revocations()) == (1, 2)
-    other.close()
+    assert (opened().tokens.revoke("other"), store.tokens.revocations()) == (1, 2)
     assert len(store.tokens.revoked(now=NOW, limit=2)) == 2
     assert store.tokens.revoked(now=NOW + HOUR, limit=9) == {}
 
@@ -128,9 +157,9 @@ def test_revocations_of_several_processes_wait_for_one_another_and_none_is_lost(
         stores[0].tokens.add(replace(child(f"c{n}", f"r{n}"), root_id=f"r{n}", client_id="billing"), now=NOW)
     start = threading.Barrier(5)
 
-    def all_of(store: Store, **chosen: str) -> int:
+    def all_of(store: Store, client_id: str | None, subject: str | None) -> int:
         start.wait()
-        return store.tokens.revoke_all(now=NOW, **chosen)  # type: ignore[arg-type]
+        return store.tokens.revoke_all(now=NOW, client_id=client_id, subject=subject)
 
     def one_by_one(store: Store, order: int) -> int:
         start.wait()
@@ -138,18 +167,20 @@ def test_revocations_of_several_processes_wait_for_one_another_and_none_is_lost(
 
     def look() -> list[tuple[int, set[str]]]:
         start.wait()
-        seen = []
-        while not seen or len(seen[-1][1]) < 24:
+        seen: list[tuple[int, set[str]]] = []
+        limit = time.monotonic() + 20
+        while (not seen or len(seen[-1][1]) < 24) and time.monotonic() < limit:
             count = reader.tokens.revocations()
             seen.append((count, set(reader.tokens.revoked(now=NOW, limit=99))))
+            time.sleep(0.002)
         return seen
 
     reader = opened()
     with ThreadPoolExecutor(5) as pool:
         looking = pool.submit(look)
         workers = [
-            pool.submit(all_of, stores[0], client_id="planner"),
-            pool.submit(all_of, stores[1], subject=ROOT.subject),
+            pool.submit(all_of, stores[0], "planner", None),
+            pool.submit(all_of, stores[1], None, ROOT.subject),
             pool.submit(one_by_one, stores[2], 1),
             pool.submit(one_by_one, stores[3], -1),
         ]
@@ -218,7 +249,7 @@ def test_a_store_that_cannot_keep_anything_is_refused(url: str) -> None:
     assert type(caught.value) is ConfigurationError
 
 
-def test_the_file_holds_identifiers_and_no_secret_columns(store: Store, tmp_path: Path) -> None:
+def test_the_file_holds_identifiers_and_no_secret_columns(local: Store, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "oauth.db")) as database:
         columns = {row[1] for row in database.execute("PRAGMA table_info(oauth_tokens)")}
     assert columns == {
