@@ -122,12 +122,14 @@ class GatePolicy:
             entry a peer speaks for itself only.
         catalogue: the declared scope hierarchy.
         calendars: the named calendars of time scopes.
-        approvals: what needs a scope that meets one of these needs a token that a person has approved (RFC 9470),
-            whatever the authorization server's own rules are. How long ago is bounded by the token's lifetime.
+        approvals: what needs a scope that meets one of these, directly or through the catalogue, needs a token that a
+            person has approved (RFC 9470), whatever the authorization server's own rules are. How long ago is bounded
+            by the token's lifetime.
         permit: a policy for what scopes cannot say, asked where they suffice (`trust.oauth.policy`).
 
     Raises:
-        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule.
+        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule; a time
+            scope in `approvals`.
     """
 
     verifier: PeerVerifier
@@ -146,7 +148,8 @@ class GatePolicy:
     def __post_init__(self) -> None:
         a_rule(self.authorize)
         for scope in self.approvals:
-            parse(scope)
+            if parse(scope).is_time:  # no request needs one, so that nobody would ever be asked
+                raise ConfigurationError("approvals", got=scope, expected="no time scopes")
         for relay, rule in self.relays.items():
             a_rule(rule)
             if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever
@@ -307,8 +310,7 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
             expected=required,
             do="ask the authorization server for it",
         )
-    needs_a_person = any(overlaps(rule, one) for rule in policy.approvals for one in parse_scope_list(required))
-    if needs_a_person and token.claims.get("acr") != APPROVED:
+    if _needs_a_person(required, policy) and token.claims.get("acr") != APPROVED:
         raise ApprovalMissing(
             "no person has approved what the token grants",
             required=required,
@@ -316,6 +318,12 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
             do="ask the authorization server with acr_values",
         )
     return operation
+
+
+def _needs_a_person(required: str, policy: GatePolicy) -> bool:
+    needed = parse_scope_list(required) if policy.approvals else ()
+    needed = policy.catalogue.including(needed) if policy.catalogue else needed
+    return any(overlaps(rule, one) for rule in policy.approvals for one in needed)
 
 
 def _question(caller: Caller, operation: Operation | None, facts: RequestFacts, policy: GatePolicy) -> Question:

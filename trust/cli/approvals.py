@@ -39,9 +39,17 @@ def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL
     if not found:
         typer.echo("Nothing waits.")
         return
-    headings = ("ID", "agent", "on behalf of", "wants to call", "with the scopes", "and says", "until")
-    asked = [(a.approval_id, a.asked, iso(a.expires_at)) for a in found]
-    show_table(headings, [(i, q.agent_id, q.subject, q.resource, q.scope, q.message, end) for i, q, end in asked])
+    for approval in found:  # each in a table of its own: names are long, and terminals are narrow
+        asked = approval.asked
+        rows = [
+            ("agent", asked.agent_id),
+            ("on behalf of", asked.subject),
+            ("wants to call", asked.resource),
+            *(("with the scope", scope) for scope in asked.scope.split()),
+            ("until", iso(approval.expires_at)),
+            ("and says", asked.message),  # last, and in a column of its own: it looks like nothing else
+        ]
+        show_table(("ID", approval.approval_id), rows)
 
 
 @_approval.command()
@@ -69,15 +77,24 @@ def deny(
 
 
 def _decide(approval_id: str, by: str | None, as_json: bool, store: Store, *, approve: bool) -> None:
-    name = by or getpass.getuser()
-    if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-        raise ConfigurationError("--by", expected=f"at most {MAX_NAME_CHARACTERS} printable characters")
     with contextlib.closing(store):
+        name = by or _user()
+        if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+            raise ConfigurationError("--by", expected=f"at most {MAX_NAME_CHARACTERS} printable characters")
+        if not approval_id.isascii():  # what is no text cannot even be looked for
+            raise ConfigurationError("ID", got=approval_id, expected="as `approval list` shows it")
         decided = store.approvals.decide(approval_id.upper(), approve=approve, by=name, now=datetime.now(UTC))
     word = "Approved" if approve else "Denied"
     asked = decided.asked
     line = f"{word} by {name}: {asked.agent_id} may{'' if approve else ' not'} call {asked.resource} with {asked.scope}"
     say(_facts(decided), as_json, line)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, ImportError, OSError):  # a container's user need not have a name
+        raise ConfigurationError("user at work", got="no name", do="say who decides with --by") from None
 
 
 def _facts(approval: Approval) -> dict[str, str | None]:

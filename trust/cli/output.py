@@ -20,8 +20,10 @@ def say(answer: Any, as_json: bool, *lines: str) -> None:
 
 
 def show_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Nothing in a cell is markup, and nothing moves the cursor."""
-    table = Table(*headings)
+    """Nothing in a cell is markup, nothing moves the cursor, and nothing is cut off: who reads it decides by it."""
+    table = Table()
+    for heading in headings:
+        table.add_column(_printable(heading), overflow="fold")
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     (Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)).print(table)

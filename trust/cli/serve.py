@@ -137,8 +137,9 @@ def _http(
     ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource, url: str, server: AgentID | None
 ) -> httpx.AsyncClient:
     """What fetches the keys of another authorization server: an agent of a bundle's trust domain, or one of the web."""
-    rule = WebPKI() if server is None else exactly(str(server))
-    return agent_client(source=ours, bundles=trusted, crls=revoked, authorize={origin_of(url): rule})
+    if server is None:
+        return httpx.AsyncClient(transport=WebPKI().transport(None))
+    return agent_client(source=ours, bundles=trusted, crls=revoked, authorize={origin_of(url): exactly(str(server))})
 
 
 def _check_ourselves(ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource) -> None:

@@ -82,7 +82,7 @@ class GrantProofRefused(GrantError):
 
 
 class AssertionRefused(GrantError):
-    """What a client brings from another authorization server is nothing that this one believes. RFC 7523 section 3.1."""
+    """What a client brings from another authorization server, this one does not believe. RFC 7523 section 3.1."""
 
     check = "grant.assertion"
     code = "invalid_grant"

@@ -32,7 +32,9 @@ from trust.credentials import Credentials
 from trust.errors import (
     AuthorizationServerUnavailable,
     ConfigurationError,
+    DestinationRefused,
     OriginRefused,
+    PeerNotAllowed,
     TokenRequestRefused,
     TokenResponseRefused,
 )
@@ -365,5 +367,28 @@ def test_the_other_server_is_configured_and_never_guessed(tmp_path: Path) -> Non
             here.listeners[AWAY].close()
             with pytest.raises(AuthorizationServerUnavailable):
                 await vault_of(here, here.chained(), "subject", *SCOPE).token()
+
+    asyncio.run(work())
+
+
+def test_the_keys_of_a_partner_come_from_where_they_are_declared_and_nowhere_else(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            here = World(tmp_path, stack)
+            await here.serve(HOME, Starlette(routes=[Route("/jwks", lambda _: JSONResponse({}))]))
+            url, ours = f"{here.url[HOME]}/jwks", here.certificates[AWAY]
+            rows: tuple[tuple[AgentID | None, str, type[Exception] | None], ...] = (
+                (AgentID.parse(HOME), url, None),
+                (AgentID.parse(HOME), "https://elsewhere.example/jwks", DestinationRefused),
+                (AgentID.parse(VAULT), url, PeerNotAllowed),
+                (None, url, httpx.ConnectError),  # no root of the web vouches for it
+            )
+            for server, asked, expected in rows:
+                async with _http(ours, BUNDLES, RevocationLists(), url, server) as http:
+                    if expected is None:
+                        assert (await http.get(asked)).status_code == 200
+                    else:
+                        with pytest.raises(expected):
+                            await http.get(asked)
 
     asyncio.run(work())

@@ -50,11 +50,7 @@ class Ask:
     message: str = ""  # for that person
 
     def form(self, client_id: str) -> dict[str, str]:
-        form = {"client_id": client_id, "resource": self.resource, "scope": " ".join(self.scopes)}
-        if self.step_up:
-            form["acr_values"] = APPROVED
-        if self.message:
-            form["binding_message"] = self.message
+        form = {"client_id": client_id, "resource": self.resource, "scope": " ".join(self.scopes), **self.approval}
         if self.subject_token is None:
             return {"grant_type": CLIENT_CREDENTIALS, **form}
         return {
@@ -64,6 +60,12 @@ class Ask:
             "requested_token_type": ACCESS_TOKEN_TYPE,
             **form,
         }
+
+    @property
+    def approval(self) -> dict[str, str]:
+        """What is said of the person who approves it; to the server that issues the token, and to no other."""
+        members = {"acr_values": APPROVED if self.step_up else "", "binding_message": self.message}
+        return {name: value for name, value in members.items() if value}
 
     def refresh_form(self, client_id: str, refresh_token: str) -> dict[str, str]:
         """The same once more, by what the server gave for it. RFC 6749 section 6."""

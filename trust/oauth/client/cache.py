@@ -79,8 +79,9 @@ class TokenCache:
             if len(self._approved_by_a_person) > CACHE_SIZE:
                 self._approved_by_a_person.clear()  # some tokens will be asked for too early then, and refused
             raise
-        if key in self._approved_by_a_person:  # not renewed ahead of time: nobody is asked for what may not be needed
-            self._approved_by_a_person.remove(key)
+        if ask.step_up or key in self._approved_by_a_person:
+            # Not renewed ahead of time: nobody is asked for what may not be needed.
+            self._approved_by_a_person.discard(key)
             token = replace(token, refresh_at=token.expires_at)
         self._tokens[key] = token
         self._tokens.move_to_end(key)

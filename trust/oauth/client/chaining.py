@@ -96,13 +96,15 @@ class _PartnerAuthority(Authority):
     async def fetch(self, ask: Ask, refresh_token: str | None = None) -> Token:
         await self.token_endpoint()  # before the assertion, which lives for a minute
         wanted = {"resource": self.issuer, "requested_token_type": JWT_TYPE}
-        members = await self._home.request({**ask.form(self._home.client_id), **wanted})
+        unapproved = replace(ask, step_up=False, message="")
+        members = await self._home.request({**unapproved.form(self._home.client_id), **wanted})
         form = {
             "grant_type": JWT_BEARER,
             "assertion": _assertion(members),
             "client_id": self.client_id,
             "resource": ask.resource,
             "scope": " ".join(ask.scopes),
+            **ask.approval,
         }
         return await self._fetch(replace(ask, subject_token=None), form, None)
 

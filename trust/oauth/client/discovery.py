@@ -63,18 +63,31 @@ class Discovery:
         self._issuer = issuer
         self._http = http
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self._flight: asyncio.Task[ServerMetadata] | None = None
         self._found: tuple[ServerMetadata, datetime] | None = None
 
     async def current(self) -> ServerMetadata:
         """Raises: MetadataRefused, AuthorizationServerUnavailable."""
-        async with self._lock:
-            if self._found is None or self._clock() >= self._found[1]:
-                status, members = await send(self._http, "GET", metadata_url(self._issuer), MetadataRefused)
-                if status != httpx.codes.OK:
-                    raise MetadataRefused("authorization server has no metadata", got=f"status {status}")
-                self._found = read_server(members, self._issuer), self._clock() + METADATA_LIFETIME
+        if self._found is not None and self._clock() < self._found[1]:
             return self._found[0]
+        if self._flight is None:
+            self._flight = asyncio.create_task(self._fetch())
+            self._flight.add_done_callback(self._landed)
+        # Whoever waits shares the failure, too: with a server that hangs, one try after the other would take for ever.
+        return await asyncio.shield(self._flight)
+
+    async def _fetch(self) -> ServerMetadata:
+        status, members = await send(self._http, "GET", metadata_url(self._issuer), MetadataRefused)
+        if status != httpx.codes.OK:
+            raise MetadataRefused("authorization server has no metadata", got=f"status {status}")
+        found = read_server(members, self._issuer)
+        self._found = found, self._clock() + METADATA_LIFETIME
+        return found
+
+    def _landed(self, flight: asyncio.Task[ServerMetadata]) -> None:
+        self._flight = None
+        if not flight.cancelled():
+            flight.exception()  # looked at, also where nobody waits any more
 
 
 async def issuer_of(url: str, *, resource: str, issuers: Collection[str], http: httpx.AsyncClient) -> str:

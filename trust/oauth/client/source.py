@@ -173,7 +173,7 @@ class BearerAuth(httpx.Auth):
         ours = url.scheme == "https" and origin_of(url) in self._origins
         if not ours:
             return
-        if _approval_is_wanted(response) and not self._ask.step_up:
+        if _approval_is_wanted(response) and not ask.step_up:  # whom an approved token does not satisfy, no other will
             await self._cache.token(replace(self._ask, step_up=True))
         elif not _token_was_refused(response) or not self._cache.drop(ask, token):
             return

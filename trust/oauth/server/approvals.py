@@ -168,8 +168,12 @@ def _asked(grant: Grant, form: Form, client: Client) -> Asked:
         raise GrantRequestMalformed("binding_message", expected=f"{MAX_MESSAGE_CHARACTERS} printable characters")
     scope, resource = " ".join(sorted(grant.scope.split())), str(grant.claims["aud"])
     told = [client.client_id, str(client.agent_id), grant.issued.subject, resource, scope, message]
-    parent = grant.issued.parent_id or ""
-    digest = hashlib.sha256(json.dumps([*told, parent, form["grant_type"]]).encode()).hexdigest()
+    parent, used = grant.issued.parent_id or "", grant.assertion
+    # The chain of actors and who vouches for it: assertions differ each time, and are made of them.
+    chain = [grant.claims.get("act"), None if used is None else used.issuer]
+    digest = hashlib.sha256(
+        json.dumps([*told, parent, form["grant_type"], grant.token_type, *chain]).encode()
+    ).hexdigest()
     return Asked(
         request=digest,
         client_id=client.client_id,

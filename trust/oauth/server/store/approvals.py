@@ -17,7 +17,10 @@ from trust.oauth.server.store.schema import APPROVALS
 
 State = Literal["pending", "approved", "denied"]
 
-MAX_WAITING = 16  # requests of one client that wait for a person: more than that nobody reads
+# Requests of one client that wait for a person: more than that nobody reads. The decided ones that still stand count,
+# too: otherwise a client that was told no would ask the same in other words, for as long as the person can bear it.
+MAX_WAITING = 16
+MAX_ON_BEHALF = 8  # of them, for one other agent: so that it alone does not use up what the client may ask for all
 USE_WITHIN = timedelta(minutes=5)  # what was approved and is not fetched by then has to be asked for again
 
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # what people do not take for one another when they read it aloud
@@ -59,7 +62,8 @@ class ApprovalTable:
         """The approval for this request, made where there is none; and whether it is new.
 
         Raises:
-            TooManyApprovals: `MAX_WAITING` requests of the client wait already.
+            TooManyApprovals: `MAX_WAITING` requests of the client are there already, or `MAX_ON_BEHALF` on behalf of
+                this subject, decided ones included.
         """
         try:
             return self._ask(asked, now=now, lifetime=lifetime)
@@ -72,11 +76,12 @@ class ApprovalTable:
             row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.request == asked.request)).first()
             if row is not None:
                 return _approval(row), False
-            waiting = sa.select(sa.func.count()).where(
-                APPROVALS.c.client_id == asked.client_id, APPROVALS.c.state == "pending"
-            )
-            if connection.execute(waiting).scalar_one() >= MAX_WAITING:
-                raise TooManyApprovals("too many requests of this client wait for a person", got=asked.client_id)
+            of_client = sa.select(APPROVALS.c.subject).where(APPROVALS.c.client_id == asked.client_id)
+            subjects = list(connection.execute(of_client).scalars())
+            if len(subjects) >= MAX_WAITING:
+                raise TooManyApprovals("too many requests of this client for a person", got=asked.client_id)
+            if asked.subject != asked.agent_id and subjects.count(asked.subject) >= MAX_ON_BEHALF:
+                raise TooManyApprovals("too many requests on behalf of this agent for a person", got=asked.subject)
             approval = Approval(
                 approval_id=_new_id(),
                 asked=asked,
