@@ -231,7 +231,8 @@ def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
         # (7) scope
         operation = _check_scope(token, facts, policy)
         caller = _caller(peer, token, presented.token, message)
-        ask(policy.permit, _question(caller, operation, facts, policy))
+        for question in _questions(caller, operation, facts, policy):
+            ask(policy.permit, question)
     except TrustError as error:
         return Refusal(error=error, message=message)
     return Admission(caller=caller, message=message, operation=operation)

@@ -1,7 +1,8 @@
 """Which operation of A2A 1.0 a request is, and the scopes that it needs: by operation, and by skill.
 
 A request is read as an A2A server reads it, by either binding: JSON-RPC names the operation in `method`, HTTP+JSON in
-method and path. What is not exactly one of the operations below is refused, JSON-RPC batches and A2A 0.3 too.
+method and path. What is not exactly one of the operations below is refused, JSON-RPC batches and the methods of A2A 0.3
+too. Its paths begin with `/v1`, which here is a tenant: what is asked for there needs the same scopes.
 
 A2A 1.0 has no member for the skill that a message is meant for. Here it is `metadata.skillId` of the message, a string.
 It is the caller's word: an agent that chooses among its skills by reading the text must not go by it. Hence:
@@ -34,8 +35,13 @@ MAX_SKILL_CHARACTERS = 256
 
 _SENDING = ("SendMessage", "SendStreamingMessage")
 _PUSH = "CreateTaskPushNotificationConfig"
-# Inside of a message that is sent, in either of the spellings that ProtoJSON reads.
-_PUSH_MEMBERS = ("taskPushNotificationConfig", "task_push_notification_config")
+# Inside of a message that is sent, in either of the spellings that ProtoJSON reads, and as A2A 0.3 has it.
+_PUSH_MEMBERS = (
+    "taskPushNotificationConfig",
+    "task_push_notification_config",
+    "pushNotification",
+    "push_notification",
+)
 
 # HTTP method and path of each operation (A2A 1.0 section 11), in the order in which a path is looked up: an ID may hold
 # a colon, so what ends in a verb comes first.
@@ -146,12 +152,24 @@ class SkillScopes:
             needed += self.skills.values() if operation.skill is None else [self.skills[operation.skill]]
         return together(needed)
 
+    def acts(self, operation: Operation) -> list[tuple[str, str | None]]:
+        """All that a request may come to, as operation and skill: for a policy that decides by them.
+
+        A message that names no skill may be for any, and so is each of them, besides none.
+        """
+        skills = [operation.skill]
+        if operation.name in _SENDING and operation.skill is None:
+            skills += self.skills
+        return [(name, skill) for name in (operation.name, *operation.also) for skill in skills]
+
     def calling(self, skill: str | None = None) -> str:
         """What a caller needs to send a message, for one skill or for any, and to follow the task that comes of it."""
         sending = (self.required(Operation(name=name, skill=skill)) for name in _SENDING)
         return together([*sending, *(self.required(Operation(name=name)) for name in _FOLLOWING)])
 
     def _by_path(self, method: str, path: str) -> list[str]:
+        if "\n" in path:  # a pattern that ends in `$`, as Starlette's do, ends before a last line break, too
+            raise OperationUnknown("path with a line break", got=f"{method} {path}", expected="none")
         # A server may take a path with a tenant or without. Where it could be two operations, both are meant.
         rests = [p[len(self.rest) :] for p in (path, _below(path)) if self.rest is not None and p.startswith(self.rest)]
         found = [_routed(method, p) for rest in rests for p in (rest, _below(rest))]
@@ -163,6 +181,8 @@ class SkillScopes:
         return names
 
     def _skill(self, params: Mapping[str, Any]) -> str | None:
+        if "request" in params:  # to a server of A2A 0.3 another name for `message`: both could be there
+            raise OperationMalformed("parameters of the request", got="request", expected="the members of A2A 1.0")
         skill = _object(_object(params, "message"), "metadata").get(SKILL_MEMBER)
         if skill is None or not self.skills:
             return None

@@ -5,10 +5,11 @@ Tokens themselves are never stored, only their identifiers (`jti`), so a stolen 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -18,6 +19,14 @@ from trust.oauth.server.store.schema import REVOCATIONS, TOKENS
 
 # Expired rows that are removed for each one that is added: more than one, so the table shrinks to what lives.
 PURGE_BATCH = 16
+# A revoked token is on the list for as long after its end as an agent's clock may be behind ours (`MAX_SKEW_SECONDS`):
+# there it would be valid again.
+KEPT_SECONDS = 10
+# Whoever exchanges tokens without end must not be able to make their revocation fail.
+ATTEMPTS = 5
+_DEADLOCK = "40P01"  # of PostgreSQL
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,9 @@ class TokenTable:
 
     def add_all(self, tokens: Sequence[tuple[Issued, datetime]]) -> list[Exception | None]:
         """As `add` for each token with its now, in one transaction; what `add` would raise for one is in the list."""
+        return _repeated(partial(self._add_all, tokens))
+
+    def _add_all(self, tokens: Sequence[tuple[Issued, datetime]]) -> list[Exception | None]:
         parents = sorted({issued.parent_id for issued, _ in tokens if issued.parent_id is not None})
         living: dict[str, int] = {}
         with self._engine.begin() as connection:
@@ -101,6 +113,9 @@ class TokenTable:
         return self._revoke(*_of(client_id, subject, now))
 
     def _revoke(self, *chosen: sa.ColumnElement[bool]) -> int:
+        return _repeated(partial(self._revoke_once, *chosen))
+
+    def _revoke_once(self, *chosen: sa.ColumnElement[bool]) -> int:
         with self._engine.connect() as connection, connection.begin() as transaction:
             total = revoke_chosen(connection, *chosen)
             if not total:
@@ -113,12 +128,12 @@ class TokenTable:
             return int(connection.execute(sa.select(REVOCATIONS.c.sequence)).scalar_one())
 
     def revoked(self, *, now: datetime, limit: int) -> dict[str, int]:
-        """The revoked tokens that have not expired, with their ends in seconds since the epoch; at most `limit`.
+        """The revoked tokens with their ends in seconds since the epoch, until `KEPT_SECONDS` after; at most `limit`.
 
         Ask for `revocations` first: what comes in between is then in here already, and never the other way round.
         """
         chosen = sa.select(TOKENS.c.token_id, TOKENS.c.expires_at).where(
-            TOKENS.c.revoked, TOKENS.c.expires_at > _seconds(now)
+            TOKENS.c.revoked, TOKENS.c.expires_at > _seconds(now) - KEPT_SECONDS
         )
         with self._engine.connect() as connection:
             return {row.token_id: row.expires_at for row in connection.execute(chosen.limit(limit))}
@@ -132,9 +147,13 @@ def revoke_chosen(connection: sa.Connection, *chosen: sa.ColumnElement[bool]) ->
     """
     # First: revocations wait for this row, and never for one another's tokens.
     connection.execute(sa.update(REVOCATIONS).values(sequence=REVOCATIONS.c.sequence + 1))
+    roots = sa.select(TOKENS.c.root_id).where(*chosen)
+    # All that may be touched, in the order in which those who add children lock the parents.
+    living = sa.select(TOKENS.c.token_id).where(TOKENS.c.root_id.in_(roots), sa.not_(TOKENS.c.revoked))
+    locked = living.order_by(TOKENS.c.token_id).with_for_update().subquery()
+    connection.execute(sa.select(sa.func.count()).select_from(locked))
     revoke = sa.update(TOKENS).values(revoked=True).where(sa.not_(TOKENS.c.revoked))
     changed = total = connection.execute(revoke.where(*chosen)).rowcount
-    roots = sa.select(TOKENS.c.root_id).where(*chosen)
     dead = sa.select(TOKENS.c.token_id).where(TOKENS.c.root_id.in_(roots), TOKENS.c.revoked)
     # One generation a round, each with fresh eyes: a child that was being added while we waited for its parent's lock
     # is seen by the next round.
@@ -142,6 +161,17 @@ def revoke_chosen(connection: sa.Connection, *chosen: sa.ColumnElement[bool]) ->
         changed = connection.execute(revoke.where(TOKENS.c.root_id.in_(roots), TOKENS.c.parent_id.in_(dead))).rowcount
         total += changed
     return int(total)
+
+
+def _repeated(transaction: Callable[[], T]) -> T:
+    """What a transaction returns; from the start again where the database ended it because two waited for each other."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return transaction()
+        except sa.exc.OperationalError as error:
+            if attempt == ATTEMPTS or getattr(error.orig, "sqlstate", None) != _DEADLOCK:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _of(client_id: str | None, subject: str | None, now: datetime) -> list[sa.ColumnElement[bool]]:
@@ -191,7 +221,9 @@ def _row(issued: Issued) -> dict[str, Any]:
 
 def _purge(connection: sa.Connection, now: datetime, *, rows: int) -> None:
     """Remove at most so many expired rows. No child outlives its parent, so no living row loses its own."""
-    expired = sa.select(TOKENS.c.token_id).where(TOKENS.c.expires_at < _seconds(now)).limit(rows)
+    ended = TOKENS.c.expires_at < _seconds(now) - KEPT_SECONDS
+    # What another transaction is busy with goes another time.
+    expired = sa.select(TOKENS.c.token_id).where(ended).limit(rows).with_for_update(skip_locked=True)
     connection.execute(sa.delete(TOKENS).where(TOKENS.c.token_id.in_(expired)))
 
 
