@@ -43,8 +43,10 @@ def url_of(scope: Scope) -> str:
     """The absolute URL that the client addressed, from parts that cannot run into one another.
 
     Raises:
-        RequestMalformed: not one host, or a target that HTTP does not allow.
+        RequestMalformed: not one host, a target that HTTP does not allow, or a line break in the path.
     """
+    if "\n" in scope["path"]:  # a route that ends in `$`, as Starlette's do, matches before a last line break, too
+        raise RequestMalformed("line break in the path", expected="none")
     origin = origin_of(scope)
     if not origin:
         hosts = b", ".join(value for name, value in headers_of(scope) if name == b"host")

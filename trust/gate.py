@@ -17,8 +17,9 @@ refusal may ask again. For a token that was refused the checks 4 to 6 are made a
 decides. Where they fail, the refusal goes out unsigned.
 
 Where a proxy ends TLS, the peer is that proxy. A token that is bound to a key alone (DPoP) is then its holder's, and
-so must be the signature; the proxy needs an entry in `relays` for that agent. A proof is about method and target alone:
-where signatures are optional, the proxy is believed for the rest of an unsigned request.
+so must be the signature; the proxy needs an entry in `relays` for that agent. A proof is about method and target alone,
+and the host of the target is the word of whoever sends it: where signatures are optional, the proxy is believed for the
+rest of an unsigned request, and can take one whose token is for several resources to another of them.
 
 Nothing here does IO: what the checks need from outside (keys of the issuer) has been fetched by `trust.middleware`,
 which also sees to it that a replay guard that waits for its store holds up nobody else.
@@ -26,10 +27,11 @@ which also sees to it that a replay guard that waits for its store holds up nobo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import product
 from typing import Protocol
 
 from trust.asgi import Headers
@@ -160,12 +162,14 @@ class GatePolicy:
 class Admission:
     """The caller, and the signed request that an answer must be bound to (None where it was not signed).
 
-    `operation` is what it asks for, where the policy's scope is a `SkillScopes`.
+    `operation` is what it asks for, where the policy's scope is a `SkillScopes`; `approved`, that a person has approved
+    the token.
     """
 
     caller: Caller
     message: VerifiedMessage | None
     operation: Operation | None = None
+    approved: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,11 +235,11 @@ def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
         # (7) scope
         operation = _check_scope(token, facts, policy)
         caller = _caller(peer, token, presented.token, message)
-        for question in _questions(caller, operation, facts, policy):
+        for question in _questions(caller, holder, operation, facts, policy):
             ask(policy.permit, question)
     except TrustError as error:
         return Refusal(error=error, message=message)
-    return Admission(caller=caller, message=message, operation=operation)
+    return Admission(caller=caller, message=message, operation=operation, approved=_approved(token))
 
 
 def _presented(headers: Headers, policy: GatePolicy) -> Presented:
@@ -311,7 +315,7 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
             expected=required,
             do="ask the authorization server for it",
         )
-    if _needs_a_person(required, policy) and token.claims.get("acr") != APPROVED:
+    if needs_a_person(required, policy) and not _approved(token):
         raise ApprovalMissing(
             "no person has approved what the token grants",
             required=required,
@@ -321,25 +325,41 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
     return operation
 
 
-def _needs_a_person(required: str, policy: GatePolicy) -> bool:
+def _approved(token: AccessToken) -> bool:
+    return token.claims.get("acr") == APPROVED
+
+
+def needs_a_person(required: str, policy: GatePolicy) -> bool:
+    """Whether these scopes are, or include, one that a person must have approved."""
     needed = parse_scope_list(required) if policy.approvals else ()
     needed = policy.catalogue.including(needed) if policy.catalogue else needed
     return any(overlaps(rule, one) for rule in policy.approvals for one in needed)
 
 
-def _question(caller: Caller, operation: Operation | None, facts: RequestFacts, policy: GatePolicy) -> Question:
-    return Question(
-        agent=caller.agent_id,
-        action=operation.name if operation else REQUEST,
-        resource=str(policy.audience),
-        scopes=caller.scopes,
-        subject=caller.subject,
-        client=caller.client_id,
-        actors=caller.actors,
-        now=facts.now,
-        skill=operation.skill if operation else None,
-        path=facts.path,
-    )
+def _questions(
+    caller: Caller, holder: AgentID | None, operation: Operation | None, facts: RequestFacts, policy: GatePolicy
+) -> Iterator[Question]:
+    """One for all that the request may come to, and for all whose it is; each must be allowed.
+
+    Whom a policy forbids something does not get it by way of a relay.
+    """
+    agents = dict.fromkeys((caller.agent_id, holder or caller.agent_id, caller.signer or caller.agent_id))
+    acts: list[tuple[str, str | None]] = [(REQUEST, None)]
+    if operation is not None and isinstance(policy.scope, SkillScopes):
+        acts = policy.scope.acts(operation)
+    for agent, (action, skill) in product(agents, acts):
+        yield Question(
+            agent=agent,
+            action=action,
+            resource=str(policy.audience),
+            scopes=caller.scopes,
+            subject=caller.subject,
+            client=caller.client_id,
+            actors=caller.actors,
+            now=facts.now,
+            skill=skill,
+            path=facts.path,
+        )
 
 
 def _message(facts: RequestFacts, policy: GatePolicy, peer: PeerIdentity) -> VerifiedMessage | None:

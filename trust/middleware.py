@@ -232,7 +232,7 @@ class Gate:
         admitted = {
             **scope,
             "user": caller,
-            "auth": CallerCredentials(caller, self._policy, facts.now, admission.operation),
+            "auth": CallerCredentials(caller, self._policy, facts.now, admission.operation, admission.approved),
             "state": {**scope.get("state", {}), "caller": caller},
             # Those that were judged: a server may still add to the list in the scope (trailers, by httptools).
             "headers": _without_token(facts.headers),

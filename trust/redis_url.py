@@ -29,10 +29,11 @@ def checked_url(url: str, store: str) -> str:
     except ValueError:
         raise bad_url(store) from None
     local = parts.scheme == "unix"
-    # A path that is no number, or a fragment, has a part of a password that was not percent-encoded.
+    # A path that is no number, a fragment, or an @ behind the host: a part of a password that was not percent-encoded.
     if (
         parts.scheme not in ("redis", "rediss", "unix")
         or parts.fragment
+        or "@" in parts.path + parts.query
         or not (local or _DATABASE.fullmatch(parts.path))
     ):
         raise bad_url(store)
@@ -57,6 +58,7 @@ def bad_url(store: str) -> ConfigurationError:
 
 def _is_this_host(host: str) -> bool:
     try:
-        return host in ("", "localhost") or ipaddress.ip_address(host).is_loopback
+        # A zone is no part of an address: redis-py decodes what is percent-encoded there, and looks up a name.
+        return host in ("", "localhost") or ("%" not in host and ipaddress.ip_address(host).is_loopback)
     except ValueError:
         return False

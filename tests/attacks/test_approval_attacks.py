@@ -136,42 +136,33 @@ def disabled(server: Authority) -> None:
     server.store.clients.disable(PLANNER, now=server.clock.now)
 
 
-def of_another_agent(server: Authority) -> None:
-    """The name of the client now belongs to somebody else, who has the same rights."""
-    twin = replace(TWIN, client_id=PLANNER)
-    server.clients.replace(ClientRegistry((twin, *REGISTERED[1:3])))
-
-
-CHANGED: dict[str, tuple[Callable[[Authority], object], str, type[TrustError]]] = {
-    # name: (what happens after the yes, who asks then, the refusal)
-    "it has expired": (at_the_end, PLANNER, ApprovalPending),
-    "the client was disabled": (disabled, PLANNER, ClientRefused),
-    "the client was removed": (lambda s: s.clients.replace(ClientRegistry((TWIN,))), PLANNER, ClientRefused),
+CHANGED: dict[str, tuple[Callable[[Authority], object], type[TrustError]]] = {
+    # name: (what happens after the yes, the refusal)
+    "it has expired": (at_the_end, ApprovalPending),
+    "the client was disabled": (disabled, ClientRefused),
+    "the client was removed": (lambda s: s.clients.replace(ClientRegistry((TWIN,))), ClientRefused),
     "its scopes were narrowed": (
         lambda s: only_planner(s, scopes=("agent:execute", "delegate:billing", "temporal:20min")),
-        PLANNER,
         ScopeRefused,
     ),
     "it has no scopes of its own any more": (
         lambda s: only_planner(s, scopes=(), exchange_scopes=("read:ledger.*",)),
-        PLANNER,
         GrantNotAllowed,
     ),
-    "its resources were narrowed": (lambda s: only_planner(s, resources=(LEDGER,)), PLANNER, TargetRefused),
-    "its name is another agent's": (of_another_agent, STRANGER, ApprovalPending),
-    "the policy says no": (lambda s: s.serve(approvals=RULES, permit=lambda _: False), PLANNER, IssuanceDenied),
+    "its resources were narrowed": (lambda s: only_planner(s, resources=(LEDGER,)), TargetRefused),
+    "the policy says no": (lambda s: s.serve(approvals=RULES, permit=lambda _: False), IssuanceDenied),
 }
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_yes_outlives_nothing(name: str, tmp_path: Path) -> None:
-    happens, who, expected = CHANGED[name]
+    happens, expected = CHANGED[name]
 
     async def work() -> None:
         server = authority(tmp_path)
         await approved(server, PLANNER, ask())
         happens(server)
-        refused(server, await server.post(who, ask()), expected)
+        refused(server, await server.post(PLANNER, ask()), expected)
 
     asyncio.run(work())
 
@@ -218,6 +209,14 @@ async def approved_as_a_token_and_taken_as_an_assertion(server: Authority) -> ht
     return await server.post(BILLING, {**form, "requested_token_type": JWT_TYPE})
 
 
+async def in_a_name_that_was_another_agents(server: Authority) -> httpx.Response:
+    """The name of the client now belongs to somebody else, who has the same rights."""
+    server.clients.replace(ClientRegistry((replace(PLANNER_CLIENT, client_id="books"),)))
+    await approved(server, PLANNER, ask(client_id="books"))
+    server.clients.replace(ClientRegistry((replace(TWIN, client_id="books"),)))
+    return await server.post(STRANGER, ask(client_id="books"))
+
+
 async def twice(server: Authority) -> httpx.Response:
     await approved(server, PLANNER, ask())
     await server.token(PLANNER, ask())
@@ -228,6 +227,13 @@ async def after_a_no(server: Authority) -> httpx.Response:
     await server.post(PLANNER, ask())
     decide(server, approve=False)
     return await server.post(PLANNER, ask())
+
+
+async def after_a_no_to_another_client(server: Authority) -> httpx.Response:
+    """What one was told is nothing to the other, who must not even learn of it."""
+    await server.post(PLANNER, ask())
+    decide(server, approve=False)
+    return await server.post(STRANGER, ask(client_id=STRANGER))
 
 
 async def after_a_no_by_the_resource(server: Authority) -> httpx.Response:
@@ -257,8 +263,10 @@ AROUND: dict[str, tuple[Callable[[Authority], Awaitable[httpx.Response]], type[T
     "by another subject token": (for_another_parent, ApprovalPending),
     "by a subject token that was revoked": (of_a_token_that_was_revoked, SubjectTokenRefused),
     "by another type of token": (approved_as_a_token_and_taken_as_an_assertion, ApprovalPending),
+    "by a name that was another agent's": (in_a_name_that_was_another_agents, ApprovalPending),
     "by asking twice": (twice, ApprovalPending),
     "by asking after a no": (after_a_no, ApprovalDenied),
+    "by a no to another client": (after_a_no_to_another_client, ApprovalPending),
     "by asking after a no, as a step-up": (after_a_no_by_the_resource, ApprovalDenied),
 }
 
@@ -303,6 +311,7 @@ def test_a_yes_to_one_chain_of_agents_is_none_to_another(domains: Domains) -> No
         decide(domains.away)
         through_another = assertion.signed(act={"sub": BILLING, "act": {"sub": LEDGER}})
         refused(domains.away, await domains.away.post(BILLING, bring(through_another)), ApprovalPending)
+        assert waiting(domains.away).asked.actors == (LEDGER,)
         assert (await domains.granted(assertion.text))["access_token"]
 
     asyncio.run(work())
@@ -345,10 +354,12 @@ def test_a_request_is_decided_once(tmp_path: Path) -> None:
     for first in (True, False):
         asyncio.run(server.post(PLANNER, ask(binding_message=str(first))))
         shown = waiting(server)
+        assert table.use(replace(shown, state="approved"), now=now) is False  # whatever the one who asks believes
         table.decide(shown.approval_id, approve=first, by="alice", now=now)
         for again in (True, False):
             with pytest.raises(ApprovalNotWaiting):
                 table.decide(shown.approval_id, approve=again, by="mallory", now=now)
+        assert table.use(replace(shown, state="approved"), now=now) is first
     with pytest.raises(ApprovalNotWaiting):
         table.decide("%", approve=True, by="mallory", now=now)
 

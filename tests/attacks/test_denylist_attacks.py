@@ -288,6 +288,19 @@ def test_no_answer_takes_an_entry_from_the_copy_and_without_a_copy_all_is_refuse
     asyncio.run(work())
 
 
+def test_what_a_hostile_server_says_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        here = Hostile()
+        here.answer = lambda: of(listed(), content_type="\x1b[2Jtext/" + "x" * 9000)
+        await here.later(0)
+        await here.http.aclose()
+
+    asyncio.run(work())
+    [told] = [record.getMessage() for record in caplog.records if "list of revoked tokens" in record.message]
+    assert told.isprintable()
+    assert len(told) < 500
+
+
 def test_an_old_list_that_is_sent_again_and_again_does_not_last_longer() -> None:
     async def work() -> None:
         here = Hostile()
@@ -350,7 +363,7 @@ def test_who_holds_redis_makes_no_token_valid(tmp_path: Path) -> None:
         await denied.prepare()
         assert denied.contains(ISSUER, "stolen")
         forged = signed(json.dumps({**GOOD, "seq": 99, "revoked": {}}), SigningKey.generate())
-        redis.command("HSET", f"a2a-trust:revoked:{ISSUER}", "seq", "99", "list", forged)
+        redis.command("SET", f"a2a-trust:revoked:{ISSUER}", f"99 {forged}")
         now[0] += timedelta(seconds=RedisDenylist.REFRESH_SECONDS)
         shared.write(listed(), sequence=7)
         for follower in (denied, fresh):

@@ -27,6 +27,7 @@ from trust.authorize import exactly
 from trust.gate import Admission, Refusal, RequestFacts, admit, judge
 from trust.oauth.dpop import make_proof, verify_proof
 from trust.oauth.keys import SigningKey
+from trust.oauth.policy import Question
 
 W = World()
 T = int(NOW.timestamp())
@@ -107,6 +108,7 @@ PROOFS: dict[str, tuple[type[errors.TrustError], Any]] = {
     "http": (errors.ProofForAnotherRequest, forge(htu="http://billing.fleet.example/a2a/jsonrpc")),
     "a path alone": (errors.ProofForAnotherRequest, forge(htu="/a2a/jsonrpc")),
     "a user before the host": (errors.ProofForAnotherRequest, forge(htu="https://u@billing.fleet.example/a2a/jsonrpc")),
+    "a host that is no name": (errors.ProofForAnotherRequest, forge(htu="https://xn--a/a2a/jsonrpc")),
     "a minute old": (errors.ProofTimeWrong, forge(iat=T - 60)),
     "from the future": (errors.ProofTimeWrong, forge(iat=T + 11)),
     "from the beginning": (errors.ProofTimeWrong, forge(iat=0)),
@@ -125,6 +127,12 @@ def test_a_forged_proof(name: str) -> None:
         verify_proof(proof, method="POST", url=URL, now=NOW, token=TOKEN)
     assert type(caught.value) is expected
     assert (caught.value.status, caught.value.code) == (401, "invalid_dpop_proof")
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_long_url_does_not_flood_the_log() -> None:
+    with pytest.raises(errors.ProofForAnotherRequest) as caught:
+        verify_proof(VALID, method="POST", url=URL.partition("?")[0] + "x" * 60_000, now=NOW, token=TOKEN)
     assert len(str(caught.value)) < 2000
 
 
@@ -281,6 +289,22 @@ def test_an_actor_is_the_holder_of_its_token() -> None:
     delegated = bound(sub="somebody", act={"sub": str(AUDITOR.agent_id), "act": {"sub": str(W.planner.agent_id)}})
     facts = request(delegated, signature=W.signature(AUDITOR, chain=True))
     assert W.admit(facts, **{**POLICY, "relays": relays}).caller.actors[0] == str(AUDITOR.agent_id)
+
+
+@pytest.mark.parametrize("forbidden", ["proxy", "planner"])
+@pytest.mark.parametrize("own", ["a token of the planner", "a token of the proxy"])
+def test_no_policy_is_evaded_by_way_of_a_relay(forbidden: str, own: str) -> None:
+    """Neither may the planner do through the proxy what it may not, nor the proxy for others."""
+
+    class Forbids:
+        def check(self, question: Question) -> None:
+            if question.agent.path == f"/{forbidden}":
+                raise errors.PolicyDenied("forbidden", got=question.agent)
+
+    facts = request() if own == "a token of the planner" else request(W.token(PROXY), scheme="Bearer", proofs=())
+    assert W.admit(facts, **POLICY)
+    with pytest.raises(errors.PolicyDenied):
+        W.admit(facts, **POLICY, permit=Forbids())
 
 
 def test_a_proof_is_good_once_whatever_else_changes() -> None:

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from trust.errors import ScopeMalformed
-from trust.oauth.scopes import MAX_LIST_CHARACTERS, MAX_SCOPES, Catalogue, attenuates, parse, parse_scope_list
+from trust.oauth import scopes
+from trust.oauth.scopes import (
+    MAX_LIST_CHARACTERS,
+    MAX_SCOPES,
+    Catalogue,
+    Scope,
+    attenuates,
+    parse,
+    parse_scope_list,
+)
 
 CATALOGUE = Catalogue({"agent:admin": ["agent:execute"], "agent:execute": ["agent:read"]})
 PARENT = "agent:execute read:customers.eu.* write:orders/** temporal:30min temporal:business-hours"
@@ -126,3 +135,19 @@ def test_malformed_list(text: Any) -> None:
 def test_too_many_scopes_one_by_one() -> None:
     with pytest.raises(ScopeMalformed):
         attenuates("read:**", (f"read:{n}" for n in range(MAX_SCOPES + 1)))
+
+
+def test_many_scopes_and_a_large_hierarchy_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for as many scopes as a list may have, so that each is compared with each, in an event loop."""
+    catalogue = Catalogue({f"head{n}:top": [f"head{n}:low"] for n in range(256)})
+    compared, covers = 0, scopes._covers
+
+    def counting(a: Scope, b: Scope) -> bool:
+        nonlocal compared
+        compared += 1
+        return covers(a, b)
+
+    monkeypatch.setattr(scopes, "_covers", counting)
+    held = [f"read:{n}" for n in range(MAX_SCOPES)]
+    assert attenuates(held, reversed(held), catalogue)
+    assert compared <= MAX_SCOPES * (256 + MAX_SCOPES)  # and not times each other

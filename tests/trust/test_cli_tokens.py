@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,16 @@ def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: p
 def test_all_of_a_client_or_about_a_subject(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(capfd, "revoke", "--client", PLANNER, "--json") == (0, '{"revoked": 2}\n', "")
     assert run(capfd, "revoke", "--subject", BILLING) == (0, "Revoked 1 token.\n", "")
+
+
+def test_what_goes_wrong_is_one_line(server: Authority, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What the shell was given in another encoding, and a database that lost a table."""
+    told = "a2a-trust: text for the token store: expected UTF-8\n"
+    assert run(capfd, "revoke", "\udcff") == run(capfd, "list", "--client", "\udcff") == (1, "", told)
+    with contextlib.closing(sqlite3.connect(tmp_path / "oauth.db")) as database:
+        database.execute("DROP TABLE oauth_tokens")
+    told = "a2a-trust: token store: got OperationalError, expected a database that answers; try again\n"
+    assert run(capfd, "list") == run(capfd, "revoke", "--client", PLANNER) == (1, "", told)
 
 
 def test_an_identifier_may_look_like_an_option(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:

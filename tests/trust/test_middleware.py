@@ -34,6 +34,7 @@ from trust.oauth.dpop import make_proof
 from trust.oauth.keys import SigningKey
 from trust.oauth.operations import SkillScopes
 from trust.oauth.policy import CedarPolicy
+from trust.oauth.scopes import Catalogue
 from trust.peers import PeerVerifier
 from trust.private_keys import generate
 from trust.replay import MemoryReplayGuard
@@ -201,6 +202,25 @@ def test_requires_goes_by_containment() -> None:
     assert "authenticated" in auth.scopes
     assert "openid" not in auth.scopes
     assert 7 not in auth.scopes  # type: ignore[comparison-overlap]
+
+
+def test_nothing_that_a_person_must_approve_is_granted_without() -> None:
+    policy = W.policy(approvals=("pay:*",), catalogue=Catalogue({"agent:admin": ["pay:bills"]}))
+    caller = W.admit(W.request(token=W.token(scope="agent:* pay:*"))).caller
+    for approved in (False, True):
+        scopes = CallerCredentials(caller, policy, NOW, approved=approved).scopes
+        assert "agent:execute" in scopes
+        assert [("pay:bills" in scopes), ("agent:admin" in scopes), ("agent:execute pay:bills" in scopes)] == [
+            approved
+        ] * 3
+
+
+@pytest.mark.parametrize("path", ["/whoami%0A", "/who%0Aami", "/whoami%0a"])
+def test_a_path_with_a_line_break_is_refused(path: str) -> None:
+    # Starlette would route the first to /whoami, for which the scope function wants more.
+    scoped = gate(scope=lambda facts: "agent:admin" if facts.path == "/whoami" else "agent:execute")
+    with pytest.raises(ResponseNotSigned, match="status 400"):
+        run(call(scoped, path=path))
 
 
 def test_the_answer_of_the_application_is_signed_whatever_its_status() -> None:

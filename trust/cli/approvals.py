@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -30,7 +29,7 @@ app.add_typer(_approval, name="approval")
 @_approval.command("list")
 def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the requests that wait, the oldest first. What a client says of its request nothing vouches for."""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         found = opened.approvals.waiting(now=datetime.now(UTC))
     if as_json:
         for approval in found:
@@ -41,9 +40,10 @@ def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL
         return
     for approval in found:  # each in a table of its own: names are long, and terminals are narrow
         asked = approval.asked
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("agent", asked.agent_id),
             ("on behalf of", asked.subject),
+            *(("through", actor) for actor in asked.actors),
             ("wants to call", asked.resource),
             *(("with the scope", scope) for scope in asked.scope.split()),
             ("until", iso(approval.expires_at)),
@@ -77,7 +77,7 @@ def deny(
 
 
 def _decide(approval_id: str, by: str | None, as_json: bool, store: Store, *, approve: bool) -> None:
-    with contextlib.closing(store):
+    with store:
         name = by or _user()
         if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
             raise ConfigurationError("--by", expected=f"at most {MAX_NAME_CHARACTERS} printable characters")
@@ -97,13 +97,14 @@ def _user() -> str:
         raise ConfigurationError("user at work", got="no name", do="say who decides with --by") from None
 
 
-def _facts(approval: Approval) -> dict[str, str | None]:
+def _facts(approval: Approval) -> dict[str, str | list[str] | None]:
     return {
         "id": approval.approval_id,
         "state": approval.state,
         "agent_id": approval.asked.agent_id,
         "client_id": approval.asked.client_id,
         "subject": approval.asked.subject,
+        "actors": list(approval.asked.actors),
         "resource": approval.asked.resource,
         "scope": approval.asked.scope,
         "message": approval.asked.message,

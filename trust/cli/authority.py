@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -25,7 +24,7 @@ app.add_typer(_authority, name="authority")
 def keys(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the keys, and what will happen to them when. `serve --authority` does it by itself."""
     now = datetime.now(UTC)
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         records = opened.signing_keys.all()
     steps = plan(records, now)
     if as_json:
@@ -54,7 +53,7 @@ def rotate(
 ) -> None:
     """Begin with a new key now: it is published, and signs as soon as every agent can know it."""
     now, alg = datetime.now(UTC), algorithm or ""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         password = kept_password(state, os.environ.get(PASSWORD_VARIABLE))
         if compromised:
             record = replace(opened.signing_keys, password, now=now, alg=alg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -70,7 +69,7 @@ def add(
     rights = {name: value for name, value in rights.items() if value}
     secret = new_secret() if needs_secret else None
     digest = None if secret is None else digest_of(secret)
-    with contextlib.closing(open_store(state, store, create=True)) as opened:
+    with open_store(state, store, create=True) as opened:
         registered = register(opened.clients, client, rights, digest=digest, now=datetime.now(UTC))
     notes = registered.notes()
     if not as_json:
@@ -82,7 +81,7 @@ def add(
 @_client.command("list")
 def show(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the clients that were registered by command, and everybody who is disabled."""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         rows = opened.clients.all()
     now = datetime.now(UTC)
     if as_json:
@@ -98,7 +97,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 
     A pattern disables every agent that it names, also one that is registered by itself.
     """
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         revoked = opened.clients.disable(client, now=datetime.now(UTC))
     words = f"{client}: disabled; {revoked} token{'' if revoked == 1 else 's'} revoked"
     say({"client": client, "disabled": True, "revoked_tokens": revoked}, as_json, words)
@@ -107,7 +106,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 @_client.command()
 def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Take `disable` back. The tokens that it revoked stay revoked."""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         opened.clients.enable(client, now=datetime.now(UTC))
     say({"client": client, "disabled": False}, as_json, f"{client}: enabled")
 
@@ -115,7 +114,7 @@ def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, st
 @_client.command()
 def remove(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Forget a client that is disabled."""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         opened.clients.remove(client)
     say({"client": client, "removed": True}, as_json, f"{client}: removed")
 
@@ -134,7 +133,7 @@ def rotate_secret(
     """Give a client a new secret, printed once and kept nowhere."""
     secret, now = new_secret(), datetime.now(UTC)
     overlap = timedelta(0) if at_once else timedelta(hours=overlap_hours)
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         opened.clients.rotate_secret(client, digest_of(secret), overlap=overlap, now=now)
     ends = now + overlap
     _tell_secret(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -35,7 +34,7 @@ def living(
     store: StoreURL = None,
 ) -> None:
     """Show the tokens that have not expired, the newest first; at most 1,000."""
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         found = opened.tokens.living(now=datetime.now(UTC), client_id=client, subject=subject, limit=MAX_SHOWN)
     if as_json:
         for issued in found:
@@ -69,7 +68,7 @@ def revoke(
     """
     if (token_id is None) == (client is None and subject is None):
         raise typer.BadParameter("give either the ID of one token, or --client or --subject")
-    with contextlib.closing(open_store(state, store, create=False)) as opened:
+    with open_store(state, store, create=False) as opened:
         if token_id is None:
             count = opened.tokens.revoke_all(now=datetime.now(UTC), client_id=client, subject=subject)
         elif opened.tokens.find(token_id) is None:

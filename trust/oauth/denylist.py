@@ -62,11 +62,12 @@ class MemoryDenylist:
         end, seconds = utc(expires_at).timestamp(), utc(now).timestamp()
         with self._lock:
             while self._ends and self._ends[0][0] <= seconds:
-                _, *token = heapq.heappop(self._ends)
-                del self._tokens[token[0], token[1]]
-            if end <= seconds or (issuer, jti) in self._tokens:
+                ended, *token = heapq.heappop(self._ends)
+                if self._tokens[token[0], token[1]] == ended:  # and was not denied for longer since
+                    del self._tokens[token[0], token[1]]
+            if end <= max(seconds, self._tokens.get((issuer, jti), 0.0)):
                 return
-            if len(self._tokens) >= MAX_ENTRIES:
+            if len(self._ends) >= MAX_ENTRIES:
                 raise DenylistTooLarge("denylist is full", expected=f"at most {MAX_ENTRIES} tokens")
             self._tokens[issuer, jti] = end
             heapq.heappush(self._ends, (end, issuer, jti))
@@ -157,7 +158,8 @@ class SignedDenylist(ABC):
             failure = f"{type(error).__name__}: {error}"
             self._failed_at = self._clock().timestamp()
             if self._failure is None or type(error).__name__ != self._failure.partition(":")[0]:  # times in it differ
-                logger.warning("list of revoked tokens of %s: %s; the last one stays in use", self._issuer, failure)
+                told = DenylistUnavailable(f"list of revoked tokens of {self._issuer}", got=failure)
+                logger.warning("%s; the last one stays in use", told)
             self._failure = failure
         else:
             self._fetched_at, self._failure = began, None
@@ -189,6 +191,8 @@ class RemoteDenylist(SignedDenylist):
 
 class RedisDenylist(SignedDenylist):
     """The signed list in a Redis server: a token that was revoked is refused 4 s later, or sooner.
+
+    Whoever holds Redis may give a list of before to an agent that has seen no later one: then it is 60 s later.
 
     Two of them are the authorization server's, which looks every other second whether there is something to write.
 

@@ -149,7 +149,8 @@ def verify_proof(proof: str, *, method: str, url: str, now: datetime, token: str
         raise ProofForAnotherRequest("method of the proof", got=claims["htm"], expected=method)
     target = _target(claims["htu"])
     if target is None or target != _target(url):
-        raise ProofForAnotherRequest("URL of the proof", got=claims["htu"], expected=_target(url) or "an absolute URL")
+        expected = (_target(url) or "an absolute URL")[:200]  # the sender chose this one, too
+        raise ProofForAnotherRequest("URL of the proof", got=claims["htu"], expected=expected)
     # 6.
     age = utc(now).timestamp() - issued_at
     if not -MAX_SKEW_SECONDS <= age < MAX_AGE_SECONDS:
@@ -218,7 +219,8 @@ def _target(url: str) -> str | None:
         parsed = httpx.URL(url).copy_with(query=None, fragment=None)
     except (httpx.InvalidURL, ValueError, TypeError):
         return None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+    # Not `host`: httpx decodes it, and raises what is not a label of an international name (`xn--a`).
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host or parsed.userinfo:
         return None
     origin = f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"
     return origin + _ESCAPED.sub(_normal, parsed.raw_path.decode("ascii"))

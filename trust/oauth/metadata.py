@@ -58,9 +58,10 @@ def resource_metadata_url(resource: str) -> str:
     Raises:
         ConfigurationError: not an https URL.
     """
-    origin, url = origin_of(resource), httpx.URL(resource)
-    query = f"?{url.query.decode('ascii')}" if url.query else ""
-    return f"{origin}{WELL_KNOWN_RESOURCE}{url.path.rstrip('/')}{query}"
+    origin = origin_of(resource)
+    # As it was spelled: decoded, `%3F` would begin a query, and `%0D%0A` a line of a header.
+    path, mark, query = httpx.URL(resource).raw_path.decode("ascii").partition("?")
+    return f"{origin}{WELL_KNOWN_RESOURCE}{path.rstrip('/')}{mark}{query}"
 
 
 def check_metadata(members: Mapping[str, object], issuer: str) -> None:

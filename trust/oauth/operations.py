@@ -171,7 +171,9 @@ class SkillScopes:
         if "\n" in path:  # a pattern that ends in `$`, as Starlette's do, ends before a last line break, too
             raise OperationUnknown("path with a line break", got=f"{method} {path}", expected="none")
         # A server may take a path with a tenant or without. Where it could be two operations, both are meant.
-        rests = [p[len(self.rest) :] for p in (path, _below(path)) if self.rest is not None and p.startswith(self.rest)]
+        rests = [
+            p[len(self.rest) :] for p in (path, _below(path)) if self.rest is not None and p.startswith(self.rest + "/")
+        ]
         found = [_routed(method, p) for rest in rests for p in (rest, _below(rest))]
         names = list(dict.fromkeys(name for name in found if name))
         if not names:

@@ -9,7 +9,13 @@ It takes away and never gives: it is asked only about what the scopes allow, and
 
 The caller is `Agent::"<SPIFFE ID>"`, with the attribute `path`, in `Domain::"<trust domain>"`; the receiver is
 `Resource::"<audience>"`. The action is the operation of A2A where the gate's scope is a `SkillScopes`, and `Request`
-where it is not; at the authorization server it is `IssueToken` or `ExchangeToken`. `SCHEMA` has the context.
+where it is not; at the authorization server it is `IssueToken` or `ExchangeToken`. `SCHEMA` has the context. Where a
+relay forwards a request to a gate, it is asked about each: the relay, the holder of the token, and who signed.
+
+A gate asks about all that a request may come to, and all of it must be allowed: a message with a webhook is
+`CreateTaskPushNotificationConfig`, too, and one that names no skill may be for any of them.
+
+Cedar's `has` takes any word: `context has skil` is never true, and nobody says so. Try a `forbid` before relying on it.
 """
 
 from __future__ import annotations
@@ -59,7 +65,7 @@ class Question:
     Args:
         scopes: what the token grants, or will grant.
         subject, client, actors: on whose behalf: `sub`, `client_id` and the chain of `act`, the current actor first.
-        skill, path: that the request names, at a gate.
+        skill, path: at a gate, of the request; each skill in turn for a message that names none.
     """
 
     agent: AgentID
@@ -124,7 +130,11 @@ class CedarPolicy:
             )
         self._cedar = cedarpy
         self._policies = cedarpy.PolicySet.from_str(text)
-        if not len(self._policies):  # templates alone, or nothing: that would refuse everything, silently
+        if self._policies.templates():  # a `forbid` that is one would never forbid anything
+            raise ConfigurationError(
+                "Cedar policies", got="a template", expected="policies without ?principal, ?resource"
+            )
+        if not len(self._policies):  # that would refuse everything, silently
             raise ConfigurationError("Cedar policies", got="none", expected="at least one, `permit` among them")
 
     @classmethod

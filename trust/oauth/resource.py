@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from urllib.parse import unquote
 
-from trust.errors import ApprovalMissing, InsufficientScope, ProofError, TrustError
+from trust.errors import ApprovalMissing, InsufficientScope, ProofError, TokenRequestMalformed, TrustError
 from trust.oauth.claims import ALGORITHMS
 from trust.oauth.metadata import APPROVED, WELL_KNOWN_RESOURCE, is_resource, resource_metadata_url
 
@@ -34,7 +35,7 @@ class ProtectedResource:
         # Where the audience is no URL, the metadata is on whatever origin the resource was addressed by.
         addressed = audience.startswith("https:") and is_resource(audience) and "?" not in audience
         self._url = resource_metadata_url(audience) if addressed else ""
-        self._path = "/" + self._url.split("/", 3)[3] if addressed else WELL_KNOWN_RESOURCE
+        self._path = "/" + unquote(self._url.split("/", 3)[3]) if addressed else WELL_KNOWN_RESOURCE
         document: dict[str, object] = {
             "resource": audience,
             "authorization_servers": list(issuers),
@@ -49,22 +50,25 @@ class ProtectedResource:
         self.document = json.dumps(document).encode()
 
     def serves(self, path: str) -> bool:
-        """Whether the metadata is at this path.
+        """Whether the metadata is at this path, decoded.
 
         Where the audience is no URL, all of the origin is the resource: it is there for each of its paths.
         """
         return path == self._path or (not self._url and path.startswith(self._path + "/"))
 
     def challenges(self, error: TrustError, origin: str) -> list[tuple[bytes, bytes]]:
-        """The `WWW-Authenticate` headers of a refusal, one for each scheme that is taken; none but with 401 and 403.
+        """The `WWW-Authenticate` headers of a refusal, one for each scheme that is taken.
+
+        They come with 401 and 403, and with the 400 of an `Authorization` that brings no one token.
 
         Args:
             origin: that the resource was addressed by; empty where that is not known.
         """
-        if error.status not in (401, 403):
+        malformed = isinstance(error, TokenRequestMalformed)
+        if error.status not in (401, 403) and not malformed:
             return []
         parameters = []
-        if error.code in _CODES:
+        if error.code in _CODES or malformed:
             parameters.append(f'error="{error.code}"')
         if isinstance(error, InsufficientScope | ApprovalMissing) and error.required:
             parameters.append(f'scope="{error.required}"')

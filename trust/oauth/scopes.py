@@ -243,12 +243,7 @@ class Catalogue:
 
     def covers(self, granted: Scope, required: Scope) -> bool:
         """As the function `covers`, with the hierarchy."""
-        if _covers(granted, required):
-            return True
-        return any(
-            _covers(granted, entry) and any(_covers(s, required) for s in included)
-            for entry, included in self._closed.items()
-        )
+        return any(_covers(scope, required) for scope in _all_of(self, granted))
 
     def tops(self) -> dict[str, tuple[str, ...]]:
         """The entries that include something and that no other entry includes, each with all that it includes."""
@@ -265,8 +260,18 @@ class Catalogue:
             ScopeMalformed: one of them is not a scope.
         """
         held = [parse(scope) for scope in scopes]
-        more = [s for entry, included in self._closed.items() for h in held if _covers(h, entry) for s in included]
+        more = (s for h in held for s in _all_of(self, h))
         return tuple(dict.fromkeys(scope.text for scope in (*held, *more)))
+
+    def _includes(self, granted: Scope) -> tuple[Scope, ...]:
+        found = (s for entry, included in self._closed.items() if _covers(granted, entry) for s in included)
+        return tuple(dict.fromkeys((granted, *found)))
+
+
+@lru_cache(maxsize=1024)  # else each pair of scopes that are compared would go through the whole hierarchy
+def _all_of(catalogue: Catalogue, granted: Scope) -> tuple[Scope, ...]:
+    """A scope, and all that whoever holds it holds by the hierarchy."""
+    return catalogue._includes(granted)
 
 
 def _closure(start: Scope, declared: Mapping[Scope, tuple[Scope, ...]]) -> tuple[Scope, ...]:

@@ -18,21 +18,22 @@ STORE = "denylist store"  # in messages
 WAIT_SECONDS = 2  # for a connection, and for one answer
 
 # Of several servers over one database one may be a moment behind: it must not put its list in place of a newer one.
+# What is there is the number of a list, a space and the list.
 _WRITE = """
-local seen = redis.call('HGET', KEYS[1], 'seq')
-if seen and tonumber(seen) and tonumber(seen) > tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'seq', ARGV[1], 'list', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+local seen = tonumber(string.match(redis.call('GETRANGE', KEYS[1], 0, 15), '^%d+') or '')
+if seen and seen > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'EX', ARGV[3])
 return 1
 """
+MAX_NUMBER = 17  # characters of a number (`MAX_SEQUENCE`) and the space
 
 
 class SharedList:
     """The list of one issuer in a Redis server (extra `redis`). Thread-safe; every method blocks.
 
     Args:
-        url: as `trust.replay.RedisReplayGuard` has it. A user of the server needs `+hget +hstrlen ~a2a-trust:revoked:*`
-            to read, `+eval +hget +hset +expire` to write, and `+select` where a database is named.
+        url: as `trust.replay.RedisReplayGuard` has it. A user of the server needs `+getrange ~a2a-trust:revoked:*` to
+            read, `+eval +getrange +set` to write, and `+select` where a database is named.
         issuer: whose list it is.
 
     Raises:
@@ -80,19 +81,17 @@ class SharedList:
             DenylistTooLarge: nobody would take it.
         """
         with self._connected() as connection:
-            connection.send_command("HSTRLEN", self._key, "list")
-            size = connection.read_response()
-            if not isinstance(size, int) or size > MAX_LIST_BYTES:
-                raise DenylistTooLarge(
-                    "list of revoked tokens", got=f"{size} bytes", expected=f"at most {MAX_LIST_BYTES}"
-                )
-            connection.send_command("HGET", self._key, "list")
-            text = connection.read_response()
-        if not isinstance(text, bytes):
+            # Never more than one byte too many: what is asked for its length first may have grown when it is read.
+            connection.send_command("GETRANGE", self._key, 0, MAX_NUMBER + MAX_LIST_BYTES)
+            found = connection.read_response()
+        text = found.partition(b" ")[2] if isinstance(found, bytes) else b""
+        if not text:
             raise DenylistUnavailable(
                 f"{STORE} {self._name}", got="no list of this issuer", do="see that the authorization server writes it"
             )
-        return text.decode("latin-1")
+        if len(text) > MAX_LIST_BYTES:
+            raise DenylistTooLarge("list of revoked tokens", expected=f"at most {MAX_LIST_BYTES} bytes")
+        return str(text, "latin-1")
 
     def close(self) -> None:
         self._pool.disconnect()

@@ -39,7 +39,7 @@ from trust.signing import algorithms as signatures
 MAX_DETACHED_BYTES = 8192  # it travels in one header line, and nginx's buffer for a line is 8 KiB
 MAX_BODY_BYTES = 64 << 10  # inside JSON: an ML-DSA-65 signature with two certificates of ML-DSA-87 CAs is 30 KiB
 MAX_COMPACT_BYTES = 8000  # a token travels in such a line, too, after "Authorization: Bearer "
-KEPT_HEADERS = 128  # of compact JWS: a few for each issuer; 1 MiB at the most
+KEPT_HEADERS = 128  # of compact JWS: a few for each issuer; 1 MiB, or 16 of senders who fill theirs with brackets
 MAX_JSON_BYTES = 256 << 10  # of `strict_json`: a JWKS with many certificates
 MAX_JSON_DEPTH = 32  # of headers, claims, JWKS and metadata: none needs more than eight
 

@@ -39,6 +39,21 @@ def test_memory_has_what_it_was_told_until_that_has_expired() -> None:
     assert not isinstance(denied, FollowedDenylist)
 
 
+def test_memory_keeps_the_later_of_two_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denylist, "MAX_ENTRIES", 3)
+    denied = MemoryDenylist()
+    for hours in (1, 3, 2):
+        denied.deny(ISSUER, "a", expires_at=NOW + hours * HOUR, now=NOW)
+    denied.deny(ISSUER, "b", expires_at=NOW + 2 * HOUR, now=NOW + HOUR)
+    assert denied.contains(ISSUER, "a")
+    denied.deny(ISSUER, "c", expires_at=NOW + 5 * HOUR, now=NOW + 3 * HOUR)
+    assert not denied.contains(ISSUER, "a")
+    for hours in (6, 7):
+        denied.deny(ISSUER, "c", expires_at=NOW + hours * HOUR, now=NOW + 3 * HOUR)
+    with pytest.raises(DenylistTooLarge):  # what is said of one token again and again takes room, too
+        denied.deny(ISSUER, "c", expires_at=NOW + 8 * HOUR, now=NOW + 3 * HOUR)
+
+
 def test_memory_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denylist, "MAX_ENTRIES", 2)
     denied = MemoryDenylist()

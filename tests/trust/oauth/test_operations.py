@@ -5,6 +5,7 @@ With a2a-sdk's server and client: tests/interop/test_a2a_scopes.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from starlette.routing import Match, Mount, Route
 
 from tests.world import BODY, World
-from trust.errors import ConfigurationError, InsufficientScope, OperationMalformed, OperationUnknown
+from trust.errors import ConfigurationError, InsufficientScope, OperationMalformed, OperationUnknown, PolicyDenied
+from trust.gate import RequestFacts
 from trust.oauth.operations import MAX_DEPTH, MAX_SKILL_CHARACTERS, OPERATIONS, Operation, SkillScopes
+from trust.oauth.policy import CedarPolicy
 
 SCOPES = SkillScopes(
     default="agent:execute",
@@ -90,7 +93,7 @@ def routed(routes: Any, scope: dict[str, Any]) -> str | None:
 
 WORDS = """tasks message:send message:stream message x x:cancel x:subscribe x:y:cancel :cancel rest a.b
 pushNotificationConfigs extendedAgentCard {c} .. %2F ü"""
-words = st.sampled_from([*WORDS.split(), "", "\n", "tasks\n"])
+words = st.sampled_from([*WORDS.split(), "", "\n", "tasks\n", "x:subscribe\n", "pushNotificationConfigs\n"])
 templates = st.sampled_from(
     [route.path for routes in PREFIXES.values() for route in routes if isinstance(route, Route)]
 )
@@ -110,7 +113,7 @@ def test_whatever_the_sdk_takes_a_path_for_needs_its_scope(method: str, path: st
         ours = SkillScopes(default="a:b", rest=prefix).operation(method=method, path=path, body=b"{}")
     except OperationUnknown:
         # Starlette's patterns end before a last line break, too: nothing that a client could mean.
-        assert theirs is None or path.endswith("\n")
+        assert theirs is None or "\n" in path
     else:
         assert theirs is None or theirs in (ours.name, *ours.also)
 
@@ -158,6 +161,10 @@ SENT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "with a webhook, spelt as in protobuf": (
         {**message(skillId="bill"), "configuration": {"task_push_notification_config": {}}},
+        "agent:execute task:push bill:write",
+    ),
+    "with a webhook, as 0.3 has it": (
+        {**message(skillId="bill"), "configuration": {"pushNotification": {"url": "https://x.example"}}},
         "agent:execute task:push bill:write",
     ),
     "with another configuration": (
@@ -223,6 +230,12 @@ ATTACKS: dict[str, tuple[str, str, bytes, type[Exception]]] = {
     "a method twice": ("POST", "/rpc", ONE[:-1] + b',"method":"GetTask"}', OperationMalformed),
     "a skill twice": ("POST", "/rpc", ONE.replace(b'"bill"', b'"bill","skillId":"pay"'), OperationMalformed),
     "a message twice": ("POST", "/rpc", ONE[:-2] + b',"message":{}}}', OperationMalformed),
+    "a message twice, by another name in 0.3": (
+        "POST",
+        "/rest/v1/message:send",
+        json.dumps({**message(skillId="bill"), "request": {}}).encode(),
+        OperationMalformed,
+    ),
     "a batch": ("POST", "/rpc", b"[" + ONE + b"]", OperationMalformed),
     "an empty batch": ("POST", "/rpc", b"[]", OperationMalformed),
     "no version": ("POST", "/rpc", b'{"id":1,"method":"SendMessage"}', OperationMalformed),
@@ -263,12 +276,20 @@ ATTACKS: dict[str, tuple[str, str, bytes, type[Exception]]] = {
     "REST: in lower case": ("post", "/rest/message:send", b"{}", OperationUnknown),
     "REST: without the prefix": ("POST", "/message:send", b"{}", OperationUnknown),
     "REST: with another prefix": ("POST", "/restx/message:send", b"{}", OperationUnknown),
+    "REST: a path that begins as the prefix": ("GET", "/restricted/x/tasks/1", b"", OperationUnknown),
     "REST: two tenants": ("POST", "/a/b/rest/message:send", b"{}", OperationUnknown),
     "REST: an unknown verb": ("POST", "/rest/tasks/1:delete", b"{}", OperationUnknown),
     "REST: a slash more": ("GET", "/rest//tasks/", b"", OperationUnknown),
     "REST: the prefix alone": ("GET", "/rest", b"", OperationUnknown),
     "REST: nothing": ("GET", "", b"", OperationUnknown),
     "REST: a line break": ("GET", "/rest/tasks\n", b"", OperationUnknown),
+    "REST: a line break behind a verb": ("GET", "/rest/tasks/1:subscribe\n", b"", OperationUnknown),
+    "REST: a line break behind a path that could be two": (
+        "GET",
+        "/rest/tasks/tasks/pushNotificationConfigs\n",
+        b"",
+        OperationUnknown,
+    ),
     "REST: of 0.3": ("POST", "/rest/v1/message:send/x", b"{}", OperationUnknown),
 }
 
@@ -327,3 +348,37 @@ def test_the_gate_tells_the_application_what_it_compared() -> None:
     assert admission.operation == Operation(name="SendMessage")
     assert W.admit(W.request()).operation is None
     assert b"SendMessage" in BODY
+
+
+PERMIT = "permit (principal, action, resource);"
+SENT_TO_THE_POLICY = {
+    "a webhook in a message": (
+        'forbid (principal, action == Action::"CreateTaskPushNotificationConfig", resource);',
+        {**message(skillId="bill"), "configuration": {"taskPushNotificationConfig": {"url": "https://x.example"}}},
+    ),
+    "a message for any skill": (
+        'forbid (principal, action, resource) when { context has skill && context.skill == "pay" };',
+        message(),
+    ),
+    "a message for no skill that is permitted": (
+        "forbid (principal, action, resource) unless { context has skill };",
+        message(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SENT_TO_THE_POLICY)
+def test_the_policy_is_asked_about_all_that_a_request_may_come_to(name: str) -> None:
+    policy, params = SENT_TO_THE_POLICY[name]
+    scopes = dataclasses.replace(SCOPES, jsonrpc="/a2a/jsonrpc")
+
+    def request(body: bytes) -> RequestFacts:
+        return W.request(
+            body=body, signature=W.signature(body=body), token=W.token(scope="agent:* bill:* pay:* task:*")
+        )
+
+    with pytest.raises(PolicyDenied) as caught:
+        W.admit(request(rpc(**params)), scope=scopes, permit=CedarPolicy(PERMIT + policy))
+    assert type(caught.value) is PolicyDenied
+    allowed = request(rpc(**message(skillId="bill")))
+    assert W.admit(allowed, scope=scopes, permit=CedarPolicy(PERMIT + policy)).operation is not None

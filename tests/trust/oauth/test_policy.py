@@ -126,6 +126,7 @@ MISTAKES = {
     "nothing": "",
     "a comment alone": "// permit (principal, action, resource);",
     "a template alone": "permit (principal == ?principal, action, resource);",
+    "a template among them": permits("true") + "forbid (principal == ?principal, action, resource);",
     "an action that does not exist": 'permit (principal, action == Action::"Send", resource);',
     "a member that does not exist": permits('context.scope == "a:b"'),
     "another type": permits("context.subject == 1"),

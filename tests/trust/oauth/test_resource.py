@@ -14,6 +14,7 @@ from trust.errors import (
     RequestMalformed,
     TokenExpired,
     TokenMissing,
+    TokenRequestMalformed,
     TrustError,
 )
 from trust.oauth.claims import ALGORITHMS
@@ -59,10 +60,15 @@ def test_the_metadata_says_what_is_configured() -> None:
             "/.well-known/oauth-protected-resource/a2a",
             "https://b.example:8443/.well-known/oauth-protected-resource/a2a",
         ),
+        (
+            "https://b.example/a%0d%0aSet-Cookie:%22b%22",
+            '/.well-known/oauth-protected-resource/a\r\nSet-Cookie:"b"',
+            "https://b.example/.well-known/oauth-protected-resource/a%0d%0aSet-Cookie:%22b%22",
+        ),
         ("urn:billing", WELL_KNOWN, ORIGIN + WELL_KNOWN),
         ('https://b.example/"x', WELL_KNOWN, ORIGIN + WELL_KNOWN),
     ],
-    ids=["SPIFFE ID", "origin", "URL with a path", "another name", "not a resource"],
+    ids=["SPIFFE ID", "origin", "URL with a path", "URL with an escaped path", "another name", "not a resource"],
 )
 def test_where_the_metadata_is(audience: str, path: str, url: str) -> None:
     found = resource(audience=audience)
@@ -85,6 +91,10 @@ CHALLENGES: dict[str, tuple[TrustError, list[str]]] = {
     "expired": (
         TokenExpired("x"),
         [f'Bearer error="invalid_token", {METADATA}', f'DPoP error="invalid_token", {METADATA}, {ALGS}'],
+    ),
+    "two tokens": (
+        TokenRequestMalformed("x"),
+        [f'Bearer error="invalid_request", {METADATA}', f'DPoP error="invalid_request", {METADATA}, {ALGS}'],
     ),
     "proof": (ProofReplayed("x"), [f"Bearer {METADATA}", f'DPoP error="invalid_dpop_proof", {METADATA}, {ALGS}']),
     "scope": (

@@ -59,14 +59,32 @@ def test_what_nobody_would_take_is_not_read(shared: SharedList, monkeypatch: pyt
         shared.read()
 
 
+def test_one_who_writes_while_it_is_read_fills_no_memory(
+    redis: RedisServer, shared: SharedList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer is longer than a list may be, whatever was there when something else was asked before."""
+    monkeypatch.setattr(shared_list, "MAX_LIST_BYTES", 10)
+    shared.write("small", sequence=1)
+    sent = redis.command("INFO", "stats")["total_net_output_bytes"]
+    for _ in range(20):
+        redis.command("SET", f"a2a-trust:revoked:{ISSUER}", b"1 " + b"x" * 1_000_000)
+        with pytest.raises(DenylistTooLarge):
+            shared.read()
+    assert redis.command("INFO", "stats")["total_net_output_bytes"] - sent < 1_000_000
+
+
 def test_who_holds_redis_has_no_way_to_break_a_reader(redis: RedisServer, shared: SharedList) -> None:
-    redis.command("SET", f"a2a-trust:revoked:{ISSUER}", "not what we wrote")
+    redis.command("HSET", f"a2a-trust:revoked:{ISSUER}", "not", "what we wrote")
     with pytest.raises(DenylistUnavailable, match="ResponseError"):
         shared.read()
     with pytest.raises(DenylistUnavailable):
         shared.write("list", sequence=1)
     redis.command("DEL", f"a2a-trust:revoked:{ISSUER}")
-    redis.command("HSET", f"a2a-trust:revoked:{ISSUER}", "seq", "x", "list", b"\xff")
+    for nothing in ("", "7", "7 "):
+        redis.command("SET", f"a2a-trust:revoked:{ISSUER}", nothing)
+        with pytest.raises(DenylistUnavailable, match="no list of this issuer"):
+            shared.read()
+    redis.command("SET", f"a2a-trust:revoked:{ISSUER}", b"x \xff")
     assert shared.read() == "\xff"
     shared.write("list", sequence=1)
     assert shared.read() == "list"
@@ -109,6 +127,11 @@ def test_a_server_that_hangs_or_has_gone_is_away_and_found_again(
         "http://host",
         "redis://pass#word@localhost",
         "redis://localhost?db=word",
+        "redis://:12?word@localhost",
+        "rediss://user:1?word=x@host",
+        "unix://user:1/word@/run/redis",
+        "redis://[::1%25evil.example]",
+        "redis://[::1%65vil.example]",
         "nonsense",
     ],
 )

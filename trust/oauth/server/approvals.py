@@ -167,18 +167,21 @@ def _asked(grant: Grant, form: Form, client: Client) -> Asked:
     if len(message) > MAX_MESSAGE_CHARACTERS or not message.isprintable():
         raise GrantRequestMalformed("binding_message", expected=f"{MAX_MESSAGE_CHARACTERS} printable characters")
     scope, resource = " ".join(sorted(grant.scope.split())), str(grant.claims["aud"])
-    told = [client.client_id, str(client.agent_id), grant.issued.subject, resource, scope, message]
-    parent, used = grant.issued.parent_id or "", grant.assertion
-    # The chain of actors and who vouches for it: assertions differ each time, and are made of them.
-    chain = [grant.claims.get("act"), None if used is None else used.issuer]
-    digest = hashlib.sha256(
-        json.dumps([*told, parent, form["grant_type"], grant.token_type, *chain]).encode()
-    ).hexdigest()
+    actors, act = [], grant.claims.get("act", {}).get("act")  # the first is the agent itself
+    while act:
+        actors.append(act["sub"])
+        act = act.get("act")
+    told = [client.client_id, str(client.agent_id), grant.issued.subject, actors, resource, scope, message]
+    parent = grant.issued.parent_id or ""
+    # Each assertion is a new one: it counts who vouches, and for what.
+    issuer = "" if grant.assertion is None else grant.assertion.issuer
+    request = json.dumps([*told, parent, issuer, form["grant_type"], grant.token_type])
     return Asked(
-        request=digest,
+        request=hashlib.sha256(request.encode()).hexdigest(),
         client_id=client.client_id,
         agent_id=str(client.agent_id),
         subject=grant.issued.subject,
+        actors=tuple(actors),
         resource=resource,
         scope=scope,
         message=message,

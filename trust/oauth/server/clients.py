@@ -38,7 +38,8 @@ from trust.oauth.server.client_secrets import SecretDigest
 from trust.oauth.server.patterns import AgentPattern
 from trust.oauth.tokens import MAX_LIFETIME
 
-_OTHERS = ("partner", "policy", "includes", "calendar", "approval")  # of the file: for `partners` and `rules`
+RULES = ("policy", "includes", "calendar", "approval")  # of the file: for `rules`
+_OTHERS = ("partner", *RULES)
 DEFAULT_LIFETIME = timedelta(minutes=10)
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,2048}")  # RFC 6749 appendix A.1, without the space
@@ -299,6 +300,15 @@ class ClientRegistry:
                         got=f"{other.pattern} and {client.pattern}",
                         expected="patterns that do not overlap",
                     )
+        elif client.client_id != str(client.agent_id) and (
+            client.client_id.startswith("spiffe:") or "*" in client.client_id
+        ):
+            # Whoever disables that agent or those of that pattern, or looks for them in the audit trail, means others.
+            return ConfigurationError(
+                f"client_id of {client.agent_id}",
+                got=client.client_id,
+                expected="its SPIFFE ID, or a name that is no SPIFFE ID and no pattern",
+            )
         elif client.client_id in self._by_client_id or client.agent_id in self._agents:
             return ConfigurationError("client is registered twice", got=client.client_id, expected="each agent once")
         if client.exchange_scopes and (namesake := self._namesake(client)):

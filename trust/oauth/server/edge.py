@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ BODY_SECONDS = 10  # to receive them; a slower sender only holds a connection
 
 # RFC 6749 section 5.1. Nothing that the token endpoint says may be kept by a cache.
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+
+_UNWANTED = re.compile(r"(?i)(?:^|;)\s*q\s*=\s*0(?:\.0{0,3})?\s*(?:;|$)")  # RFC 9110 section 12.4.2
 
 T = TypeVar("T")
 
@@ -213,8 +216,9 @@ def parse_form(body: bytes) -> Form:
 
 def _as_asked(outcome: Outcome, request: Request) -> Response:
     for accepted in request.headers.get("accept", "").split(","):
-        made = outcome.on_request.get(accepted.partition(";")[0].strip().lower())
-        if made is not None:
+        kind, _, parameters = accepted.partition(";")
+        made = outcome.on_request.get(kind.strip().lower())
+        if made is not None and not _UNWANTED.search(parameters):
             return made()
     return outcome.response
 

@@ -136,6 +136,7 @@ def grant_of(
         root_id=parent.root_id if parent else token_id,
         root_issued_at=root_issued_at,
         client_id=client.client_id,
+        agent_id=str(client.agent_id),
         subject=subject,
         issued_at=issued_at,
         expires_at=expires_at,

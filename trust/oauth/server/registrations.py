@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +20,7 @@ from trust.errors import ConfigurationError
 from trust.files import WatchedFile
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server.client_secrets import SecretDigest
-from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry, client_of
+from trust.oauth.server.clients import RULES, Client, ClientPattern, ClientRegistry, client_of
 from trust.oauth.server.store.clients import ClientTable, Registered
 from trust.sources import Source
 
@@ -31,6 +32,9 @@ logger = logging.getLogger("a2a_trust.oauth")
 class WatchedClients:
     """The clients in a TOML file: a `Source` that follows it. A file that is broken or gone leaves the last good list.
 
+    So does one with other rules (`trust.oauth.server.rules`) than it had at first: those are read once, and a client
+    that was written with them in mind must not be there without them.
+
     Attributes:
         problem: what is wrong with the file now, in one line; None when nothing is.
 
@@ -39,9 +43,8 @@ class WatchedClients:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = WatchedFile(
-            Path(path), lambda text: ClientRegistry.from_toml(text, str(path)), limit=MAX_FILE_BYTES
-        )
+        self._rules: Mapping[str, object] | None = None
+        self._file = WatchedFile(Path(path), lambda text: self._read(text, str(path)), limit=MAX_FILE_BYTES)
 
     def current(self) -> ClientRegistry:
         return self._file.current()
@@ -49,6 +52,19 @@ class WatchedClients:
     @property
     def problem(self) -> str | None:
         return self._file.problem
+
+    def _read(self, text: bytes, name: str) -> ClientRegistry:
+        registry = ClientRegistry.from_toml(text, name)
+        document = tomllib.loads(text.decode())
+        rules = {member: document.get(member) for member in RULES}
+        if self._rules is None:
+            self._rules = rules
+        if rules != self._rules:
+            changed = ", ".join(member for member in RULES if rules[member] != self._rules[member])
+            raise ConfigurationError(
+                f"{name}: rules have changed", got=changed, expected="those of the start", do="restart the server"
+            )
+        return registry
 
 
 class Registrations:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 import anyio
@@ -16,7 +18,9 @@ from trust.errors import DenylistTooLarge, TrustError
 from trust.oauth.revoked import LIST_SECONDS, MAX_ENTRIES, MEDIA_TYPE, RevokedTokens, sign_list
 from trust.oauth.server.signing_keys import KeyRing
 from trust.oauth.server.store import Store
+from trust.oauth.server.together import Together
 from trust.oauth.shared_list import SharedList
+from trust.seldom import Seldom
 from trust.sources import Source
 
 REUSE_SECONDS = 5  # a list in which nothing has changed is signed anew so often
@@ -64,20 +68,29 @@ class RevokedList:
 
 
 class RevokedRoute:
-    """The list at `/revoked`, for every peer: who may connect may know which tokens it must refuse."""
+    """The list at `/revoked`, for every peer: who may connect may know which tokens it must refuse.
+
+    Nobody is counted here. Those who ask at the same time cost one thread, one look into the store and one copy.
+    """
 
     def __init__(self, revoked: RevokedList, threads: anyio.CapacityLimiter) -> None:
-        self._list = revoked
-        self._threads = threads
+        def current(asked: Sequence[None]) -> list[tuple[RevokedTokens, bytes]]:
+            found, text = revoked.current()
+            return [(found, text.encode())] * len(asked)
+
+        self._together = Together[None, tuple[RevokedTokens, bytes]](current, partial(run_sync, limiter=threads))
+        self._seldom = Seldom()
 
     async def answer(self, request: Request) -> Response:
         try:
-            revoked, text = await run_sync(self._list.current, limiter=self._threads)
+            revoked, text = await self._together.ask(None)
         except DenylistTooLarge as error:
-            logger.error("agents will refuse all tokens: %s", error)
+            if self._seldom.says():
+                logger.error("agents will refuse all tokens: %s%s", error, self._seldom.left_out())
             return JSONResponse({"error": error.code}, status_code=error.status)
         except Exception:  # of the store, whose words are for nobody else
-            logger.exception("list of revoked tokens cannot be made")
+            if self._seldom.says():
+                logger.exception("list of revoked tokens cannot be made%s", self._seldom.left_out())
             return JSONResponse({"error": "server_error"}, status_code=500)
         headers = {"Cache-Control": "no-cache", "ETag": f'"{revoked.sequence}-{revoked.issued_at}"'}
         if headers["ETag"] in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):

@@ -112,6 +112,44 @@ def test_a_resource_that_wants_an_approval_gets_one_and_nobody_else_is_asked(aut
     run(main())
 
 
+def test_what_an_approved_token_is_refused_for_is_not_sent_again(authority: Authority) -> None:
+    """A resource that always wants an approval: the same token once more would be the same request, executed twice."""
+    seen: list[str] = []
+
+    async def resource(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        return httpx.Response(401, headers={"www-authenticate": CHALLENGE})
+
+    async def main() -> None:
+        source = source_of(authority, authority.http(PLANNER))
+        async with httpx.AsyncClient(transport=httpx.MockTransport(resource), auth=source) as http:
+            with pytest.raises(ApprovalRequired) as caught:
+                await http.post(AGENT, content=b"x")
+            decide(authority)
+            await source.approved(caught.value)
+            seen.clear()
+            assert (await http.post(AGENT, content=b"x")).status_code == 401
+        assert len(seen) == 1
+
+    run(main())
+
+
+def test_a_restart_in_the_middle_asks_nobody_ahead_of_time(authority: Authority) -> None:
+    """The new process has not seen the server's "pending", and gets the approved token at once."""
+
+    async def main() -> None:
+        await pending_of(source_of(authority, authority.http(PLANNER)).needing_approval(""))
+        decide(authority)
+        auth = source_of(authority, authority.http(PLANNER)).needing_approval("")
+        token = await auth.token()
+        authority.clock.now = token.expires_at - timedelta(seconds=1)
+        assert await auth.token() is token
+        await asyncio.sleep(0.1)
+        assert authority.store.approvals.waiting(now=authority.clock.now) == []
+
+    run(main())
+
+
 def test_a_challenge_of_another_kind_asks_nobody(authority: Authority) -> None:
     async def main() -> None:
         source = source_of(authority, authority.http(PLANNER))

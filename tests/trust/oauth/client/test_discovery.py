@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.authority import ISSUER, LEDGER, Clock
 from tests.trust.oauth.client.servers import AGENT, Fake, answers, run, settled
 from trust.errors import AuthorizationServerUnavailable, ConfigurationError, MetadataRefused
 from trust.oauth.client import TokenSource
-from trust.oauth.client.discovery import read_resource, read_server
+from trust.oauth.client.discovery import Discovery, read_resource, read_server
 from trust.oauth.metadata import metadata_endpoint, resource_metadata_url
 
 GOOD = {"issuer": ISSUER, "token_endpoint": f"{ISSUER}/token", "tls_client_certificate_bound_access_tokens": True}
@@ -45,6 +46,30 @@ def test_metadata_is_fetched_once_for_many_questions_and_again_after_an_hour() -
     run(work())
     assert [r.method for r in server.requests].count("GET") == 2
     assert len(server.forms("/token")) == 3 * 21
+
+
+def test_whoever_waits_for_metadata_shares_the_failure() -> None:
+    """One after the other would wait ten seconds each for a server that hangs."""
+    asked = asyncio.Event()
+
+    async def hang(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        await asyncio.sleep(0.2)
+        raise httpx.ReadTimeout("hangs")
+
+    async def work() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(hang)) as http:
+            found = Discovery(ISSUER, http, Clock())
+            waiting = [asyncio.create_task(found.current()) for _ in range(8)]
+            await asked.wait()
+            waiting[0].cancel()  # the one that began it
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(end) for end in ends] == [asyncio.CancelledError, *[AuthorizationServerUnavailable] * 7]
+            assert len({id(end) for end in ends[1:]}) == 1  # of one try
+            with pytest.raises(AuthorizationServerUnavailable):
+                await found.current()
+
+    run(work())
 
 
 def test_a_failure_is_not_remembered() -> None:

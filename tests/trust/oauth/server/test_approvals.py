@@ -217,7 +217,7 @@ async def test_what_is_exchanged_from_another_token_needs_a_person(tmp_path: Pat
     server.serve(approvals=RULES)
     assert refusal(await server.post(BILLING, exchange(token))) == (400, "authorization_pending")
     shown = only(server).asked
-    assert (shown.agent_id, shown.subject, shown.resource) == (BILLING, PLANNER, LEDGER)
+    assert (shown.agent_id, shown.subject, shown.actors, shown.resource) == (BILLING, PLANNER, (), LEDGER)
     decide(server)
     assert await server.token(BILLING, exchange(token))
 

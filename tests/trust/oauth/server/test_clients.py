@@ -153,11 +153,18 @@ def test_a_client_that_no_token_could_be_issued_for_is_refused(change: dict[str,
     assert type(caught.value) is ConfigurationError
 
 
+@pytest.mark.parametrize("name", ["spiffe://fleet.example/other", "spiffe://fleet.example/*", "the-*", "spiffe:x"])
+def test_nobody_has_the_name_of_another_agent(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="no SPIFFE ID and no pattern"):
+        ClientRegistry.of(Client(**{**VALID, "client_id": name}))
+
+
 def test_each_agent_and_each_client_id_once() -> None:
     other = AgentID.parse("spiffe://fleet.example/other")
-    for second in ({**VALID}, {**VALID, "client_id": "again"}, {**VALID, "agent_id": other, "client_id": str(BILLING)}):
+    named = {**VALID, "client_id": "named"}
+    for second in (VALID, {**VALID, "client_id": "again"}, {**named, "agent_id": other}):
         with pytest.raises(ConfigurationError, match="twice"):
-            ClientRegistry.of(Client(**VALID), Client(**second))
+            ClientRegistry.of(Client(**named), Client(**second))
     with pytest.raises(ConfigurationError, match="no clients"):
         ClientRegistry.of()
 

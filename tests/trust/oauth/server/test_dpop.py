@@ -68,6 +68,7 @@ REFUSED: dict[str, Any] = {
     "for another method": lambda a: (proof(a, method="GET"),),
     "for another endpoint": lambda a: (proof(a, url=f"{ISSUER}/introspect"),),
     "for another server": lambda a: (proof(a, url="https://auth.partner.example/token"),),
+    "for a host that is no name": lambda a: (proof(a, url="https://xn--a/token"),),
     "too old": lambda a: (proof(a, now=a.clock.now - timedelta(seconds=60)),),
     "from the future": lambda a: (proof(a, now=a.clock.now + timedelta(seconds=11)),),
 }

@@ -111,7 +111,9 @@ def test_the_signed_answer_is_for_the_one_who_asked(authority: Authority) -> Non
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*", "", ","])
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "application/*", "", ",", f"{JWT_MEDIA_TYPE};q=0", f"{JWT_MEDIA_TYPE}; Q=0.000"]
+)
 def test_without_being_asked_for_it_is_not_signed(authority: Authority, accept: str) -> None:
     answer = asyncio.run(introspect(authority, BILLING, "unknown", accept=accept))
     assert (answer.headers["content-type"], told(answer)) == ("application/json", INACTIVE)

@@ -155,9 +155,14 @@ def test_a_file_is_followed_and_a_broken_one_leaves_the_last_good_list(
     declared.write_text(FILE + FILE.replace("planner", "billing"))
     until(lambda: source.problem is None)
     assert source.current().find(BILLING) is not None
-    declared.unlink()
+    # Its clients would be there at once, and what must be approved from the next start on alone.
+    declared.write_text('[approval]\nscopes = ["agent:**"]\n' + FILE + FILE.replace("planner", "other"))
     until(lambda: source.problem is not None)
-    assert source.current().find(BILLING) is not None
+    assert "rules have changed: got approval" in str(source.problem)
+    assert source.current().find(PLANNER.replace("planner", "other")) is None
+    declared.unlink()
+    until(lambda: "rules" not in str(source.problem))
+    assert source.problem is not None and source.current().find(BILLING) is not None
 
 
 def test_a_file_that_is_not_there_or_too_large_at_the_start(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

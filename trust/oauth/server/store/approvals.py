@@ -34,6 +34,7 @@ class Asked:
     client_id: str
     agent_id: str
     subject: str  # on whose behalf
+    actors: tuple[str, ...]  # through whom it came from there, the latest first; the agent itself left out
     resource: str
     scope: str
     message: str  # in the client's own words; nothing vouches for it
@@ -98,6 +99,7 @@ class ApprovalTable:
                     client_id=asked.client_id,
                     agent_id=asked.agent_id,
                     subject=asked.subject,
+                    actors=" ".join(asked.actors),
                     resource=asked.resource,
                     scope=asked.scope,
                     message=asked.message,
@@ -162,6 +164,7 @@ def _approval(row: sa.Row[tuple[object, ...]]) -> Approval:
             client_id=row.client_id,
             agent_id=row.agent_id,
             subject=row.subject,
+            actors=tuple(row.actors.split()),
             resource=row.resource,
             scope=row.scope,
             message=row.message,

@@ -21,6 +21,8 @@ from trust.oauth.server.store.disabled import is_within
 from trust.oauth.server.store.schema import CLIENT_CHANGES, CLIENT_SECRETS, CLIENTS, TOKENS
 from trust.oauth.server.store.tokens import revoke_chosen
 
+_HOLDERS = (TOKENS.c.client_id, TOKENS.c.agent_id)  # an agent may be disabled by either name of it
+
 MAX_CLIENTS = 10_000  # of one server, and of the names that are disabled: as many agents are a pattern
 
 
@@ -106,9 +108,10 @@ class ClientTable:
             living = (TOKENS.c.expires_at > _seconds(now),)
             holders = [name]
             if "*" in name:
-                found = connection.execute(sa.select(TOKENS.c.client_id).distinct().where(*living)).scalars()
-                holders = [client_id for client_id in found if is_within(client_id, name)]
-            return sum(revoke_chosen(connection, *living, TOKENS.c.client_id == holder) for holder in holders)
+                found = connection.execute(sa.select(*_HOLDERS).distinct().where(*living)).all()
+                holders = sorted({one for row in found for one in row if one is not None and is_within(one, name)})
+            held = [sa.or_(*(column == holder for column in _HOLDERS)) for holder in holders]
+            return sum(revoke_chosen(connection, *living, by_it) for by_it in held)
 
     def enable(self, name: str, *, now: datetime) -> None:
         """Take a `disable` back; its revoked tokens stay revoked.
@@ -168,6 +171,10 @@ class ClientTable:
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
         with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # In one queue with those who record tokens. For the row alone these would let one another in before us,
+                # and a client that asks without end could not be disabled.
+                connection.execute(sa.text(f"LOCK TABLE {CLIENT_CHANGES.name} IN EXCLUSIVE MODE"))
             # First, so that changes, and the tokens that are being recorded, wait for one another.
             connection.execute(sa.update(CLIENT_CHANGES).values(number=CLIENT_CHANGES.c.number + 1))
             yield connection

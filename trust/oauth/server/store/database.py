@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 import sqlalchemy as sa
 
 from trust.errors import ConfigurationError
@@ -15,7 +17,10 @@ from trust.oauth.server.store.upgrading import prepare
 
 
 class Store:
-    """The database. Thread-safe; every method of its tables blocks, so call it from a worker thread."""
+    """The database. Thread-safe; every method of its tables blocks, so call it from a worker thread.
+
+    As a `with` block it is closed at the end; and what goes wrong with the database in there is a ConfigurationError.
+    """
 
     def __init__(self, url: str) -> None:
         """Open the database; what it lacks is made, and one of an earlier release is brought to this one's form.
@@ -46,6 +51,23 @@ class Store:
         self.signing_keys = SigningKeyTable(self._engine)
         self.approvals = ApprovalTable(self._engine)
         self.assertions = AssertionTable(self._engine)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if isinstance(error, UnicodeError):
+            raise ConfigurationError("text for the token store", expected="UTF-8") from None
+        if isinstance(error, sa.exc.SQLAlchemyError):
+            raise ConfigurationError(
+                "token store",
+                got=type(getattr(error, "orig", error)).__name__,
+                expected="a database that answers",
+                do="try again",
+            ) from None
 
     def close(self) -> None:
         self._engine.dispose()

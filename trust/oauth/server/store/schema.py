@@ -13,6 +13,7 @@ TOKENS = sa.Table(
     sa.Column("root_id", sa.String(64), nullable=False, index=True),
     sa.Column("root_issued_at", sa.BigInteger, nullable=False),
     sa.Column("client_id", sa.String(2048), nullable=False),
+    sa.Column("agent_id", sa.String(2048), nullable=True),  # of the client, which may have another name
     sa.Column("subject", sa.String(2048), nullable=False),
     sa.Column("issued_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
@@ -34,6 +35,7 @@ APPROVALS = sa.Table(
     sa.Column("client_id", sa.String(2048), nullable=False, index=True),
     sa.Column("agent_id", sa.String(2048), nullable=False),
     sa.Column("subject", sa.String(2048), nullable=False),
+    sa.Column("actors", sa.Text, nullable=False),
     sa.Column("resource", sa.String(2048), nullable=False),
     sa.Column("scope", sa.String(4096), nullable=False),
     sa.Column("message", sa.String(256), nullable=False),

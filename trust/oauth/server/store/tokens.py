@@ -41,6 +41,7 @@ class Issued:
     subject: str
     issued_at: datetime
     expires_at: datetime
+    agent_id: str = ""  # of the client; not known of what an earlier release issued
     revoked: bool = False
 
 
@@ -71,9 +72,13 @@ class TokenTable:
         parents = sorted({issued.parent_id for issued, _ in tokens if issued.parent_id is not None})
         living: dict[str, int] = {}
         with self._engine.begin() as connection:
-            # First, because a transaction of SQLite that begins by writing never has to upgrade its lock.
-            _purge(connection, max(now for _, now in tokens), rows=PURGE_BATCH * len(tokens))
-            disabled = disabled_of(connection, {issued.client_id for issued, _ in tokens})
+            purge = partial(_purge, connection, max(now for _, now in tokens), rows=PURGE_BATCH * len(tokens))
+            # A transaction of SQLite that begins by writing never has to upgrade its lock. Elsewhere one that ends with
+            # what waits for nobody never makes a revocation wait for it while it waits itself.
+            is_first = connection.dialect.name == "sqlite"
+            if is_first:
+                purge()
+            disabled = disabled_of(connection, {name for issued, _ in tokens for name in _names(issued)})
             if parents:
                 found = sa.select(TOKENS.c.token_id, TOKENS.c.expires_at).where(
                     TOKENS.c.token_id.in_(parents), sa.not_(TOKENS.c.revoked)
@@ -85,6 +90,8 @@ class TokenTable:
             rows_to_be = [_row(issued) for (issued, _), error in zip(tokens, refused, strict=True) if error is None]
             if rows_to_be:
                 connection.execute(sa.insert(TOKENS), rows_to_be)
+            if not is_first:
+                purge()
         return refused
 
     def find(self, token_id: str) -> Issued | None:
@@ -164,14 +171,14 @@ def revoke_chosen(connection: sa.Connection, *chosen: sa.ColumnElement[bool]) ->
 
 
 def _repeated(transaction: Callable[[], T]) -> T:
-    """What a transaction returns; from the start again where the database ended it because two waited for each other."""
-    for attempt in range(1, ATTEMPTS + 1):
+    """What a transaction returns; anew where the database ended it because two had waited for one another."""
+    for _ in range(ATTEMPTS - 1):
         try:
             return transaction()
         except sa.exc.OperationalError as error:
-            if attempt == ATTEMPTS or getattr(error.orig, "sqlstate", None) != _DEADLOCK:
+            if getattr(error.orig, "sqlstate", None) != _DEADLOCK:
                 raise
-    raise AssertionError("unreachable")
+    return transaction()
 
 
 def _of(client_id: str | None, subject: str | None, now: datetime) -> list[sa.ColumnElement[bool]]:
@@ -190,6 +197,7 @@ def _issued(row: sa.Row[Any]) -> Issued:
         root_id=row.root_id,
         root_issued_at=_time(row.root_issued_at),
         client_id=row.client_id,
+        agent_id=row.agent_id or "",
         subject=row.subject,
         issued_at=_time(row.issued_at),
         expires_at=_time(row.expires_at),
@@ -197,8 +205,13 @@ def _issued(row: sa.Row[Any]) -> Issued:
     )
 
 
+def _names(issued: Issued) -> set[str]:
+    """By which its client can be disabled."""
+    return {issued.client_id, issued.agent_id} - {""}
+
+
 def _refused(issued: Issued, living: Mapping[str, int], disabled: Set[str], now: datetime) -> Exception | None:
-    if issued.client_id in disabled:
+    if not disabled.isdisjoint(_names(issued)):
         return ClientRefused("client is disabled", got=issued.client_id, expected="one that still was when it asked")
     if issued.parent_id is not None and living.get(issued.parent_id, 0) <= _seconds(now):
         return SubjectTokenRefused("subject token is unknown, revoked or expired")
@@ -212,6 +225,7 @@ def _row(issued: Issued) -> dict[str, Any]:
         "root_id": issued.root_id,
         "root_issued_at": _seconds(issued.root_issued_at),
         "client_id": issued.client_id,
+        "agent_id": issued.agent_id or None,
         "subject": issued.subject,
         "issued_at": _seconds(issued.issued_at),
         "expires_at": _seconds(issued.expires_at),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.forge import HOUR, NOW
 from trust.errors import ClientNotRegistered, ClientRefused, ConfigurationError, IdentityError
@@ -119,6 +122,19 @@ def test_a_pattern_disables_all_that_it_names_and_nobody_else(opened: Opened) ->
         store.clients.disable("spiffe://fleet.example/work*", now=NOW)
 
 
+@pytest.mark.parametrize("name", ["the-worker", WORKER, WORKERS])
+def test_a_client_with_a_name_of_its_own_is_disabled_by_each(opened: Opened, name: str) -> None:
+    store = opened()
+    held = replace(TOKEN, client_id="the-worker", agent_id=WORKER)
+    other = replace(TOKEN, token_id="other", root_id="other", client_id="other", agent_id=BILLING)
+    for issued in (held, other):
+        store.tokens.add(issued, now=NOW)
+    assert store.clients.disable(name, now=NOW) == 1
+    assert [i.revoked for token in ("root", "other") if (i := store.tokens.find(token))] == [True, False]
+    with pytest.raises(ClientRefused):
+        store.tokens.add(replace(held, token_id="late", root_id="late"), now=NOW)
+
+
 def test_no_token_slips_through_while_its_client_is_being_disabled(opened: Opened) -> None:
     """Whichever comes first: it is refused, or it is revoked."""
     stores, start = [opened() for _ in range(3)], threading.Barrier(4)
@@ -143,6 +159,32 @@ def test_no_token_slips_through_while_its_client_is_being_disabled(opened: Opene
         issued = [name for worker in workers for name in worker.result(60)]
     found = [disabling.tokens.find(name) for name in issued]
     assert all(token is not None and token.revoked for token in found)
+
+
+def test_who_asks_for_tokens_without_end_can_be_disabled(postgresql: str) -> None:
+    """Whoever records a token after the operator has asked waits, though those before have not ended."""
+    recording = sa.text("SELECT number FROM oauth_client_changes FOR SHARE")
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with (
+        contextlib.closing(Store(postgresql)) as store,
+        ThreadPoolExecutor(1) as pool,
+        store._engine.connect() as before,
+        store._engine.connect() as after,
+        store._engine.connect() as looking,
+    ):
+        before.execute(recording)
+        disabling = pool.submit(store.clients.disable, "spiffe://fleet.example/planner", now=NOW)
+        limit = time.monotonic() + 20
+        while not looking.execute(waiting).scalar_one() and time.monotonic() < limit:
+            looking.rollback()  # what it has seen of the others it keeps as long as the transaction lasts
+            time.sleep(0.01)
+        after.execute(sa.text("SET LOCAL lock_timeout = '200ms'"))
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+            after.execute(recording)
+        before.rollback()
+        assert disabling.result(20) == 0
 
 
 def test_only_what_is_disabled_can_be_removed(opened: Opened) -> None:
