@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.forge import NOW, Forge
 from trust.credentials import Credentials
 from trust.identity import PEER_EXTENSION, AgentID, PeerIdentity
+from trust.oauth.claims import AccessToken
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server import create_app
 from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.store import Store
-from trust.oauth.tokens import AccessToken, TokenValidator
+from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.sources import Live
 

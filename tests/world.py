@@ -11,9 +11,11 @@ from tests.forge import NOW, Forge
 from trust.authorize import exactly
 from trust.bundles import RevocationLists
 from trust.credentials import Credentials
-from trust.gate import Admission, GatePolicy, RequestFacts, admit
+from trust.gate import Admission, admit
+from trust.gate_policy import GatePolicy, RequestFacts
+from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard
 from trust.signing.http import HEADER, sign_request

@@ -16,6 +16,7 @@ from trust.clock import Clock, wall_clock
 
 LOGGER = "a2a_trust.audit"
 MAX_FACT_CHARACTERS = 256  # a hostile method, path or name must not flood the trail
+MAX_SCOPE_CHARACTERS = 2048  # of what was granted nothing is cut: the authorization server grants no longer list
 MAX_WRITE = 4096  # characters: of POSIX's pipes, which mix what is longer with what other processes write
 
 Decision = Literal["allow", "deny"]
@@ -124,10 +125,11 @@ class AuditLog:
 
 def _line(time: str, decision: Mapping[str, Any]) -> str:
     # JSON escapes control characters, so that a hostile name cannot forge a line of its own.
-    return json.dumps({"time": time, **{name: _bounded(fact) for name, fact in decision.items() if fact != ""}})
+    return json.dumps({"time": time, **{name: _bounded(name, fact) for name, fact in decision.items() if fact != ""}})
 
 
-def _bounded(fact: str | int) -> str | int:
-    if isinstance(fact, str) and len(fact) > MAX_FACT_CHARACTERS:
-        return fact[:MAX_FACT_CHARACTERS] + "..."
+def _bounded(name: str, fact: str | int) -> str | int:
+    most = MAX_SCOPE_CHARACTERS if name == "scope" else MAX_FACT_CHARACTERS
+    if isinstance(fact, str) and len(fact) > most:
+        return fact[:most] + "..."
     return fact

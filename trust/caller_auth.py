@@ -6,11 +6,11 @@ from datetime import datetime
 
 from starlette.authentication import AuthCredentials
 
-from trust.errors import ScopeMalformed
-from trust.gate import GatePolicy, needs_a_person
+from trust.errors import ScopeError
+from trust.gate import check_granted
+from trust.gate_policy import GatePolicy
 from trust.identity import Caller
 from trust.oauth.operations import Operation
-from trust.oauth.scopes import satisfies
 
 
 class CallerCredentials(AuthCredentials):
@@ -50,18 +50,17 @@ class _CoveredScopes(list[str]):
     def __contains__(self, required: object) -> bool:
         if required == "authenticated":  # Starlette's own word; whoever has come so far is
             return True
-        try:
-            return (
-                isinstance(required, str)
-                and satisfies(
-                    tuple(self),
-                    required,
-                    self._policy.catalogue,
-                    issued_at=self._issued_at,
-                    now=self._now,
-                    calendars=self._policy.calendars,
-                )
-                and (self._approved or not needs_a_person(required, self._policy))
-            )
-        except ScopeMalformed:  # a word outside the grammar is granted to nobody
+        if not isinstance(required, str):
             return False
+        try:
+            check_granted(
+                required,
+                self._policy,
+                scopes=tuple(self),
+                issued_at=self._issued_at,
+                approved=self._approved,
+                now=self._now,
+            )
+        except ScopeError:  # not granted; or a word outside the grammar, which is granted to nobody
+            return False
+        return True

@@ -29,6 +29,7 @@ from trust.identity import trust_domain
 
 LOOK_SECONDS = 1.0  # between two looks at the files, by the monotonic clock
 SETTLE_SECONDS = 0.2  # a change is believed when it is still the same after this time: nobody is writing any more
+SETTLED_NS = 1_000_000_000  # what was written this long ago is whole, also where it is seen for the first time
 FIRST_LOOKS = 10  # at files that are being written to while the program starts
 
 # A file that was written within this time of a look may be written again without a sign of it: a clock tick of the
@@ -106,8 +107,9 @@ class _Watch(Generic[T]):
         if digest == self._judged:
             self._settling = b""
             return False
-        if digest != self._settling:
-            # Found for the first time: it may be half of what is being written, such as a chain without its end.
+        if digest != self._settling and not self._written_long_ago():
+            # Found for the first time: it may be half of what is being written, such as a chain without its end. But
+            # nobody may have asked for hours: what was taken away long ago must not be there once more.
             self._settling, self._unsure = digest, True
             return True
         self._settling, self._judged = b"", digest
@@ -141,6 +143,12 @@ class _Watch(Generic[T]):
         written = [at for sign in self._seen if sign is not None for at in sign[3:]]
         self._unsure = self._unsure or any(abs(now - at) < TICK_NS for at in written)
         return contents, digest.digest()
+
+    def _written_long_ago(self) -> bool:
+        """Whether what was read has been as it is for a while."""
+        now, signs = time.time_ns(), self._seen
+        assert isinstance(signs, tuple)  # noqa: S101 - `_read` has noted them
+        return all(sign is not None and all(now - at >= SETTLED_NS for at in sign[3:]) for sign in signs)
 
     def _signs(self) -> tuple[tuple[int, int, int, int, int] | None, ...]:
         return tuple(_sign(path) for path in self._paths)

@@ -14,7 +14,8 @@
 A request has one signed answer. A refusal may be signed only where check 6 has remembered the request, so that it can
 never be executed afterwards, and one that was executed is never refused under a signature: whoever sees a signed
 refusal may ask again. For a token that was refused the checks 4 to 6 are made after it; whatever they find, the token
-decides. Where they fail, the refusal goes out unsigned.
+decides. Where they fail, the refusal goes out unsigned. A DPoP proof is verified before the token, and remembered after
+it: where both are wrong, the proof decides.
 
 Where a proxy ends TLS, the peer is that proxy. A token that is bound to a key alone (DPoP) is then its holder's, and
 so must be the signature; the proxy needs an entry in `relays` for that agent. A proof is about method and target alone,
@@ -27,15 +28,14 @@ which also sees to it that a replay guard that waits for its store holds up nobo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
-from typing import Protocol
 
 from trust.asgi import Headers
-from trust.authorize import Authorizer, a_rule
+from trust.authorize import Authorizer
 from trust.errors import (
     ApprovalMissing,
     BindingMismatch,
@@ -50,112 +50,19 @@ from trust.errors import (
     TokenRelayRefused,
     TrustError,
 )
-from trust.extension import ALGORITHMS, URI, Signatures, named
+from trust.extension import ALGORITHMS, URI, named
+from trust.gate_policy import GatePolicy, RequestFacts
 from trust.identity import AgentID, Caller, PeerIdentity
 from trust.oauth import dpop
-from trust.oauth.calendars import Calendar
+from trust.oauth.calendars import TIME_PREFIX, unknown_calendars
+from trust.oauth.claims import AccessToken
 from trust.oauth.metadata import APPROVED
 from trust.oauth.operations import Operation, SkillScopes
-from trust.oauth.policy import REQUEST, Permit, Question, ask
+from trust.oauth.policy import REQUEST, Question, ask
 from trust.oauth.presented import Presented, presented_token
-from trust.oauth.scopes import Catalogue, overlaps, parse, parse_scope_list, satisfies
-from trust.oauth.tokens import AccessToken, Binding
-from trust.peers import PeerVerifier
-from trust.replay import ReplayGuard
+from trust.oauth.scopes import parse_scope_list, satisfies, touches
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import HEADER, authenticate_request, content_type_of, signature_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFacts:
-    """What really arrived: nothing in it has been believed yet."""
-
-    peer_chain: tuple[bytes, ...]  # DER, leaf first; empty where the peer presented no certificate
-    method: str
-    url: str  # absolute, as the caller addressed it, with the query: what signatures are about
-    path: str  # decoded, as the application routes it: what a scope function must decide by
-    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)  # names in lower case, as ASGI has them
-    body: bytes = field(repr=False)
-    now: datetime
-
-    def values(self, name: bytes) -> list[bytes]:
-        return [value for key, value in self.headers if key == name]
-
-    def line(self, name: bytes) -> str:
-        """All values of a header as one comma-separated line (RFC 9110 section 5.2); empty when absent."""
-        return ", ".join(value.strip(b" \t").decode("latin-1") for value in self.values(name))
-
-
-class TokenRules(Protocol):
-    """What is asked about tokens: `TokenValidator`, or `TokenValidators` where there are several issuers."""
-
-    @property
-    def issuers(self) -> tuple[str, ...]: ...
-
-    @property
-    def audience(self) -> str: ...
-
-    @property
-    def bindings(self) -> frozenset[Binding]: ...
-
-    async def prepare(self, token: str, *, now: datetime) -> None: ...
-
-    def validate(
-        self, token: str, *, peer: PeerIdentity | None, now: datetime, proof: dpop.Proof | None
-    ) -> AccessToken: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatePolicy:
-    """Every decision that the gate needs, made once by the operator.
-
-    Args:
-        verifier: trust bundles and revocation lists, for check 1 and for signers that are not the peer.
-        authorize: which agents may call at all.
-        tokens: issuers, audience, keys and bindings of access tokens.
-        audience: our own SPIFFE ID, or our origin URL outside any trust domain: the `aud` of messages to us.
-        signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures, and
-            requests that name the extension for signed messages but lost theirs on the way.
-        replay: remembers messages, and the proofs of tokens.
-        scope: what a request needs: one scope for all, a `SkillScopes` for A2A's operations and the agent's skills, or
-            a function of the request. It must decide by `facts.path`, which is what the application routes by;
-            `facts.url` can spell one path in many ways.
-        relays: for each peer that forwards messages of others, or requests with their tokens (DPoP): whose. Without an
-            entry a peer speaks for itself only.
-        catalogue: the declared scope hierarchy.
-        calendars: the named calendars of time scopes.
-        approvals: what needs a scope that meets one of these, directly or through the catalogue, needs a token that a
-            person has approved (RFC 9470), whatever the authorization server's own rules are. How long ago is bounded
-            by the token's lifetime.
-        permit: a policy for what scopes cannot say, asked where they suffice (`trust.oauth.policy`).
-
-    Raises:
-        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule; a time
-            scope in `approvals`.
-    """
-
-    verifier: PeerVerifier
-    authorize: Authorizer
-    tokens: TokenRules
-    audience: AgentID | str
-    signatures: Signatures
-    replay: ReplayGuard
-    scope: str | SkillScopes | Callable[[RequestFacts], str]
-    relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
-    catalogue: Catalogue | None = None
-    calendars: Mapping[str, Calendar] = field(default_factory=dict)
-    approvals: tuple[str, ...] = ()
-    permit: Permit | None = None
-
-    def __post_init__(self) -> None:
-        a_rule(self.authorize)
-        for scope in self.approvals:
-            if parse(scope).is_time:  # no request needs one, so that nobody would ever be asked
-                raise ConfigurationError("approvals", got=scope, expected="no time scopes")
-        for relay, rule in self.relays.items():
-            a_rule(rule)
-            if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever
-                raise ConfigurationError("relay", got=relay, expected="an AgentID", do="use AgentID.parse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +146,7 @@ def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
             ask(policy.permit, question)
     except TrustError as error:
         return Refusal(error=error, message=message)
-    return Admission(caller=caller, message=message, operation=operation, approved=_approved(token))
+    return Admission(caller=caller, message=message, operation=operation, approved=token.approved)
 
 
 def _presented(headers: Headers, policy: GatePolicy) -> Presented:
@@ -297,43 +204,68 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
     else:
         required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
     try:
-        granted = satisfies(
-            token.scopes,
+        check_granted(
             required,
-            policy.catalogue,
+            policy,
+            scopes=token.scopes,
             issued_at=token.issued_at,
+            approved=token.approved,
             now=facts.now,
-            calendars=policy.calendars,
         )
     except ScopeMalformed as error:  # `required` is ours: a mistake of the configuration, and no reason to let pass
         raise ConfigurationError(f"gate's scope: {error}") from None
-    if not granted:
+    return operation
+
+
+def check_granted(
+    required: str,
+    policy: GatePolicy,
+    *,
+    scopes: tuple[str, ...],
+    issued_at: datetime,
+    approved: bool,
+    now: datetime,
+) -> None:
+    """That a token grants these scopes now, and that a person has approved it where they need that.
+
+    Args:
+        scopes, issued_at, approved: of the token.
+
+    Raises:
+        InsufficientScope, ApprovalMissing: it does not.
+        ScopeMalformed: `required` is not what `satisfies` takes.
+    """
+    if not satisfies(scopes, required, policy.catalogue, issued_at=issued_at, now=now, calendars=policy.calendars):
+        caveats = [scope for scope in scopes if scope.startswith(TIME_PREFIX)]
+        others = [scope for scope in scopes if scope not in caveats]
+        if satisfies(others, required, policy.catalogue, issued_at=issued_at, now=now):
+            raise _not_now(required, caveats, policy)
         raise InsufficientScope(
             "token does not grant what the request needs",
             required=required,
-            got=" ".join(token.scopes) or "no scope",
+            got=" ".join(scopes) or "no scope",
             expected=required,
             do="ask the authorization server for it",
         )
-    if needs_a_person(required, policy) and not _approved(token):
+    if not approved and touches(policy.approvals, parse_scope_list(required), policy.catalogue):
         raise ApprovalMissing(
             "no person has approved what the token grants",
             required=required,
             expected=f"a token with acr {APPROVED}",
             do="ask the authorization server with acr_values",
         )
-    return operation
 
 
-def _approved(token: AccessToken) -> bool:
-    return token.claims.get("acr") == APPROVED
-
-
-def needs_a_person(required: str, policy: GatePolicy) -> bool:
-    """Whether these scopes are, or include, one that a person must have approved."""
-    needed = parse_scope_list(required) if policy.approvals else ()
-    needed = policy.catalogue.including(needed) if policy.catalogue else needed
-    return any(overlaps(rule, one) for rule in policy.approvals for one in needed)
+def _not_now(required: str, caveats: list[str], policy: GatePolicy) -> InsufficientScope:
+    """What is wrong where only the time scopes of a token do not allow it."""
+    if unknown := unknown_calendars(caveats, policy.calendars):
+        names = ", ".join(text.removeprefix(TIME_PREFIX) for text in unknown)
+        return InsufficientScope(
+            f"this gate has no calendar {names}", required=required, do="declare what it means: Gate(calendars=...)"
+        )
+    return InsufficientScope(
+        "hours of the token are over", required=required, got=" ".join(caveats), do="ask again when they begin anew"
+    )
 
 
 def _questions(

@@ -35,7 +35,8 @@ from trust.errors import (
     WebSocketRefused,
 )
 from trust.extension import Signatures, declaration, echoed, required_error, under_both_names
-from trust.gate import Admission, GatePolicy, Refusal, RequestFacts, TokenRules, judge, may_speak
+from trust.gate import Admission, Refusal, judge, may_speak
+from trust.gate_policy import GatePolicy, RequestFacts, TokenRules
 from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, PeerIdentity, peer_of
 from trust.oauth.calendars import Calendar
 from trust.oauth.cards import Form, policies_of, secured

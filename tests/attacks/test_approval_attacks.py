@@ -410,6 +410,7 @@ AT_THE_GATE: dict[str, tuple[dict[str, Any], dict[str, Any], type[TrustError]]] 
     "too little, and not approved": ({"scope": "agent:read"}, {}, InsufficientScope),
     "approved, and too little": ({"scope": "agent:read", "acr": APPROVED}, {}, InsufficientScope),
     "a time scope, that nobody would ever be asked for": ({}, {"approvals": ("temporal:x",)}, ConfigurationError),
+    "what is no scope": ({}, {"approvals": ("pay",)}, ConfigurationError),
 }
 
 

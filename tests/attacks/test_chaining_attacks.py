@@ -45,9 +45,9 @@ from trust.errors import (
 from trust.identity import AgentID
 from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.server.assertions import TYPES
 from trust.oauth.server.clients import Client
-from trust.oauth.server.partners import PartnerIssuer, Partners
+from trust.oauth.server.grants import PartnerIssuer, Partners
+from trust.oauth.server.grants.assertions import TYPES
 from trust.peers import PeerVerifier
 from trust.signing import jws
 from trust.sources import Live

@@ -19,10 +19,8 @@ from tests.authority import BILLING, ISSUER, PLANNER, STRANGER, Authority, ask
 from tests.forge import NOW
 from trust.errors import ClientRefused, GrantRequestMalformed, TrustError
 from trust.identity import AgentID
-from trust.oauth.server import client_secrets
-from trust.oauth.server.client_secrets import digest_of, new_secret
-from trust.oauth.server.clients import Client, ClientPattern
-from trust.oauth.server.patterns import AgentPattern
+from trust.oauth.server.clients import AgentPattern, Client, ClientPattern, digest_of, new_secret
+from trust.oauth.server.clients import secrets as client_secrets
 from trust.oauth.server.registrations import register
 
 FLEET = "spiffe://fleet.example"

@@ -30,7 +30,6 @@ from trust.errors import (
     DenylistIssuerWrong,
     DenylistMalformed,
     DenylistOutdated,
-    DenylistTooLarge,
     DenylistUnavailable,
     HeaderMalformed,
     SignatureMalformed,
@@ -41,22 +40,23 @@ from trust.errors import (
     TrustError,
     TypeWrong,
 )
-from trust.oauth.denylist import FAILURE_REST, RedisDenylist, RemoteDenylist
-from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.revoked import (
+from trust.oauth.claims import sign_access_token
+from trust.oauth.denylist.copies import FAILURE_REST, RedisDenylist, RemoteDenylist
+from trust.oauth.denylist.document import (
     LIST_SECONDS,
     MAX_LIST_BYTES,
     MAX_LIST_SECONDS,
     MEDIA_TYPE,
     TYPE,
     key_id,
-    signed_document,
     verified_list,
 )
+from trust.oauth.denylist.redis_list import SharedList
+from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.server.introspection import sign_introspection
-from trust.oauth.shared_list import SharedList
-from trust.oauth.tokens import TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 from trust.signing import jws
+from trust.signing.jws import MAX_COMPACT_BYTES
 
 SECONDS = int(NOW.timestamp())
 KEY = SigningKey.generate()
@@ -79,7 +79,9 @@ ACCESS_TOKEN = {
 
 
 def signed(text: str | bytes, key: SigningKey = KEY, typ: str = TYPE) -> str:
-    return signed_document(text.encode() if isinstance(text, str) else text, key=key, typ=typ)
+    payload = text.encode() if isinstance(text, str) else text
+    header = {"alg": key.alg, "typ": typ, "kid": key.kid}
+    return jws.sign_compact(payload, key=key.private_key, header=header, max_bytes=MAX_LIST_BYTES)
 
 
 def listed(**changes: Any) -> str:
@@ -135,7 +137,7 @@ LISTS: dict[str, tuple[Callable[[], str], type[TrustError]]] = {
     "entries changed": (tampered, SignatureWrong),
     "signature cut": (lambda: resigned(lambda last: last[:-4]), SignatureMalformed),
     "signature padded": (lambda: resigned(lambda last: last + "=="), SignatureMalformed),
-    "signature huge": (lambda: resigned(lambda last: last * 200), SignatureTooLarge),
+    "signature huge": (lambda: resigned(lambda last: last * 200), SignatureMalformed),
     # the header
     "typ of an access token": (lambda: with_header(typ="at+jwt"), TypeWrong),
     "typ in other case": (lambda: with_header(typ=TYPE.upper()), TypeWrong),
@@ -144,6 +146,7 @@ LISTS: dict[str, tuple[Callable[[], str], type[TrustError]]] = {
     "kid a number": (lambda: with_header(kid=7), DenylistMalformed),
     "brings its key": (lambda: with_header(jwk=KEY.public_jwk), HeaderMalformed),
     "names the place of a key": (lambda: with_header(jku="https://evil.example/jwks"), HeaderMalformed),
+    "header huge": (lambda: with_header(x="x" * MAX_COMPACT_BYTES), SignatureTooLarge),
     "crit": (lambda: with_header(crit=["exp"], exp=1), CriticalHeaderRefused),
     "b64": (lambda: with_header(b64=False, crit=["b64"]), CriticalHeaderRefused),
     # other documents of the same server
@@ -155,14 +158,14 @@ LISTS: dict[str, tuple[Callable[[], str], type[TrustError]]] = {
     ),
     "an assertion": (lambda: signed(json.dumps(GOOD), typ="JWT"), TypeWrong),
     # the text
-    "empty": (lambda: "", DenylistMalformed),
-    "two parts": (lambda: listed().rpartition(".")[0], DenylistMalformed),
-    "four parts": (lambda: listed() + ".x", DenylistMalformed),
+    "empty": (lambda: "", SignatureMalformed),
+    "two parts": (lambda: listed().rpartition(".")[0], SignatureMalformed),
+    "four parts": (lambda: listed() + ".x", SignatureMalformed),
     "detached": (lambda: ".".join((listed().split(".")[0], "", listed().split(".")[2])), SignatureWrong),
-    "too large": (lambda: "x" * (MAX_LIST_BYTES + 1), DenylistTooLarge),
+    "too large": (lambda: "x" * (MAX_LIST_BYTES + 1), SignatureTooLarge),
     "not ASCII": (lambda: listed() + "\xe9", SignatureMalformed),
     "white space": (lambda: listed() + "\n", SignatureMalformed),
-    "a page": (lambda: "<html>not found</html>", DenylistMalformed),
+    "a page": (lambda: "<html>not found</html>", SignatureMalformed),
     # the members
     "no JSON": (lambda: signed("revoked"), DenylistMalformed),
     "a list": (lambda: signed("[]"), DenylistMalformed),
@@ -238,8 +241,8 @@ class Hostile:
         """A use of a token, that much later, and the fetch that it causes."""
         self.now += timedelta(seconds=seconds)
         await self.denied.prepare()
-        if self.denied._flight is not None:
-            await asyncio.wait([self.denied._flight], timeout=20)
+        if (task := self.denied._flight.under_way) is not None:
+            await asyncio.wait([task], timeout=20)
 
 
 def of(text: str | bytes, *, status: int = 200, **headers: str) -> httpx.Response:

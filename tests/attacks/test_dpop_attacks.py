@@ -24,7 +24,8 @@ from tests.forge import NOW
 from tests.world import URL, World
 from trust import errors
 from trust.authorize import exactly
-from trust.gate import Admission, Refusal, RequestFacts, admit, judge
+from trust.gate import Admission, Refusal, admit, judge
+from trust.gate_policy import RequestFacts
 from trust.oauth.dpop import make_proof, verify_proof
 from trust.oauth.keys import SigningKey
 from trust.oauth.policy import Question
@@ -204,6 +205,13 @@ GATE: dict[str, Row] = {
     ),
     "proof of another request": (
         lambda: (lambda token: request(token, proofs=(proof_for(token, url=URL.replace("a2a", "b")),)))(bound()),
+        {},
+        errors.ProofForAnotherRequest,
+    ),
+    "a proof of another request with a token that has expired: the proof decides": (
+        lambda: (lambda token: request(token, proofs=(proof_for(token, url=URL.replace("a2a", "b")),)))(
+            bound(exp=int(NOW.timestamp()))
+        ),
         {},
         errors.ProofForAnotherRequest,
     ),

@@ -14,7 +14,7 @@ from tests.world import BODY, URL, World
 from trust import errors
 from trust.authorize import exactly
 from trust.extension import URI
-from trust.gate import RequestFacts
+from trust.gate_policy import RequestFacts
 from trust.oauth.scopes import Catalogue
 from trust.peers import PeerVerifier
 

@@ -43,9 +43,9 @@ from trust.errors import (
     TrustError,
 )
 from trust.identity import AgentID
+from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey
 from trust.oauth.server.clients import Client
-from trust.oauth.tokens import sign_access_token
 from trust.signing import jws
 
 Refusal = type[TrustError]

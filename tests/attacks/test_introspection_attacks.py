@@ -22,11 +22,11 @@ from trust.errors import (
     TokenNotRevocable,
     TrustError,
 )
+from trust.oauth.claims import sign_access_token
+from trust.oauth.denylist.document import LIST_SECONDS, RevokedTokens, sign_list
 from trust.oauth.keys import SigningKey
-from trust.oauth.revoked import LIST_SECONDS, RevokedTokens, sign_list
 from trust.oauth.server.introspection import sign_introspection
 from trust.oauth.server.store import Issued
-from trust.oauth.tokens import sign_access_token
 from trust.signing import jws
 
 Forged = Callable[[Authority, str], str]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from tests.attacks.test_tokens_attacks import AUDIENCE, CLAIMS, GONE, NOW, PEER, RSA, T, b64, forge, jwk
+from tests.forge import HOUR
 from trust.errors import (
     AlgorithmRefused,
     TokenAlgorithmRefused,
@@ -28,6 +29,7 @@ from trust.errors import (
     TokenSignatureWrong,
     TokenTypeWrong,
 )
+from trust.oauth.denylist import MemoryDenylist
 from trust.oauth.keys import StaticKeys
 from trust.oauth.tokens import TokenValidator, TokenValidators
 from trust.signing import jws
@@ -37,16 +39,13 @@ HOMES, PARTNERS, ONLY_HOMES = (ec.generate_private_key(ec.SECP256R1()) for _ in 
 SMALL = rsa.generate_private_key(65537, 1024)
 
 
-class Denied:
-    def contains(self, issuer: str, jti: str) -> bool:
-        return (issuer, jti) == (HOME, "revoked-at-home")
-
-
 def both() -> TokenValidators:
     home = {"keys": [{**jwk(HOMES), "kid": "k1"}, {**jwk(ONLY_HOMES), "kid": "k2"}, {**jwk(RSA), "kid": "k3"}]}
     partner = {"keys": [{**jwk(PARTNERS), "kid": "k1"}, {**jwk(RSA), "kid": "k3"}]}
+    denied = MemoryDenylist()
+    denied.deny(HOME, "revoked-at-home", expires_at=NOW + HOUR, now=NOW)
     return TokenValidators(
-        TokenValidator(issuer=HOME, audience=AUDIENCE, keys=StaticKeys(home), unsafe_rs256=True, denylist=Denied()),
+        TokenValidator(issuer=HOME, audience=AUDIENCE, keys=StaticKeys(home), unsafe_rs256=True, denylist=denied),
         TokenValidator(
             issuer=PARTNER,
             audience=AUDIENCE,

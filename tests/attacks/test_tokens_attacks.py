@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwcrypto.jwe import JWE
 from jwcrypto.jwk import JWK
 
-from tests.forge import Forge
+from tests.forge import HOUR, Forge
 from trust.credentials import Credentials
 from trust.errors import (
     TokenAlgorithmRefused,
@@ -46,6 +46,7 @@ from trust.errors import (
     TokenWithoutProof,
 )
 from trust.identity import PeerIdentity
+from trust.oauth.denylist import MemoryDenylist
 from trust.oauth.keys import StaticKeys
 from trust.oauth.presented import presented_token
 from trust.oauth.tokens import TokenValidator
@@ -101,13 +102,12 @@ CLAIMS = {
 GONE: Any = object()
 
 
-class Denylist:
-    def contains(self, issuer: str, jti: str) -> bool:
-        return (issuer, jti) == (ISSUER, "revoked")
+DENIED = MemoryDenylist()
+DENIED.deny(ISSUER, "revoked", expires_at=NOW + HOUR, now=NOW)
 
 
 def validate(text: str, *, peer: PeerIdentity | None = PEER, now: datetime = NOW) -> None:
-    validator = TokenValidator(issuer=ISSUER, audience=AUDIENCE, keys=StaticKeys(JWKS), denylist=Denylist())
+    validator = TokenValidator(issuer=ISSUER, audience=AUDIENCE, keys=StaticKeys(JWKS), denylist=DENIED)
     validator.validate(text, peer=peer, now=now)
 
 

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.benchmarks.harness import Row, medians
 from tests.forge import NOW
 from tests.world import BODY, World
-from trust.gate import RequestFacts, admit
+from trust.gate import admit
+from trust.gate_policy import RequestFacts
 from trust.replay import MemoryReplayGuard
 from trust.signing.http import new_message_id, sign_response
 

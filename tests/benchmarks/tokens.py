@@ -13,8 +13,9 @@ from tests.benchmarks.harness import Row, compare, medians
 from tests.forge import Forge
 from trust.credentials import Credentials
 from trust.identity import PeerIdentity
+from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ISSUER, AUDIENCE = "https://auth.fleet.example", "spiffe://fleet.example/billing"

@@ -23,10 +23,11 @@ from trust.authorize import exactly
 from trust.bundles import TrustBundles
 from trust.credentials import Credentials
 from trust.identity import PeerIdentity
+from trust.oauth.claims import AccessToken
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.metadata import TOKEN_EXCHANGE
-from trust.oauth.tokens import AccessToken, TokenValidator
+from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.tls.client import AgentTransport
 

@@ -94,7 +94,7 @@ def decide(folder: Path, word: str, capfd: pytest.CaptureFixture[str]) -> None:
     """The person at the command line."""
     capfd.readouterr()
     assert cli(["approval", "list", "--state", str(folder), "--json"]) == 0
-    shown = json.loads(capfd.readouterr().out)
+    (shown,) = json.loads(capfd.readouterr().out)
     assert (shown["agent_id"], shown["resource"], shown["scope"]) == (BILLING, LEDGER, "approve:refund")
     assert cli(["approval", word, shown["id"], "--by", "alice", "--state", str(folder)]) == 0
 

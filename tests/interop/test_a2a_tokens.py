@@ -234,7 +234,7 @@ def test_a_token_is_no_api_key_and_nobody_gets_one_who_asks_for_none(tmp_path: P
     async def main() -> None:
         async with town(tmp_path) as here:
             tokens = TokenSource(
-                issuer=here.tokens._cache.authority.issuer,
+                issuer=here.tokens.authority.issuer,
                 resource=BILLING,
                 scopes=[SCOPE],
                 origins=[here.elsewhere],
@@ -264,7 +264,7 @@ def test_a_stream_outlives_its_token_and_the_next_call_has_another_one(tmp_path:
             await anext(stream)
             here.clock.advance(minutes=9, seconds=30)
             await attempt(client)  # with the old one: nobody waits for the new one, which is fetched meanwhile
-            while here.tokens._cache._flights:
+            while here.tokens._cache._under_way():
                 await asyncio.sleep(0.01)
             here.clock.advance(minutes=1)
             await attempt(client)

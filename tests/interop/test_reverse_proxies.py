@@ -36,8 +36,9 @@ from trust.errors import (
 )
 from trust.identity import PROXY_EXTENSION, peer_of
 from trust.middleware import Gate
+from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 from trust.signing.http import MessageSigner
 from trust.sources import Live
 from trust.tls import client_context

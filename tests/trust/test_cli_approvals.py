@@ -46,7 +46,8 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, s
 def waiting(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
     code, out, err = run(capfd, "list", "--state", ".", "--json")
     assert (code, err) == (0, "")
-    found: dict[str, Any] = json.loads(out)
+    found: dict[str, Any]
+    (found,) = json.loads(out)
     return found
 
 

@@ -123,11 +123,8 @@ def test_what_is_refused_is_one_line(
 
 
 @contextlib.contextmanager
-def database(kind: str) -> Iterator[tuple[str, ...]]:
-    """The arguments that name a new database, or none for the one in the folder."""
-    if kind == "sqlite":
-        yield ()
-        return
+def database() -> Iterator[str]:
+    """The URL of a new database."""
     assert POSTGRESQL is not None
     server = sa.make_url(POSTGRESQL)
     name = f"served_{uuid4().hex[:12]}"
@@ -135,18 +132,16 @@ def database(kind: str) -> Iterator[tuple[str, ...]]:
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     try:
-        yield ("--store", server.set(database=name).render_as_string(hide_password=False))
+        yield server.set(database=name).render_as_string(hide_password=False)
     finally:
         with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
         admin.dispose()
 
 
-@pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(not POSTGRESQL, reason="no PostgreSQL"))]
-)
+@pytest.mark.skipif(not POSTGRESQL, reason="no PostgreSQL")  # with SQLite: tests/pki/cli/test_journey.py
 def test_a_served_authority_takes_over_what_the_command_began_and_ends_in_order(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "clients.toml").write_text(CLIENTS)
     FORGE.leaf(AUTHORITY).save(tmp_path / "authority")
@@ -155,8 +150,8 @@ def test_a_served_authority_takes_over_what_the_command_began_and_ends_in_order(
     (tmp_path / "state" / "signing-key.password").write_text("secret\n")
     port = free_port()
     issuer = f"https://127.0.0.1:{port}"
-    with database(kind) as store, (tmp_path / "trail").open("w+") as trail:
-        where = ("--state", str(tmp_path / "state"), *store)
+    with database() as store, (tmp_path / "trail").open("w+") as trail:
+        where = ("--state", str(tmp_path / "state"), "--store", store)
         command = ["serve", "--authority", str(tmp_path / "clients.toml"), "--issuer", issuer, "--port", str(port)]
         command += ["--credentials", str(tmp_path / "authority"), "--allow", "fleet.example", *where]
         process = subprocess.Popen([sys.executable, "-m", "trust.cli", *command], stdout=trail, stderr=trail)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from trust import cli
 WORKER, WORKERS = "spiffe://fleet.example/workers/7", "spiffe://fleet.example/workers/*"
 ADD = ("--scope", "read:rates", "--resource", BILLING)
 FORM = {"scope": "read:rates", "resource": BILLING}
+NOT_HERE = "nobody of that name is registered here: it holds for whom the server's file names so"
 
 
 class Operator:
@@ -73,7 +73,7 @@ def test_a_command_in_another_process_stops_a_declared_client_at_once(authority:
     held = authority.validate(token, audience=BILLING, holder=PLANNER).token_id
     command = [sys.executable, "-m", "trust.cli", "client", "disable", PLANNER, "--store", client.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr.splitlines()) == (0, [NOT_HERE])
     assert done.stdout == f"{PLANNER}: disabled; 1 token revoked\n"
     assert asyncio.run(authority.post(PLANNER, form)).json() == {"error": "invalid_client"}
     found = authority.store.tokens.find(held)
@@ -107,7 +107,11 @@ def test_what_is_broad_is_said_on_the_way(client: Operator, capsys: pytest.Captu
     assert told.err.splitlines() == [
         "look at this twice: spiffe://fleet.example/**: is every agent of fleet.example",
         "look at this twice: spiffe://fleet.example/**: scopes: read:** is everything that begins with read:",
+        "if the server's file of clients names it, too, it gets nothing until one of them is gone",
     ]
+    for name, said in ((WORKER, NOT_HERE + "\n"), ("spiffe://fleet.example/**", "")):
+        assert cli.main(["client", "disable", name, "--store", client.url]) == 0
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
@@ -121,9 +125,10 @@ def test_what_is_broad_is_said_on_the_way(client: Operator, capsys: pytest.Captu
         (("add", WORKER, *ADD, "--lifetime-minutes", "31"), "less than or equal to 30", 2),
         (("disable", "spiffe://fleet.example/work*"), "SPIFFE ID pattern", 1),
         (("enable", WORKER), "none of that name", 1),
-        (("remove", WORKER), "disable it first", 1),
+        (("remove", WORKER), "got none that was registered by command", 1),
         (("rotate-secret", WORKER), "register it with --needs-secret", 1),
         (("rotate-secret", WORKER, "--overlap-hours", "0"), "greater than or equal to 1", 2),
+        (("rotate-secret", WORKER, "--overlap-hours", "3", "--now"), "--now or --overlap-hours, not both", 2),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -134,14 +139,21 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert client.json("list") == []
 
 
-def test_it_can_be_registered_before_the_server_first_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "state"
-    assert cli.main(["client", "list", "--state", str(folder)]) == 1
-    assert "no authorization server in" in capsys.readouterr().err
-    assert cli.main(["client", "add", WORKER, *ADD, "--state", str(folder)]) == 0
-    assert stat.S_IMODE((folder / "tokens.db").stat().st_mode) == 0o600
-    assert cli.main(["client", "list", "--state", str(folder), "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_one_that_is_enabled_is_not_removed(client: Operator) -> None:
+    client("add", WORKER, *ADD)
+    line = client("remove", WORKER, code=1)
+    assert "got an enabled one" in line and line.endswith("; disable it first")
+    (row,) = client.json("list")
     assert row["client"] == WORKER and row["lifetime_seconds"] == 600 and row["scopes"] == ["read:rates"]
+
+
+@pytest.mark.parametrize("command", [("add", WORKER, *ADD), ("list",), ("disable", WORKER)])
+def test_a_folder_that_is_misspelt_stays_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert cli.main(["client", *command, "--state", str(tmp_path / "nowhere")]) == 1
+    line = capsys.readouterr().err
+    assert "no authorization server in" in line and "`a2a-trust serve --authority` makes" in line
+    assert cli.main(["client", *command, "--store", f"sqlite:///{tmp_path}/nowhere.db"]) == 1
+    assert f"no authorization server's database: {tmp_path}/nowhere.db" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,8 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> Run:
 def shown(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
     code, out, err = run(capfd, "list", "--json", *arguments)
     assert (code, err) == (0, "")
-    return [json.loads(line) for line in out.splitlines()]
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
 
 
 def test_what_is_valid_is_shown(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +61,7 @@ def test_what_is_valid_is_shown(server: Authority, capfd: pytest.CaptureFixture[
     code, out, err = run(capfd, "list")
     assert (code, err) == (0, "")
     assert tokens[0]["id"] in out
-    assert run(capfd, "list", "--client", "nobody") == (0, "No token is valid.\n", "")
+    assert run(capfd, "list", "--client", "nobody") == (0, "", "no token of nobody\n")
 
 
 def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +75,9 @@ def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: p
 def test_all_of_a_client_or_about_a_subject(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(capfd, "revoke", "--client", PLANNER, "--json") == (0, '{"revoked": 2}\n', "")
     assert run(capfd, "revoke", "--subject", BILLING) == (0, "Revoked 1 token.\n", "")
+    assert run(capfd, "revoke", "--subject", BILLING) == (0, "Revoked 0 tokens.\n", "")
+    told = f"a2a-trust: no token of {PLANNER} about nobody; see `token list`\n"
+    assert run(capfd, "revoke", "--client", PLANNER, "--subject", "nobody") == (1, "", told)
 
 
 def test_what_goes_wrong_is_one_line(server: Authority, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -119,6 +119,19 @@ def test_an_interrupted_save_of_ours_is_understood(tmp_path: Path) -> None:
     assert settled(source).thumbprint == SECOND.thumbprint
 
 
+def test_what_was_changed_while_nobody_asked_is_in_use_at_the_first_question(tmp_path: Path) -> None:
+    """Authority that was taken away long ago is not there for one more request."""
+    file = tmp_path / "clients"
+    file.write_bytes(b"planner billing")
+    watched = files.WatchedFile(file, lambda content: content)
+    assert watched.current() == b"planner billing"
+    file.write_bytes(b"planner")
+    long_ago = time.time() - 10
+    os.utime(file, (long_ago, long_ago))
+    time.sleep(files.SETTLED_NS / 1e9 + 0.1)  # nothing sets back when the file system says that it was changed
+    assert watched.current() == b"planner"
+
+
 def test_several_chains_in_one_folder_are_not_guessed_between(tmp_path: Path) -> None:
     for chain, key in NAMES.values():
         write_pair(tmp_path, FIRST, chain, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,9 @@ from tests.world import World
 from trust import errors
 from trust.authorize import exactly
 from trust.errors import ConfigurationError, Replayed, SignatureMissing
-from trust.gate import Refusal, RequestFacts, judge
+from trust.gate import Refusal, judge
+from trust.gate_policy import RequestFacts
+from trust.oauth.calendars import Calendar
 from trust.oauth.scopes import Catalogue
 from trust.replay import MemoryReplayGuard
 
@@ -95,6 +97,27 @@ def test_the_required_scope_may_depend_on_the_request_and_on_a_catalogue() -> No
     assert WORLD.admit(
         facts, scope=lambda f: "agent:execute" if f.method == "POST" else "agent:read", catalogue=catalogue
     )
+
+
+HOURS = Calendar(zone="UTC", days=range(1, 8), opens=time(NOW.hour + 1), closes=time(NOW.hour + 2))
+
+
+@pytest.mark.parametrize(
+    ("scope", "calendars", "told"),
+    [
+        ("agent:execute temporal:office", {}, "this gate has no calendar office; declare what it means: Gate(cal"),
+        ("agent:execute temporal:office", {"office": HOURS}, "hours of the token are over: got temporal:office;"),
+        (
+            "agent:read temporal:office",
+            {"office": HOURS},
+            "token does not grant what the request needs: got agent:read",
+        ),
+    ],
+)
+def test_a_time_scope_that_refuses_says_so(scope: str, calendars: dict[str, Calendar], told: str) -> None:
+    found = judge(WORLD.request(token=WORLD.token(scope=scope)), WORLD.policy(calendars=calendars))
+    assert isinstance(found, Refusal) and type(found.error) is errors.InsufficientScope
+    assert str(found.error).startswith(told) and found.error.required == "agent:execute"
 
 
 def test_a_delegated_token_names_every_actor() -> None:

@@ -19,7 +19,8 @@ MAX_NAME_CHARACTERS = 256
 
 ApprovalID = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it, such as K7QF-2MNP.")]
 By = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Who decides, for the audit trail; default: the user at work.")
+    str | None,
+    typer.Option(metavar="NAME", help="Who decides, recorded when the client asks again; default: the user at work."),
 ]
 
 _approval = typer.Typer(no_args_is_help=True, help="Requests for tokens that wait for a person.")
@@ -32,8 +33,7 @@ def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL
     with open_store(state, store, create=False) as opened:
         found = opened.approvals.waiting(now=datetime.now(UTC))
     if as_json:
-        for approval in found:
-            say(_facts(approval), True)
+        say([_facts(approval) for approval in found], True)
         return
     if not found:
         typer.echo("Nothing waits.")

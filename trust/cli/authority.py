@@ -11,7 +11,7 @@ import typer
 from trust.cli.app import PASSWORD_VARIABLE, AsJson, app
 from trust.cli.options import STATE, StateFolder, StoreURL
 from trust.cli.output import iso, say, show_table
-from trust.oauth.server.rotation import prepare, replace
+from trust.oauth.server.rotation import begin_rotation, replace_all_keys
 from trust.oauth.server.signing_keys import KeyStep, plan, published
 from trust.oauth.server.state import kept_password, open_store
 from trust.oauth.server.store.signing_keys import KeyRecord
@@ -56,10 +56,10 @@ def rotate(
     with open_store(state, store, create=False) as opened:
         password = kept_password(state, os.environ.get(PASSWORD_VARIABLE))
         if compromised:
-            record = replace(opened.signing_keys, password, now=now, alg=alg)
+            record = replace_all_keys(opened.signing_keys, password, now=now, alg=alg)
             say(_facts(record), as_json, f"All keys are given up; {record.kid} signs ({record.alg})")
             return
-        steps = prepare(opened.signing_keys, password, now=now, alg=alg)
+        steps = begin_rotation(opened.signing_keys, password, now=now, alg=alg)
     say([_step(step) for step in steps], as_json, *(f"{iso(step.at)}: {step.says}" for step in steps))
 
 

@@ -11,15 +11,17 @@ import typer
 from trust.cli.app import AsJson, app
 from trust.cli.options import STATE, StateFolder, StoreURL
 from trust.cli.output import iso, say, show_table
-from trust.oauth.server.client_secrets import digest_of, new_secret
+from trust.oauth.server.clients import DEFAULT_LIFETIME, digest_of, new_secret
 from trust.oauth.server.registrations import register
 from trust.oauth.server.state import open_store
 from trust.oauth.server.store.clients import Registered
+from trust.oauth.tokens import MAX_LIFETIME
 
 Name = Annotated[
     str, typer.Argument(metavar="ID", help="SPIFFE ID, or a pattern such as spiffe://fleet.example/workers/*.")
 ]
 _OVERLAP_HOURS = 24
+_MINUTE = timedelta(minutes=1)
 
 _client = typer.Typer(no_args_is_help=True, help="Who may ask an authorization server for tokens, and for which.")
 app.add_typer(_client, name="client")
@@ -48,7 +50,9 @@ def add(
         list[str] | None,
         _several("--assertion-scope", "SCOPE", "What an agent of another domain may have by its server's assertion"),
     ] = None,
-    lifetime_minutes: Annotated[int, typer.Option(min=1, max=30, help="Of its tokens.")] = 10,
+    lifetime_minutes: Annotated[
+        int, typer.Option(min=1, max=MAX_LIFETIME // _MINUTE, help="Of its tokens.")
+    ] = DEFAULT_LIFETIME // _MINUTE,
     needs_secret: Annotated[
         bool, typer.Option("--needs-secret", help="It has to give a secret beside its certificate; printed once.")
     ] = False,
@@ -69,12 +73,13 @@ def add(
     rights = {name: value for name, value in rights.items() if value}
     secret = new_secret() if needs_secret else None
     digest = None if secret is None else digest_of(secret)
-    with open_store(state, store, create=True) as opened:
+    with open_store(state, store, create=False) as opened:
         registered = register(opened.clients, client, rights, digest=digest, now=datetime.now(UTC))
     notes = registered.notes()
     if not as_json:
         for note in notes:
             typer.echo(f"look at this twice: {note}", err=True)
+        typer.echo("if the server's file of clients names it, too, it gets nothing until one of them is gone", err=True)
     _tell_secret({"client": registered.client_id, "notes": notes}, secret, as_json, f"{registered.client_id}: added")
 
 
@@ -98,7 +103,10 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
     A pattern disables every agent that it names, also one that is registered by itself.
     """
     with open_store(state, store, create=False) as opened:
+        known = any(row.name == client for row in opened.clients.all())
         revoked = opened.clients.disable(client, now=datetime.now(UTC))
+    if not known and not as_json:
+        typer.echo("nobody of that name is registered here: it holds for whom the server's file names so", err=True)
     words = f"{client}: disabled; {revoked} token{'' if revoked == 1 else 's'} revoked"
     say({"client": client, "disabled": True, "revoked_tokens": revoked}, as_json, words)
 
@@ -123,16 +131,21 @@ def remove(client: Name, as_json: AsJson = False, state: StateFolder = STATE, st
 def rotate_secret(
     client: Name,
     overlap_hours: Annotated[
-        int, typer.Option(min=1, max=24 * 30, help="How long the secret before this one still counts.")
-    ] = _OVERLAP_HOURS,
+        int | None,
+        typer.Option(
+            min=1, max=24 * 30, help=f"How long the secret before this one still counts; default: {_OVERLAP_HOURS}."
+        ),
+    ] = None,
     at_once: Annotated[bool, typer.Option("--now", help="The secret before this one ends now.")] = False,
     as_json: AsJson = False,
     state: StateFolder = STATE,
     store: StoreURL = None,
 ) -> None:
     """Give a client a new secret, printed once and kept nowhere."""
+    if at_once and overlap_hours is not None:
+        raise typer.BadParameter("--now or --overlap-hours, not both")
     secret, now = new_secret(), datetime.now(UTC)
-    overlap = timedelta(0) if at_once else timedelta(hours=overlap_hours)
+    overlap = timedelta(0) if at_once else timedelta(hours=overlap_hours or _OVERLAP_HOURS)
     with open_store(state, store, create=False) as opened:
         opened.clients.rotate_secret(client, digest_of(secret), overlap=overlap, now=now)
     ends = now + overlap

@@ -37,11 +37,13 @@ def living(
     with open_store(state, store, create=False) as opened:
         found = opened.tokens.living(now=datetime.now(UTC), client_id=client, subject=subject, limit=MAX_SHOWN)
     if as_json:
-        for issued in found:
-            say(_facts(issued), True)
+        say([_facts(issued) for issued in found], True)
         return
     if not found:
-        typer.echo("No token is valid.")
+        if named := _of(client, subject):
+            typer.echo(f"no token{named}", err=True)  # it may be misspelt
+        else:
+            typer.echo("No token is valid.")
         return
     headings = ("ID", "issued to", "about", "exchanged from", "until", "")
     rows: list[tuple[str, ...]] = [
@@ -70,12 +72,20 @@ def revoke(
         raise typer.BadParameter("give either the ID of one token, or --client or --subject")
     with open_store(state, store, create=False) as opened:
         if token_id is None:
-            count = opened.tokens.revoke_all(now=datetime.now(UTC), client_id=client, subject=subject)
+            now = datetime.now(UTC)
+            if not opened.tokens.living(now=now, client_id=client, subject=subject, limit=1):
+                raise ConfigurationError(f"no token{_of(client, subject)}", do="see `token list`")
+            count = opened.tokens.revoke_all(now=now, client_id=client, subject=subject)
         elif opened.tokens.find(token_id) is None:
             raise ConfigurationError("token", got=token_id, expected="one that this server issued", do="see token list")
         else:
             count = opened.tokens.revoke(token_id)
     say({"revoked": count}, as_json, f"Revoked {count} token{'' if count == 1 else 's'}.")
+
+
+def _of(client: str | None, subject: str | None) -> str:
+    """Whose tokens were asked for, in words."""
+    return (f" of {client}" if client is not None else "") + (f" about {subject}" if subject is not None else "")
 
 
 def _facts(issued: Issued) -> dict[str, str | bool | None]:

@@ -29,13 +29,25 @@ class ClientNotRegistered(ConfigurationError):
 
 
 class TooManyTokenRequests(GrantError):
-    """RFC 6585 section 4. `retry_after` is in seconds."""
+    """RFC 6585 section 4."""
 
     check = "grant.rate"
     status = 429
     code = "temporarily_unavailable"
-    retry_after = 0
-    is_first = False  # of a time in which all are refused: the one to record
+
+    def __init__(
+        self,
+        failed: str,
+        *,
+        retry_after: int = 0,
+        is_first: bool = False,
+        got: object = None,
+        expected: str = "",
+        do: str = "",
+    ) -> None:
+        super().__init__(failed, got=got, expected=expected, do=do)
+        self.retry_after = retry_after  # seconds
+        self.is_first = is_first  # of a time in which all are refused: the one to record
 
 
 class ClientLockedOut(TooManyTokenRequests):

@@ -18,7 +18,7 @@ Nothing here reads a clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from types import MappingProxyType
@@ -56,7 +56,7 @@ class Calendar:
     """
 
     zone: str
-    days: frozenset[int]
+    days: Collection[int]
     opens: time
     closes: time
     closed: frozenset[date] = frozenset()
@@ -64,8 +64,10 @@ class Calendar:
     _zone: ZoneInfo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.days or not self.days <= set(range(1, 8)):
-            raise ConfigurationError("calendar days", got=sorted(self.days), expected="1 (Monday) to 7 (Sunday)")
+        days = tuple(self.days) if isinstance(self.days, Iterable) else ()
+        if not days or not all(type(day) is int and 1 <= day <= 7 for day in days):
+            raise ConfigurationError("calendar days", got=self.days, expected="numbers from 1 (Monday) to 7 (Sunday)")
+        object.__setattr__(self, "days", frozenset(days))
         for month, day in self.closed_yearly:
             try:
                 date(_LEAP_YEAR, month, day)
@@ -204,6 +206,12 @@ def expiry_cap(
             raise InsufficientScope("time scope does not allow this time", got=text, do="ask again when it does")
         caps.append(cap)
     return min(caps, default=None)
+
+
+def unknown_calendars(scopes: Iterable[str], calendars: Collection[str]) -> list[str]:
+    """The time scopes that are no duration and not the name of one of these calendars: nobody ever gets anything."""
+    names = {text: text.removeprefix(TIME_PREFIX) for text in scopes if text.startswith(TIME_PREFIX)}
+    return [text for text, name in names.items() if not _DURATION.fullmatch(name) and name not in calendars]
 
 
 def time_allows(

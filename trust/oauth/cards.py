@@ -123,8 +123,11 @@ def secured(card: Mapping[str, Any], *policies: CardPolicy, form: Form = "1.0") 
         policies: one for each authorization server; a caller needs a token of one of them.
 
     Raises:
-        ConfigurationError: no policy, two that differ in more than their server, or skills that are not the card's.
+        ConfigurationError: no policy, two that differ in more than their server, skills that are not the card's, or a
+            card that is no dict.
     """
+    if not isinstance(card, Mapping):  # the SDK's card is a protobuf message
+        raise ConfigurationError("card", got=type(card).__name__, expected="a dict, such as MessageToDict(card)")
     if not policies or any(_shared(p) != _shared(policies[0]) for p in policies):
         raise ConfigurationError("card policies", expected="at least one, with the same scopes and signatures in each")
     if form not in ("1.0", "0.3"):

@@ -6,7 +6,7 @@ A token is bound to its holder: to a certificate (RFC 8705), or to a key of its 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from trust.errors import (
     TypeWrong,
 )
 from trust.oauth.keys import KeySource, SigningKey
+from trust.oauth.metadata import APPROVED
 from trust.oauth.scopes import parse_scope_list
 from trust.signing import jws
 from trust.signing.algorithms import PublicKey
@@ -63,6 +64,11 @@ class AccessToken:
     def holder(self) -> str:
         """Whom the token was given to: the agent that acts now, or the subject where nobody acts for it."""
         return self.actors[0] if self.actors else self.subject
+
+    @property
+    def approved(self) -> bool:
+        """Whether a person has approved the request that it was issued for, or that of a token it came from."""
+        return self.claims.get("acr") == APPROVED
 
 
 class VerifiedToken(NamedTuple):
@@ -151,6 +157,11 @@ def sign_access_token(claims: Mapping[str, Any], key: SigningKey, typ: str = TYP
     header = {"alg": key.alg, "typ": typ, "kid": key.kid}
     payload = json.dumps(dict(claims), separators=(",", ":"), allow_nan=False).encode()
     return jws.sign_compact(payload, key=key.private_key, header=header)
+
+
+def act_of(actors: Sequence[str]) -> dict[str, Any]:
+    """The claim `act` (RFC 8693 section 4.1) of these actors, the current one first; no claim where nobody acts."""
+    return {"act": {"sub": actors[0], **act_of(actors[1:])}} if actors else {}
 
 
 def parsed_token(token: str, algorithms: Collection[str], types: tuple[str, ...] = TYPES) -> jws.Parsed:

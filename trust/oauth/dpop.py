@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -32,10 +31,10 @@ from trust.errors import (
     ProofTimeWrong,
     Replayed,
     SignatureError,
-    TokenKeyUnknown,
 )
 from trust.oauth.claims import ALGORITHMS, MAX_SKEW_SECONDS
-from trust.oauth.keys import SigningKey, StaticKeys
+from trust.oauth.keys import SigningKey
+from trust.oauth.keys.jwks import key_of, thumbprint
 from trust.replay import ReplayGuard, replay_key
 from trust.signing import jws
 from trust.signing.algorithms import PublicKey
@@ -48,8 +47,6 @@ MAX_ID_CHARACTERS = 256
 MAX_URL_CHARACTERS = 4096
 KEPT_KEYS = 1024  # of callers; about 4 KiB each
 
-# RFC 7638 section 3.2: what a key's thumbprint is made of, in this order.
-_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 _ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986 section 2.3
 
@@ -135,7 +132,7 @@ def verify_proof(proof: str, *, method: str, url: str, now: datetime, token: str
     except SignatureError as error:
         raise ProofMalformed(str(error)) from None
     # 2.
-    key, thumbprint = _key_of(parsed.header.get("jwk"), parsed.alg)
+    key, of_key = _key_of(parsed.header.get("jwk"), parsed.alg)
     # 3.
     try:
         payload = parsed.verify(key)
@@ -159,7 +156,7 @@ def verify_proof(proof: str, *, method: str, url: str, now: datetime, token: str
     # 7.
     if token and claims.get("ath") != _token_hash(token):
         raise ProofForAnotherToken("proof is for another token", expected="ath, the hash of the token that came")
-    return Proof(thumbprint=thumbprint, proof_id=proof_id, issued_at=issued_at)
+    return Proof(thumbprint=of_key, proof_id=proof_id, issued_at=issued_at)
 
 
 def _claims(payload: bytes) -> dict[str, Any]:
@@ -193,20 +190,10 @@ def _key_of(jwk: object, alg: str) -> tuple[PublicKey, str]:
 def _read_key(text: str, alg: str) -> tuple[PublicKey, str]:
     """The public key of a JWK, and its thumbprint. What a key set refuses is refused here: private members, too."""
     jwk = json.loads(text)
-    try:
-        key = StaticKeys({"keys": [{**jwk, "kid": TYPE}]}).find(TYPE, alg, now=_ANY_TIME)
-    except (ConfigurationError, TokenKeyUnknown):
-        raise ProofMalformed("key of the proof", expected=f"one public key for {alg}, as a JWK") from None
-    return key, _thumbprint(jwk)
-
-
-_ANY_TIME = datetime.min  # a static key set has no time
-
-
-def _thumbprint(jwk: Mapping[str, Any]) -> str:
-    members = {name: jwk[name] for name in _MEMBERS[jwk["kty"]]}
-    text = json.dumps(members, separators=(",", ":"), sort_keys=True)
-    return jws.encode(hashlib.sha256(text.encode()).digest())
+    key = key_of(jwk)
+    if key is None or alg not in key.algorithms:
+        raise ProofMalformed("key of the proof", expected=f"one public key for {alg}, as a JWK")
+    return key.public_key, thumbprint(jwk)
 
 
 def _token_hash(token: str) -> str:

@@ -145,9 +145,13 @@ class CedarPolicy:
             ConfigurationError: (or its CredentialsError) unreadable, or as for the class.
         """
         try:
-            return cls(read_bounded(Path(path), MAX_POLICY_BYTES).decode())
+            text = read_bounded(Path(path), MAX_POLICY_BYTES).decode()
         except UnicodeDecodeError:
             raise ConfigurationError(f"{path} is not UTF-8", expected="Cedar policies") from None
+        try:
+            return cls(text)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: {error}") from None
 
     def check(self, question: Question) -> None:
         """As `Permit`. A policy that fails for this question denies: Cedar would leave it out, a `forbid` too."""

@@ -22,7 +22,7 @@ from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 
-from trust.errors import ScopeMalformed
+from trust.errors import ConfigurationError, ScopeMalformed
 from trust.identity import AgentID
 from trust.oauth.calendars import TIME_PREFIX, Calendar, time_allows
 
@@ -159,6 +159,34 @@ def _overlaps(a: Scope, b: Scope) -> bool:
         if a_segment != b_segment and "*" not in (a_segment, b_segment):
             return False
     return len(a.segments) == len(b.segments)
+
+
+def touches(rules: Iterable[str], scopes: Iterable[str], catalogue: Catalogue | None = None) -> bool:
+    """Whether whoever holds these scopes could do what one of the rules is about, directly or through the catalogue.
+
+    Raises:
+        ScopeMalformed: one of them is not a scope.
+    """
+    rules = tuple(rules)
+    if not rules:
+        return False
+    held = (catalogue or _EMPTY).including(scopes)
+    return any(overlaps(rule, scope) for rule in rules for scope in held)
+
+
+def check_rules(rules: Iterable[str], name: str) -> None:
+    """That these are rules for `touches`.
+
+    Raises:
+        ConfigurationError: one is not a scope; or a time scope, which is about nothing that anybody could do.
+    """
+    for rule in rules:
+        try:
+            is_time = parse(rule).is_time
+        except ScopeMalformed as error:
+            raise ConfigurationError(f"{name}: {error}") from None
+        if is_time:
+            raise ConfigurationError(name, got=rule, expected="no time scopes")
 
 
 def attenuates(parent: str | Iterable[str], child: str | Iterable[str], catalogue: Catalogue | None = None) -> bool:

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args
 
 from trust.audit import AuditSink
 from trust.clock import utc
@@ -33,31 +33,18 @@ from trust.errors import (
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth.claims import (
     ALGORITHMS,
-    MAX_SKEW_SECONDS,
     AccessToken,
     VerifiedToken,
     check_claims,
     check_size,
     claimed_issuer,
     parsed_token,
-    sign_access_token,
     verified_token,
 )
 from trust.oauth.dpop import Proof
 from trust.oauth.keys import KeySource
 
-__all__ = [
-    "ALGORITHMS",
-    "MAX_LIFETIME",
-    "MAX_SKEW_SECONDS",
-    "AccessToken",
-    "Binding",
-    "Denylist",
-    "TokenValidator",
-    "TokenValidators",
-    "sign_access_token",
-    "verified_token",
-]
+__all__ = ["MAX_LIFETIME", "AccessToken", "Binding", "Denylist", "TokenValidator", "TokenValidators"]
 
 MAX_LIFETIME = timedelta(minutes=30)  # a stolen or outdated token is good for no longer
 MAX_CACHED_TOKENS = 4096  # about 3 KiB each
@@ -73,11 +60,6 @@ class Denylist(Protocol):
     """Tokens that were revoked before their time. Asked on every use of a token: it must be quick."""
 
     def contains(self, issuer: str, jti: str) -> bool: ...
-
-
-@runtime_checkable
-class FollowedDenylist(Denylist, Protocol):
-    """One that is kept elsewhere, and answers from a copy."""
 
     async def prepare(self) -> None:
         """Fetch what `contains` will need, where that takes a fetch; `contains` raises where it could not be had."""
@@ -146,7 +128,6 @@ class TokenValidator:
         self._warns = max_lifetime > MAX_LIFETIME
         self._warned: dict[str, None] = {}
         self._denylist = denylist
-        self._followed = denylist if isinstance(denylist, FollowedDenylist) else None  # asked once: it takes long
         self._audit = audit
         self._cache: dict[bytes, VerifiedToken] = {}
         self._lock = threading.Lock()
@@ -164,8 +145,8 @@ class TokenValidator:
             return
         if isinstance(kid, str):
             await self._keys.prepare(kid, now=now)
-        if self._followed is not None:
-            await self._followed.prepare()
+        if self._denylist is not None:
+            await self._denylist.prepare()
 
     def validate(
         self, token: str, *, peer: PeerIdentity | None, now: datetime, proof: Proof | None = None

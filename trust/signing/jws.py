@@ -98,14 +98,21 @@ def sign_detached(payload: bytes, *, key: object, header: Mapping[str, Any], in_
     return _within(b"%b..%b" % (protected, signature), _limit(in_body))
 
 
-def sign_compact(payload: bytes, *, key: object, header: Mapping[str, Any], passed_over: Collection[str] = ()) -> str:
+def sign_compact(
+    payload: bytes,
+    *,
+    key: object,
+    header: Mapping[str, Any],
+    passed_over: Collection[str] = (),
+    max_bytes: int = MAX_COMPACT_BYTES,
+) -> str:
     """As `sign_detached`, with the payload inside: `protected.payload.signature`, as access tokens are.
 
     Args:
-        passed_over: as `parse_compact` of its verifiers has it.
+        passed_over, max_bytes: as `parse_compact` of its verifiers has them.
     """
     _, signing_input, signature = _sign(payload, key, header, in_body=False, passed_over=passed_over)
-    return _within(b"%b.%b" % (signing_input, signature), MAX_COMPACT_BYTES)
+    return _within(b"%b.%b" % (signing_input, signature), max_bytes)
 
 
 def verify_detached(
@@ -173,13 +180,21 @@ def parse_compact(
     typ: str | tuple[str, ...],
     understood: Collection[str] = (),
     passed_over: Collection[str] = (),
+    max_bytes: int = MAX_COMPACT_BYTES,
 ) -> Parsed:
     """Steps (0) to (2) for a JWS with its payload inside; `Parsed.verify` does the rest.
 
     Arguments as `parse_detached`; only here may `algorithms` also name RS256. The payload is not decoded before the
     header is allowed.
+
+    Args:
+        max_bytes: of the whole, where it is a document that does not travel in a header line.
     """
-    protected, middle, signature = _parts(token, MAX_COMPACT_BYTES)
+    protected, middle, signature = _parts(token, max_bytes)
+    if len(protected) > MAX_COMPACT_BYTES:  # of the largest document, too: headers are remembered
+        raise SignatureTooLarge(
+            "JWS header is too large", got=f"{len(protected)} characters", expected=f"at most {MAX_COMPACT_BYTES}"
+        )
     _check_names(algorithms, understood)
     raw_signature = decode(signature)
     known, alg = _header_of_compact(protected, tuple(algorithms), typ, tuple(understood), tuple(passed_over))

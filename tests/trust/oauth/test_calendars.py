@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -47,6 +48,16 @@ def test_the_narrowest_time_scope_counts() -> None:
 @pytest.mark.parametrize("name", ["0min", "030min", "30m", "30", "-5min", "10000h", "30min.x", "30MIN", "x", "", "**"])
 def test_an_unknown_time_scope_denies(name: str) -> None:
     assert not time_allows([f"temporal:{name}"], issued_at=ISSUED, now=ISSUED, calendars=CALENDARS)
+
+
+def test_any_days_that_are_days_will_do() -> None:
+    for days in ([1, 2, 3, 4, 5], range(1, 6), iter((1, 2, 3, 4, 5))):
+        calendar = replace(OFFICE, days=days)
+        assert calendar == OFFICE and hash(calendar) == hash(OFFICE)
+    for days in ([], [0], [8], [1, "tue"], "12", [True], [[1]], 5, None):
+        with pytest.raises(ConfigurationError, match="calendar days") as caught:
+            replace(OFFICE, days=days)
+        assert type(caught.value) is ConfigurationError
 
 
 def test_a_time_without_a_zone_is_refused() -> None:

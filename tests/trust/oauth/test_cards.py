@@ -320,6 +320,11 @@ def test_a_card_that_asks_for_less_or_for_elsewhere_is_refused(attack: str) -> N
     assert type(caught.value) is CardRefused
 
 
+def test_a_card_of_the_sdk_is_none() -> None:
+    with pytest.raises(ConfigurationError, match=r"got AgentCard, expected a dict, such as MessageToDict\(card\)"):
+        secured(AgentCard(name="billing"))  # type: ignore[arg-type]
+
+
 def test_no_configured_issuer_trusts_no_card() -> None:
     with pytest.raises(CardRefused, match="not ours"):
         check_card(read_card(CARD), issuers=[])

@@ -4,8 +4,9 @@ import pytest
 
 from tests.trust.oauth.test_tokens import ISSUER, KEY, NOW, PEER, token
 from trust.errors import TokenExpired, TokenIssuerWrong, TokenNotBound
-from trust.oauth.claims import ALGORITHMS, claimed_issuer, verified_token
+from trust.oauth.claims import ALGORITHMS, act_of, claimed_issuer, verified_token
 from trust.oauth.keys import StaticKeys, public_jwks
+from trust.oauth.metadata import APPROVED
 from trust.oauth.tokens import TokenValidator
 
 KEYS = StaticKeys(public_jwks([KEY]))
@@ -33,6 +34,16 @@ def test_the_holder_is_the_actor_where_there_is_one() -> None:
     assert verified_token(token(), issuer=ISSUER, keys=KEYS, now=NOW).token.holder == "spiffe://fleet.example/planner"
     act = {"sub": "b", "act": {"sub": "a"}}
     assert verified_token(token(act=act), issuer=ISSUER, keys=KEYS, now=NOW).token.holder == "b"
+
+
+@pytest.mark.parametrize("actors", [(), ("a",), ("c", "b", "a")])
+def test_the_actors_are_written_as_they_are_read(actors: tuple[str, ...]) -> None:
+    assert verified_token(token(**act_of(actors)), issuer=ISSUER, keys=KEYS, now=NOW).token.actors == actors
+
+
+@pytest.mark.parametrize(("acr", "approved"), [(APPROVED, True), ("1", False), ([APPROVED], False), (None, False)])
+def test_a_person_has_approved_it_where_it_says_exactly_so(acr: object, approved: bool) -> None:
+    assert verified_token(token(acr=acr), issuer=ISSUER, keys=KEYS, now=NOW).token.approved is approved
 
 
 def test_the_issuer_that_a_token_claims() -> None:

@@ -21,7 +21,7 @@ from starlette.routing import Match, Mount, Route
 
 from tests.world import BODY, World
 from trust.errors import ConfigurationError, InsufficientScope, OperationMalformed, OperationUnknown, PolicyDenied
-from trust.gate import RequestFacts
+from trust.gate_policy import RequestFacts
 from trust.oauth.operations import MAX_DEPTH, MAX_SKILL_CHARACTERS, OPERATIONS, Operation, SkillScopes
 from trust.oauth.policy import CedarPolicy
 

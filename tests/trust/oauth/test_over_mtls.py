@@ -23,8 +23,7 @@ from trust.identity import PeerIdentity
 from trust.oauth.client import ClientSecret, TokenSource
 from trust.oauth.keys import RemoteKeys, SigningKey
 from trust.oauth.server import create_app
-from trust.oauth.server.client_secrets import SecretDigest, digest_of, new_secret
-from trust.oauth.server.clients import Client, ClientRegistry
+from trust.oauth.server.clients import Client, ClientRegistry, SecretDigest, digest_of, new_secret
 from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier

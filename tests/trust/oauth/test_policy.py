@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import dataclasses
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,13 @@ def test_a_policy_that_denies_or_fails_refuses_the_request_for_good(permit: Any)
 
 
 # At the authorization server
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.cedar"
+    file.write_text("permit (principal, action, resou")
+    with pytest.raises(ConfigurationError, match=rf"^{re.escape(str(file))}: Cedar policies: got Policy parse error"):
+        CedarPolicy.load(file)
 
 
 def test_the_server_asks_before_it_issues(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trust.errors import ScopeMalformed
+from trust.errors import ConfigurationError, ScopeMalformed
 from trust.oauth.calendars import Calendar
 from trust.oauth.scopes import (
     MAX_LIST_CHARACTERS,
@@ -19,10 +19,12 @@ from trust.oauth.scopes import (
     _overlaps,
     attenuates,
     broad,
+    check_rules,
     covers,
     parse,
     parse_scope_list,
     satisfies,
+    touches,
 )
 
 AGENT = Catalogue({"agent:admin": ["agent:execute"], "agent:execute": "agent:read agent:list"})
@@ -220,6 +222,30 @@ def test_attenuates(parent: Any, child: Any, expected: bool) -> None:
 
 def test_without_a_catalogue_there_is_no_hierarchy() -> None:
     assert not attenuates("agent:admin", "agent:read")
+
+
+@pytest.mark.parametrize(
+    ("rules", "scopes", "catalogue", "expected"),
+    [
+        (["pay:*"], ["pay:bills"], None, True),
+        (["pay:bills"], ["read:x", "pay:*"], None, True),
+        (["pay:bills"], ["pay:wages"], None, False),
+        (["agent:list"], ["agent:admin"], AGENT, True),
+        (["agent:list"], ["agent:admin"], None, False),
+        (["agent:admin"], ["agent:list"], AGENT, False),
+        ([], ["pay:bills"], AGENT, False),
+        (["pay:**"], [], AGENT, False),
+    ],
+)
+def test_touches(rules: list[str], scopes: list[str], catalogue: Catalogue | None, expected: bool) -> None:
+    assert touches(rules, scopes, catalogue) is expected
+
+
+@pytest.mark.parametrize("rule", ["openid", "", "temporal:20min", 7])
+def test_what_is_no_scope_and_what_is_a_time_scope_are_no_rules(rule: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^approvals"):
+        check_rules(["pay:*", rule], "approvals")
+    check_rules(["pay:*"], "approvals")
 
 
 def test_a_catalogue_is_closed_through_wildcards_and_cycles() -> None:

@@ -16,7 +16,7 @@ from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 from jwcrypto.jwt import JWT
 
-from tests.forge import Forge
+from tests.forge import HOUR, Forge
 from trust.credentials import Credentials
 from trust.errors import (
     ConfigurationError,
@@ -38,9 +38,11 @@ from trust.errors import (
 )
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth import tokens
+from trust.oauth.claims import sign_access_token
+from trust.oauth.denylist import MemoryDenylist
 from trust.oauth.dpop import Proof
 from trust.oauth.keys import RemoteKeys, SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, TokenValidators, sign_access_token
+from trust.oauth.tokens import TokenValidator, TokenValidators
 from trust.signing import jws
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -86,11 +88,6 @@ def token(key: SigningKey = KEY, **claims: Any) -> str:
 def validator(*keys: SigningKey, **options: Any) -> TokenValidator:
     options = {"issuer": ISSUER, "audience": AUDIENCE, "keys": StaticKeys(public_jwks(keys or [KEY])), **options}
     return TokenValidator(**options)
-
-
-class Denied(set[tuple[str, str]]):
-    def contains(self, issuer: str, jti: str) -> bool:
-        return (issuer, jti) in self
 
 
 # What a valid token says.
@@ -254,7 +251,7 @@ def test_a_token_is_verified_once(parsings: list[str]) -> None:
 
 
 def test_a_remembered_token_is_still_checked() -> None:
-    denied = Denied()
+    denied = MemoryDenylist()
     valid, text = validator(denylist=denied), token()
     valid.validate(text, peer=PEER, now=NOW)
     with pytest.raises(TokenExpired):
@@ -265,10 +262,10 @@ def test_a_remembered_token_is_still_checked() -> None:
         valid.validate(text, peer=OTHER_PEER, now=NOW)
     with pytest.raises(TokenWithoutCertificate):
         valid.validate(text, peer=None, now=NOW)
-    denied.add((ISSUER, "another token"))
-    denied.add(("https://another.example", "token-1"))
+    for issuer, jti in ((ISSUER, "another token"), ("https://another.example", "token-1")):
+        denied.deny(issuer, jti, expires_at=NOW + HOUR, now=NOW)
     valid.validate(text, peer=PEER, now=NOW)
-    denied.add((ISSUER, "token-1"))
+    denied.deny(ISSUER, "token-1", expires_at=NOW + HOUR, now=NOW)
     with pytest.raises(TokenRevoked):
         valid.validate(text, peer=PEER, now=NOW)
 

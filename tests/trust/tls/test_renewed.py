@@ -18,8 +18,9 @@ from trust.credentials import Credentials
 from trust.errors import ResponseNotSigned
 from trust.identity import PRESENTED_EXTENSION
 from trust.middleware import Gate
+from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.tokens import TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 from trust.signing.http import MessageSigner, SignedRequest
 from trust.sources import Live
 from trust.tls import AgentTransport, serving

@@ -37,7 +37,7 @@ def interceptor_for_a2a(tokens: BearerAuth) -> ClientCallInterceptor:
         OriginRefused: an interface of the card is elsewhere.
         TokenRequestError: no token can be had.
     """
-    if tokens._cache.authority.proof_key is not None:
+    if tokens.authority.proof_key is not None:
         raise ConfigurationError("interceptor for tokens with proofs", do="use agent_client(tokens=...)")
     try:
         from a2a.client import AuthInterceptor, ClientCallContext, ClientCallInterceptor, CredentialService

@@ -27,8 +27,8 @@ from trust.oauth.keys import SigningKey
 from trust.signing import jws
 from trust.sources import Source
 
-ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-ASSERTION_TYP = "client-authentication+jwt"  # draft-ietf-oauth-rfc7523bis section 4
+CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+JWT_TYP = "client-authentication+jwt"  # draft-ietf-oauth-rfc7523bis section 4
 ASSERTION_SECONDS = 60  # from its making to its end: it is sent at once
 SECRET_SECONDS = 10  # for a callback to say the secret
 MAX_SECRET_CHARACTERS = 1024
@@ -37,7 +37,7 @@ _SECRET = re.compile(r"[\x20-\x7e]+")  # VSCHAR, RFC 6749 appendix A.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class ClientProof:
     """What a request carries so that the server knows its client, beside `client_id` and the certificate."""
 
     form: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -51,7 +51,7 @@ class ClientAuthentication(Protocol):
     def method(self) -> str:
         """Its name, as servers list it in `token_endpoint_auth_methods_supported`."""
 
-    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> Proof:
+    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> ClientProof:
         """A proof for one request, made anew each time.
 
         Raises:
@@ -70,8 +70,8 @@ class TLSCertificate:
     def __init__(self, *, self_signed: bool = False) -> None:
         self.method = "self_signed_tls_client_auth" if self_signed else "tls_client_auth"
 
-    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> Proof:
-        return Proof()
+    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> ClientProof:
+        return ClientProof()
 
 
 class PrivateKeyJWT:
@@ -90,7 +90,7 @@ class PrivateKeyJWT:
     def __init__(self, key: SigningKey | Source[SigningKey] | None = None) -> None:
         self._key = key
 
-    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> Proof:
+    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> ClientProof:
         key = SigningKey.of(credentials.private_key) if self._key is None else self._key
         assertion = client_assertion(
             key if isinstance(key, SigningKey) else key.current(),
@@ -99,7 +99,7 @@ class PrivateKeyJWT:
             now=now,
             jti=secrets.token_urlsafe(16),
         )
-        return Proof(form={"client_assertion_type": ASSERTION_TYPE, "client_assertion": assertion})
+        return ClientProof(form={"client_assertion_type": CLIENT_ASSERTION_TYPE, "client_assertion": assertion})
 
 
 def client_assertion(key: SigningKey, *, client_id: str, issuer: str, now: datetime, jti: str) -> str:
@@ -114,7 +114,7 @@ def client_assertion(key: SigningKey, *, client_id: str, issuer: str, now: datet
         "jti": jti,
     }
     payload = json.dumps(claims, separators=(",", ":")).encode()
-    return jws.sign_compact(payload, key=key.private_key, header={"typ": ASSERTION_TYP, "kid": key.kid})
+    return jws.sign_compact(payload, key=key.private_key, header={"typ": JWT_TYP, "kid": key.kid})
 
 
 SecretCallback = Callable[[], "str | Awaitable[str]"]
@@ -145,10 +145,10 @@ class ClientSecret:
         """The secret in a file, with or without a line end after it. On POSIX, not one that others may touch."""
         return cls(lambda: _read(Path(path)))
 
-    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> Proof:
+    async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> ClientProof:
         # Both parts are form-encoded first: a colon in the name, as every SPIFFE ID has, would end it too early.
         pair = f"{quote_plus(client_id)}:{quote_plus(await self._secret())}"
-        return Proof(headers={"authorization": "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")})
+        return ClientProof(headers={"authorization": "Basic " + base64.b64encode(pair.encode("ascii")).decode("ascii")})
 
     async def _secret(self) -> str:
         failure = ""

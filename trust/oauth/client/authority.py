@@ -8,16 +8,17 @@ from types import MappingProxyType
 
 import httpx
 
-from trust.clock import Clock
+from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import ApprovalRequired, MetadataRefused, ScopeNotGranted, TokenRequestRefused, TokenResponseRefused
 from trust.oauth.client.asks import Ask, Token, read_token
-from trust.oauth.client.authentication import ClientAuthentication
+from trust.oauth.client.authentication import ClientAuthentication, TLSCertificate
 from trust.oauth.client.discovery import Discovery
-from trust.oauth.client.talk import Answer, exchange, json_of
+from trust.oauth.client.talk import json_of, post
 from trust.oauth.dpop import HEADER, new_proof
+from trust.oauth.fetch import Answer
 from trust.oauth.keys import SigningKey
-from trust.oauth.metadata import origin_of
+from trust.oauth.metadata import check_issuer, origin_of
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 APPROVAL_INTERVAL = 5  # seconds between two questions, where the server does not say (RFC 8628 section 3.2)
@@ -33,20 +34,21 @@ class Authority:
         issuer: str,
         http: httpx.AsyncClient,
         source: CredentialSource,
-        client_id: str,
-        authentication: ClientAuthentication,
-        token_endpoint: str | None,
-        revocation_endpoint: str | None,
-        clock: Clock,
+        client_id: str | None = None,
+        authentication: ClientAuthentication | None = None,
+        token_endpoint: str | None = None,
+        revocation_endpoint: str | None = None,
+        clock: Clock = wall_clock,
         proof_key: SigningKey | None = None,
     ) -> None:
-        self.issuer = issuer
+        """As `TokenSource`."""
+        self.issuer = check_issuer(issuer)
         self.clock = clock
         self.proof_key = proof_key  # that tokens are bound to (DPoP), where they are not bound to our certificate
         self._http = http
         self._source = source
-        self.client_id = client_id
-        self._authentication = authentication
+        self.client_id = client_id or str(source.current().agent_id)
+        self._authentication = TLSCertificate() if authentication is None else authentication
         for endpoint in (token_endpoint, revocation_endpoint):
             if endpoint is not None:
                 origin_of(endpoint)
@@ -156,9 +158,7 @@ class Authority:
         proof = await self._authentication.prove(
             client_id=self.client_id, issuer=self.issuer, credentials=self._source.current(), now=self.clock()
         )
-        return await exchange(
-            self._http, "POST", url, TokenResponseRefused, {**form, **proof.form}, {**headers, **proof.headers}
-        )
+        return await post(self._http, url, {**form, **proof.form}, {**headers, **proof.headers})
 
 
 _CODE = re.compile(r"[a-z_]{1,64}")  # every registered one; what else a server says does not come into our logs

@@ -7,10 +7,12 @@ import logging
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from trust.errors import ApprovalRequired
 from trust.oauth.client.asks import Ask, Token
 from trust.oauth.client.authority import Authority
+from trust.oauth.flight import Flight
 
 REFRESH_REST = timedelta(seconds=5)  # between two attempts to renew while the old token is still good
 CACHE_SIZE = 1024  # tokens; an agent in the middle of a chain holds one for each caller it acts for
@@ -24,7 +26,7 @@ class TokenCache:
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
         self._tokens: OrderedDict[tuple[Ask, str], Token] = OrderedDict()
-        self._flights: dict[tuple[Ask, str], asyncio.Task[Token]] = {}
+        self._flights: dict[tuple[Ask, str], Flight[Token]] = {}
         self._approved_by_a_person: set[tuple[Ask, str]] = set()
 
     async def token(self, ask: Ask) -> Token:
@@ -32,7 +34,6 @@ class TokenCache:
         key = (ask, self.authority.thumbprint)
         token, now = self._tokens.get(key), self.authority.clock()
         if token is None or now >= token.expires_at:
-            # Shielded: when one of many waiting callers is cancelled, the others still get their token.
             return await asyncio.shield(self._flight(key))
         self._tokens.move_to_end(key)
         if now >= token.refresh_at:
@@ -91,13 +92,16 @@ class TokenCache:
 
     def _flight(self, key: tuple[Ask, str]) -> asyncio.Task[Token]:
         """The one fetch that is under way for a key, started where there is none."""
-        task = self._flights.get(key)
-        if task is None:
-            task = self._flights[key] = asyncio.create_task(self._fetch(key))
-            task.add_done_callback(lambda done: self._landed(key, done))
-        return task
+        return self._flights.setdefault(key, Flight()).begin(partial(self._land, key))
 
-    def _landed(self, key: tuple[Ask, str], task: asyncio.Task[Token]) -> None:
-        del self._flights[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def _under_way(self) -> list[asyncio.Task[Token]]:
+        return [task for flight in self._flights.values() if (task := flight.under_way) is not None]
+
+    async def _land(self, key: tuple[Ask, str]) -> Token:
+        try:
+            return await self._fetch(key)
+        except Exception as error:
             logger.warning("no new token from %s: %s: %s", self.authority.issuer, type(error).__name__, error)
+            raise
+        finally:
+            del self._flights[key]

@@ -18,16 +18,14 @@ from typing import Any, Unpack
 
 import httpx
 
-from trust.clock import wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import TokenResponseRefused
 from trust.identity import AgentID
 from trust.oauth.client.asks import Ask, Token, ask_for
-from trust.oauth.client.authentication import TLSCertificate
 from trust.oauth.client.authority import Authority
 from trust.oauth.client.cache import TokenCache
 from trust.oauth.client.source import BearerAuth, Options, TokenSource, origins_of
-from trust.oauth.metadata import JWT_BEARER, JWT_TYPE, check_issuer
+from trust.oauth.metadata import JWT_BEARER, JWT_TYPE
 from trust.signing.jws import MAX_COMPACT_BYTES
 
 _JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -35,6 +33,9 @@ _JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 class ChainedTokens:
     """The way to the tokens of another trust domain. Belongs to the event loop of its clients.
+
+    Where a person has to approve a scope, only one of the two servers should say so: each time that we ask whether the
+    other server's person has decided, we need an assertion of our own server, and its person would approve each.
 
     Args:
         home: our tokens at our own authorization server, which must let us take a caller's authority to `issuer`.
@@ -56,18 +57,7 @@ class ChainedTokens:
         source: CredentialSource,
         **options: Unpack[Options],
     ) -> None:
-        authority = _PartnerAuthority(
-            home=home._cache.authority,
-            issuer=check_issuer(issuer),
-            http=http,
-            source=source,
-            client_id=options.get("client_id") or str(source.current().agent_id),
-            authentication=options.get("authentication") or TLSCertificate(),
-            token_endpoint=options.get("token_endpoint"),
-            revocation_endpoint=options.get("revocation_endpoint"),
-            clock=options.get("clock", wall_clock),
-            proof_key=options.get("proof_key"),
-        )
+        authority = _PartnerAuthority(home=home.authority, issuer=issuer, http=http, source=source, **options)
         self._cache = TokenCache(authority)
 
     def on_behalf_of(

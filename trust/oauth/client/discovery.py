@@ -11,7 +11,8 @@ import httpx
 
 from trust.clock import Clock
 from trust.errors import MetadataRefused
-from trust.oauth.client.talk import send
+from trust.oauth.client import talk
+from trust.oauth.flight import Flight
 from trust.oauth.metadata import (
     check_issuer,
     check_metadata,
@@ -63,31 +64,23 @@ class Discovery:
         self._issuer = issuer
         self._http = http
         self._clock = clock
-        self._flight: asyncio.Task[ServerMetadata] | None = None
+        self._flight = Flight[ServerMetadata]()
         self._found: tuple[ServerMetadata, datetime] | None = None
 
     async def current(self) -> ServerMetadata:
         """Raises: MetadataRefused, AuthorizationServerUnavailable."""
         if self._found is not None and self._clock() < self._found[1]:
             return self._found[0]
-        if self._flight is None:
-            self._flight = asyncio.create_task(self._fetch())
-            self._flight.add_done_callback(self._landed)
         # Whoever waits shares the failure, too: with a server that hangs, one try after the other would take for ever.
-        return await asyncio.shield(self._flight)
+        return await asyncio.shield(self._flight.begin(self._fetch))
 
     async def _fetch(self) -> ServerMetadata:
-        status, members = await send(self._http, "GET", metadata_url(self._issuer), MetadataRefused)
+        status, members = await talk.metadata(self._http, metadata_url(self._issuer))
         if status != httpx.codes.OK:
             raise MetadataRefused("authorization server has no metadata", got=f"status {status}")
         found = read_server(members, self._issuer)
         self._found = found, self._clock() + METADATA_LIFETIME
         return found
-
-    def _landed(self, flight: asyncio.Task[ServerMetadata]) -> None:
-        self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # looked at, also where nobody waits any more
 
 
 async def issuer_of(url: str, *, resource: str, issuers: Collection[str], http: httpx.AsyncClient) -> str:
@@ -107,7 +100,7 @@ async def issuer_of(url: str, *, resource: str, issuers: Collection[str], http: 
         AuthorizationServerUnavailable: no answer.
     """
     ours = [check_issuer(issuer) for issuer in issuers]
-    status, members = await send(http, "GET", resource_metadata_url(url), MetadataRefused)
+    status, members = await talk.metadata(http, resource_metadata_url(url))
     if status != httpx.codes.OK:
         raise MetadataRefused("resource has no metadata", got=f"status {status}", do="name its issuer yourself")
     return read_resource(members, resource, ours)

@@ -20,7 +20,7 @@ import copy
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Self, TypedDict, Unpack
 
@@ -28,18 +28,24 @@ import httpx
 
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
-from trust.errors import ApprovalRequired, AuthorizationServerUnavailable, ConfigurationError, OriginRefused
+from trust.errors import (
+    ApprovalRequired,
+    AuthorizationServerUnavailable,
+    ConfigurationError,
+    OriginRefused,
+    TokenRequestRefused,
+)
 from trust.identity import AgentID
 from trust.oauth import dpop
 from trust.oauth.client.asks import Ask, Token, ask_for
-from trust.oauth.client.authentication import ClientAuthentication, TLSCertificate
+from trust.oauth.client.authentication import ClientAuthentication
 from trust.oauth.client.authority import Authority
 from trust.oauth.client.cache import TokenCache
 from trust.oauth.client.choice import VerifiedCard, choose
 from trust.oauth.client.discovery import issuer_of
 from trust.oauth.client.task import TaskTokens
 from trust.oauth.keys import SigningKey
-from trust.oauth.metadata import APPROVED, check_issuer, origin_of
+from trust.oauth.metadata import APPROVED, origin_of
 
 _INVALID_TOKEN = re.compile(r"""\berror\s*=\s*"?invalid_token\b""", re.IGNORECASE)
 
@@ -56,6 +62,11 @@ class BearerAuth(httpx.Auth):
         self._cache = cache
         self._ask = ask
         self._origins = origins
+
+    @property
+    def authority(self) -> Authority:
+        """The server that the tokens come from, as its client."""
+        return self._cache.authority
 
     async def token(self) -> Token:
         """A token that is valid now.
@@ -91,8 +102,16 @@ class BearerAuth(httpx.Auth):
         end = time.monotonic() + pending.expires_in
         while (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(pending.interval, left))
-            with suppress(ApprovalRequired, AuthorizationServerUnavailable):
+            try:
                 return await self._cache.token(ask)
+            except (ApprovalRequired, AuthorizationServerUnavailable):
+                continue
+            except TokenRequestRefused as error:
+                if error.error != "access_denied":
+                    raise
+                raise TokenRequestRefused(
+                    "a person has said no", error=error.error, got=f"approval {pending.approval_id or 'without an ID'}"
+                ) from None
         raise pending
 
     def _best(self) -> Ask:
@@ -114,8 +133,8 @@ class BearerAuth(httpx.Auth):
             TokenRequestError: the server revokes no tokens; or, later, as `token`.
             TokenTaskEnded: a token was asked for after the end.
         """
-        await self._cache.authority.revocation_endpoint()
-        tokens = TaskTokens(self._cache.authority)
+        await self.authority.revocation_endpoint()
+        tokens = TaskTokens(self.authority)
         mine = copy.copy(self)
         mine._cache = tokens
         try:
@@ -131,7 +150,7 @@ class BearerAuth(httpx.Auth):
         """
         value = token if isinstance(token, str) else token.value
         kept = self._cache.forget(value) or (None if isinstance(token, str) else token)
-        await self._cache.authority.revoke(value, None if kept is None else kept.refresh_token)
+        await self.authority.revoke(value, None if kept is None else kept.refresh_token)
 
     def check_origin(self, url: httpx.URL | str) -> None:
         """That our tokens may be sent to this URL.
@@ -153,7 +172,7 @@ class BearerAuth(httpx.Auth):
             )
 
     def _authorize(self, request: httpx.Request, token: Token) -> None:
-        key, clock = self._cache.authority.proof_key, self._cache.authority.clock
+        key, clock = self.authority.proof_key, self.authority.clock
         if key is None:
             request.headers["Authorization"] = f"Bearer {token.value}"
             return
@@ -239,11 +258,11 @@ class TokenSource(BearerAuth):
         clock: Clock = wall_clock,
     ) -> None:
         authority = Authority(
-            issuer=check_issuer(issuer),
+            issuer=issuer,
             http=http,
             source=source,
-            client_id=client_id or str(source.current().agent_id),
-            authentication=TLSCertificate() if authentication is None else authentication,
+            client_id=client_id,
+            authentication=authentication,
             token_endpoint=token_endpoint,
             revocation_endpoint=revocation_endpoint,
             clock=clock,

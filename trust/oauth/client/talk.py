@@ -1,86 +1,70 @@
-"""One exchange with an authorization server, bounded: what it sends is neither larger nor slower than allowed."""
+"""What is asked of an authorization server, and what is taken for its answer: nothing large, slow or malformed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import httpx
 
-from trust.errors import AuthorizationServerUnavailable, HeaderMalformed, TokenRequestError
+from trust.errors import (
+    AuthorizationServerUnavailable,
+    HeaderMalformed,
+    MetadataRefused,
+    TokenRequestError,
+    TokenResponseRefused,
+)
+from trust.oauth.fetch import JSON, MAX_ANSWER_BYTES, Answer, answer_to
 from trust.signing.jws import strict_json
 
 FETCH_SECONDS = 10.0  # of one exchange with the authorization server, body included; a slow one is a down one
-MAX_BODY_BYTES = 64 << 10  # metadata of large servers is a few kilobytes, a token answer less
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    content_type: str  # in lower case, without parameters
-    body: bytes = field(repr=False)  # it may hold a token
-
-
-async def send(
-    http: httpx.AsyncClient,
-    method: str,
-    url: str,
-    malformed: type[TokenRequestError],
-    form: Mapping[str, str] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> tuple[int, dict[str, object]]:
-    """Status and JSON object of the answer.
+async def metadata(http: httpx.AsyncClient, url: str) -> tuple[int, dict[str, object]]:
+    """Status and JSON object of what is at a URL.
 
     Raises:
         AuthorizationServerUnavailable: no answer in time, or one that says that the server is in trouble.
-        TokenRequestError: `malformed`, where the answer is anything but one strict JSON object of a bounded size.
+        MetadataRefused: anything but one strict JSON object of a bounded size.
     """
-    answer = await exchange(http, method, url, malformed, form, headers)
-    return answer.status, json_of(answer, malformed)
+    request = http.build_request("GET", url, headers={"accept": JSON[0]}, timeout=FETCH_SECONDS)
+    answer = await _answer(http, request, MetadataRefused)
+    return answer.status, json_of(answer, MetadataRefused)
 
 
-async def exchange(
-    http: httpx.AsyncClient,
-    method: str,
-    url: str,
-    malformed: type[TokenRequestError],
-    form: Mapping[str, str] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Answer:
-    """As `send`, for answers of which the status may be enough."""
-    # `auth=None`: the client's own auth may be this very source. Redirects could hand the subject token to
-    # another host; a compressed answer could be larger than anyone counted.
-    sent = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}
-    body = bytearray()
+async def post(http: httpx.AsyncClient, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
+    """What is answered to a form; its status may be enough.
+
+    Raises:
+        AuthorizationServerUnavailable: as `metadata`.
+        TokenResponseRefused: it is too large, or compressed.
+    """
+    headers = {"accept": JSON[0], **headers}
+    request = http.build_request("POST", url, data=form, headers=headers, timeout=FETCH_SECONDS)
+    return await _answer(http, request, TokenResponseRefused)
+
+
+async def _answer(http: httpx.AsyncClient, request: httpx.Request, malformed: type[TokenRequestError]) -> Answer:
     try:
-        async with (
-            asyncio.timeout(FETCH_SECONDS),
-            http.stream(
-                method, url, data=form, headers=sent, auth=None, follow_redirects=False, timeout=FETCH_SECONDS
-            ) as response,
-        ):
-            status = response.status_code
-            if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
-                raise AuthorizationServerUnavailable("authorization server is in trouble", got=f"status {status}")
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise malformed("answer is compressed", expected="what was asked for: no encoding")
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise malformed("answer is too large", expected=f"at most {MAX_BODY_BYTES} bytes")
+        async with asyncio.timeout(FETCH_SECONDS):
+            return await answer_to(http, request, max_bytes=MAX_ANSWER_BYTES, check=_check_trouble)
+    except ValueError as error:
+        raise malformed("answer", got=error, expected=f"at most {MAX_ANSWER_BYTES} bytes, not compressed") from None
     except (httpx.HTTPError, TimeoutError) as error:
         raise AuthorizationServerUnavailable(
-            "authorization server cannot be reached", got=type(error).__name__, do=f"look at {url}"
+            "authorization server cannot be reached", got=type(error).__name__, do=f"look at {request.url}"
         ) from error
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Answer(status, content_type, bytes(body))
+
+
+def _check_trouble(status: int, kind: str) -> None:
+    if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
+        raise AuthorizationServerUnavailable("authorization server is in trouble", got=f"status {status}")
 
 
 def json_of(answer: Answer, malformed: type[TokenRequestError]) -> dict[str, object]:
     """The JSON object that an answer is; `malformed`, where it is none, or a redirect."""
     kind, status = answer.content_type, answer.status
-    if kind != "application/json" or status < 200 or 300 <= status < 400:
+    if kind not in JSON or status < 200 or 300 <= status < 400:
         raise malformed("answer", got=f"status {status}, {kind or 'no type'}", expected="JSON")
     try:
         members = strict_json(answer.body)

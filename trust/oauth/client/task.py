@@ -49,8 +49,8 @@ class TaskTokens(TokenCache):
     async def _revoke_all(self) -> None:
         try:
             async with asyncio.timeout(REVOKE_SECONDS):
-                if self._flights:  # a token that is under way is issued, whoever waits for it
-                    await asyncio.wait(list(self._flights.values()))
+                if under_way := self._under_way():  # such a token is issued, whoever waits for it
+                    await asyncio.wait(under_way)
                 for token in self._live():
                     await self._revoke(token)
                     self._issued.remove(token)

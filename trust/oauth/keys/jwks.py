@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwcrypto.common import JWException
@@ -127,10 +127,14 @@ def usable_keys(jwks: object) -> dict[str, Key]:
 def _usable_key(entry: object) -> Key | None:
     if not isinstance(entry, Mapping):
         return None
-    kid, operations = entry.get("kid"), entry.get("key_ops", ["verify"])
-    if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
-        return None
+    kid = entry.get("kid")
+    return key_of(entry) if isinstance(kid, str) and 0 < len(kid) <= MAX_KID_CHARACTERS else None
+
+
+def key_of(entry: Mapping[str, object]) -> Key | None:
+    """The key of one JWK, whatever its ID; None where it is not one public key for signatures that we take."""
     # RFC 7517 sections 4.2 and 4.3
+    operations = entry.get("key_ops", ["verify"])
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return None
     key = public_key(entry)
@@ -173,7 +177,7 @@ def public_members(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | r
     return members
 
 
-def thumbprint(members: Mapping[str, str]) -> str:
-    """The RFC 7638 thumbprint of a JWK's public members, with SHA-256."""
-    found: str = JWK(**members).thumbprint()
+def thumbprint(entry: Mapping[str, Any]) -> str:
+    """The RFC 7638 thumbprint of a JWK that has a `public_key`, with SHA-256."""
+    found: str = JWK(**{name: entry[name] for name in ("kty", *_PUBLIC_MEMBERS[entry["kty"]])}).thumbprint()
     return found

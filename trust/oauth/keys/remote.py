@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import datetime, timedelta
+from functools import partial
 
 import httpx
 
 from trust.errors import KeysUnavailable
-from trust.oauth.fetch import JSON, JWKS, fetch
+from trust.oauth.fetch import JSON, JWKS, MAX_ANSWER_BYTES, fetch
+from trust.oauth.flight import Flight
 from trust.oauth.keys.jwks import MAX_JWKS_BYTES, Key, find, usable_keys
 from trust.oauth.metadata import check_endpoint, check_issuer, check_metadata, metadata_endpoint, metadata_url
 from trust.signing.algorithms import PublicKey
@@ -20,7 +22,6 @@ USABLE = timedelta(hours=1)  # how long it is used while the issuer cannot be re
 UNKNOWN_KID_REST = timedelta(seconds=30)  # anyone can make up key IDs: they cause one fetch in this time
 FAILURE_REST = timedelta(seconds=10)  # after a failed fetch, so that an issuer in trouble is left in peace
 FETCH_SECONDS = 3.0  # of the whole fetch: requests wait for it where there are no keys yet
-MAX_METADATA_BYTES = 64 << 10  # that of large servers is a few kilobytes
 
 logger = logging.getLogger("a2a_trust.oauth")
 
@@ -58,7 +59,7 @@ class RemoteKeys:
         self._failed_at: datetime | None = None
         self._unknown_kid_at: datetime | None = None
         self._failure = "not fetched yet"
-        self._fetch: asyncio.Task[None] | None = None
+        self._flight = Flight[None]()
 
     @classmethod
     def of_issuer(cls, issuer: str, http: httpx.AsyncClient) -> RemoteKeys:
@@ -89,13 +90,12 @@ class RemoteKeys:
         known = kid is None or kid in self._keys
         if known and _within(self._fetched_at, FRESH, now):
             return
-        if self._fetch is not None and self._fetch.done():
-            self._fetch = None
-        if self._fetch is None and self._is_due(now):
-            self._fetch = asyncio.create_task(self._refresh(now))
+        flight = self._flight.under_way
+        if flight is None and self._is_due(now):
+            flight = self._flight.begin(partial(self._refresh, now))
         # Whoever has what it needs goes on: a slow issuer holds up nobody whose keys are there.
-        if self._fetch is not None and not (known and _within(self._fetched_at, USABLE, now)):
-            await asyncio.shield(self._fetch)
+        if flight is not None and not (known and _within(self._fetched_at, USABLE, now)):
+            await asyncio.shield(flight)
         self._check_usable(now)
 
     def _check_usable(self, now: datetime) -> None:
@@ -135,7 +135,7 @@ class RemoteKeys:
             self._failed_at = None
 
     async def _jwks_uri(self, issuer: str) -> str:
-        metadata = strict_json(await fetch(self._http, self._url, JSON, MAX_METADATA_BYTES))
+        metadata = strict_json(await fetch(self._http, self._url, JSON, MAX_ANSWER_BYTES))
         if not isinstance(metadata, dict):
             raise ValueError("metadata is not a JSON object")
         check_metadata(metadata, issuer)

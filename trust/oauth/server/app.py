@@ -2,12 +2,12 @@
 
     /.well-known/oauth-authorization-server    RFC 8414
     /jwks                                      RFC 7517
-    /token                                     RFC 6749, 8693, 8705, 8707; tokens are `at+jwt` (RFC 9068)
+    /token                                     RFC 6749, 7523, 8693, 8705, 8707, 9449; tokens are `at+jwt` (RFC 9068)
     /introspect                                RFC 7662, and 9701 where the client asks for it
     /revoke                                    RFC 7009
-    /revoked                                   the signed list of revoked tokens (`trust.oauth.revoked`)
+    /revoked                                   the signed list of revoked tokens (`trust.oauth.denylist.document`)
 
-It decides nothing: `grants` and `exchange` do. It must be served by `trust.tls`, which puts the verified peer into the
+It decides nothing: `grants` and `approvals` do. It must be served by `trust.tls`, which puts the verified peer into the
 ASGI scope; without a peer no client is authenticated.
 """
 
@@ -27,18 +27,17 @@ from trust.audit import AuditSink
 from trust.clock import Clock, wall_clock
 from trust.oauth.calendars import Calendar
 from trust.oauth.claims import ALGORITHMS
+from trust.oauth.denylist.document import PATH as REVOKED_PATH
 from trust.oauth.keys import SigningKey
 from trust.oauth.metadata import JWT_TYPE, WELL_KNOWN, check_issuer, issuer_path
 from trust.oauth.policy import Permit
-from trust.oauth.revoked import PATH as REVOKED_PATH
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server.approvals import ApprovalRules, Approvals
 from trust.oauth.server.authentication import AUTHENTICATION_METHODS
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.edge import Endpoint, Parts
-from trust.oauth.server.grants import GrantPolicy
+from trust.oauth.server.grants import GrantPolicy, Partners
 from trust.oauth.server.introspection import IntrospectionEndpoint
-from trust.oauth.server.partners import Partners
 from trust.oauth.server.published import Published
 from trust.oauth.server.registrations import Registrations
 from trust.oauth.server.revocation import RevocationEndpoint
@@ -98,7 +97,7 @@ def create_app(
         partners=Partners() if partners is None else partners,
         permit=permit,
     )
-    registrations = Registrations(clients, store.clients, catalogue=catalogue)
+    registrations = Registrations(clients, store.clients, catalogue=catalogue, calendars=policy.calendars)
     parts = Parts(
         policy=policy,
         clients=registrations,

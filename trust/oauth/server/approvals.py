@@ -24,11 +24,10 @@ from trust.errors import (
     ApprovalPending,
     ConfigurationError,
     GrantRequestMalformed,
-    ScopeMalformed,
     StepUpUnknown,
 )
 from trust.oauth.metadata import APPROVED
-from trust.oauth.scopes import Catalogue, overlaps, parse, parse_scope_list
+from trust.oauth.scopes import Catalogue, check_rules, parse_scope_list, touches
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
 from trust.oauth.server.edge import Parts
@@ -36,7 +35,8 @@ from trust.oauth.server.grants import Grant
 from trust.oauth.server.store import Approval, Asked
 
 INTERVAL_SECONDS = 5  # between two questions of one client, as it is told
-MAX_LIFETIME = timedelta(hours=24)  # a request that nobody has decided by then is of yesterday
+DECISION_TIME = timedelta(minutes=15)  # a request, for a person who is there
+MAX_DECISION_TIME = timedelta(hours=24)  # a request that nobody has decided by then is of yesterday
 MAX_MESSAGE_CHARACTERS = 200
 MAX_CALLBACKS = 64  # at a time; further requests wait for the command line alone
 
@@ -66,26 +66,19 @@ class ApprovalRules:
     """
 
     scopes: tuple[str, ...]
-    lifetime: timedelta = timedelta(minutes=15)
+    lifetime: timedelta = DECISION_TIME
     ask: Callable[[Approval], Awaitable[Decision | None]] | None = None
 
     def __post_init__(self) -> None:
         if not self.scopes:
             raise ConfigurationError("approval rules", got="no scopes", expected="those that a person must approve")
-        try:
-            for scope in self.scopes:
-                if parse(scope).is_time:
-                    raise ConfigurationError("approval rules", got=scope, expected="no time scopes")
-        except ScopeMalformed as error:
-            raise ConfigurationError(f"approval rules: {error}") from None
-        if not timedelta(0) < self.lifetime <= MAX_LIFETIME:
-            raise ConfigurationError("approval lifetime", got=self.lifetime, expected=f"at most {MAX_LIFETIME}")
+        check_rules(self.scopes, "approval rules")
+        if not timedelta(0) < self.lifetime <= MAX_DECISION_TIME:
+            raise ConfigurationError("approval lifetime", got=self.lifetime, expected=f"at most {MAX_DECISION_TIME}")
 
     def need(self, scope: str, catalogue: Catalogue | None) -> bool:
         """Whether a token with these scopes could do what needs a person, directly or through the catalogue."""
-        held = parse_scope_list(scope)
-        held = held if catalogue is None else catalogue.including(held)
-        return any(overlaps(rule, one) for rule in self.scopes for one in held)
+        return touches(self.scopes, parse_scope_list(scope), catalogue)
 
 
 class Approvals:
@@ -111,8 +104,8 @@ class Approvals:
         rules, wanted = self._rules, form.get("acr_values", "").split()
         if wanted and (rules is None or APPROVED not in wanted):
             raise StepUpUnknown("acr_values", got=form["acr_values"], expected=APPROVED if rules else "none")
-        inherited = grant.claims.get("acr") == APPROVED  # a person has approved what this was exchanged from
-        if rules is None or not (wanted or (rules.need(grant.scope, self._parts.policy.catalogue) and not inherited)):
+        catalogue = self._parts.policy.catalogue
+        if rules is None or not (wanted or (rules.need(grant.scope, catalogue) and not grant.approved)):
             return grant, {}
         table = self._parts.store.approvals
         asked = _asked(grant, form, client)
@@ -167,10 +160,7 @@ def _asked(grant: Grant, form: Form, client: Client) -> Asked:
     if len(message) > MAX_MESSAGE_CHARACTERS or not message.isprintable():
         raise GrantRequestMalformed("binding_message", expected=f"{MAX_MESSAGE_CHARACTERS} printable characters")
     scope, resource = " ".join(sorted(grant.scope.split())), str(grant.claims["aud"])
-    actors, act = [], grant.claims.get("act", {}).get("act")  # the first is the agent itself
-    while act:
-        actors.append(act["sub"])
-        act = act.get("act")
+    actors = grant.actors[1:]  # the first is the agent itself
     told = [client.client_id, str(client.agent_id), grant.issued.subject, actors, resource, scope, message]
     parent = grant.issued.parent_id or ""
     # Each assertion is a new one: it counts who vouches, and for what.
@@ -181,7 +171,7 @@ def _asked(grant: Grant, form: Form, client: Client) -> Asked:
         client_id=client.client_id,
         agent_id=str(client.agent_id),
         subject=grant.issued.subject,
-        actors=tuple(actors),
+        actors=actors,
         resource=resource,
         scope=scope,
         message=message,

@@ -10,8 +10,7 @@ from datetime import datetime
 
 from trust.errors import ClientRefused, GrantRequestMalformed
 from trust.identity import PeerIdentity
-from trust.oauth.server.client_secrets import basic_credentials, is_one_of
-from trust.oauth.server.clients import Client, ClientRegistry
+from trust.oauth.server.clients import Client, ClientRegistry, basic_credentials, is_one_of
 
 # Other ways to authenticate: RFC 6749 section 2.3 forbids more than one.
 _OTHER_AUTHENTICATION = ("client_secret", "client_assertion", "client_assertion_type")
@@ -54,14 +53,15 @@ def authenticate(
         raise _refused(f"client_id {form['client_id']}, and another one in the Authorization header")
     # 3.
     client = clients.find(name)
-    if (
-        client is None
-        or peer is None
-        or peer.agent_id != client.agent_id
-        # The connection may be older than the end of the certificate.
-        or not peer.not_before <= now < peer.not_after
-    ):
-        raise _refused(f"client_id {name or 'missing'} from {peer.agent_id if peer else 'no certificate'}")
+    who = f"client_id {name or 'missing'} from {peer.agent_id if peer else 'no certificate'}"
+    if client is None:
+        raise _refused(f"{clients.why_not(name)}: {who}")
+    if peer is None:
+        raise _refused(who)
+    if peer.agent_id != client.agent_id:
+        raise _refused(f"registered for another SPIFFE ID: {who}")
+    if not peer.not_before <= now < peer.not_after:  # the connection may be older than the end of the certificate
+        raise _refused(f"certificate is not valid now: {who}")
     # 4.
     if client.secrets is None:
         if secret is not None:

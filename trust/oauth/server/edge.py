@@ -227,7 +227,7 @@ async def _body(request: Request) -> bytes:
     """The form of a request, bounded in size and time before anything is parsed."""
     if request.scope["query_string"]:
         # RFC 6749 section 3.2: parameters in a URL end in logs, subject tokens among them.
-        raise GrantRequestMalformed("token request has a query", expected="parameters in the body only")
+        raise GrantRequestMalformed("request has a query", expected="parameters in the body only")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded" or "content-encoding" in request.headers:
         raise GrantRequestMalformed("content type", got=content_type, expected="application/x-www-form-urlencoded")
@@ -237,9 +237,9 @@ async def _body(request: Request) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
-                    raise RequestTooLarge("token request is too large", expected=f"at most {MAX_BODY_BYTES} bytes")
+                    raise RequestTooLarge("request is too large", expected=f"at most {MAX_BODY_BYTES} bytes")
     except TimeoutError:
-        raise RequestTooSlow("token request came too slowly", expected=f"within {BODY_SECONDS} s") from None
+        raise RequestTooSlow("request came too slowly", expected=f"within {BODY_SECONDS} s") from None
     return bytes(body)
 
 

@@ -13,15 +13,16 @@ from trust.clock import utc
 from trust.errors import GrantRequestMalformed, TokenError
 from trust.identity import PeerIdentity
 from trust.json_text import write
+from trust.oauth.claims import AccessToken, verified_token
 from trust.oauth.keys import SigningKey
-from trust.oauth.revoked import signed_document
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
 from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome
-from trust.oauth.tokens import AccessToken, verified_token
+from trust.signing import jws
 
-JWT_TYPE = "token-introspection+jwt"  # RFC 9701 section 5
-JWT_MEDIA_TYPE = f"application/{JWT_TYPE}"
+TYPE = "token-introspection+jwt"  # RFC 9701 section 5
+JWT_MEDIA_TYPE = f"application/{TYPE}"
+MAX_JWT_BYTES = 16 << 10  # it travels in a body; what it says was in a token of half that size
 
 # RFC 7662 section 2.2, and what RFC 8705 section 3.2, RFC 8693 section 4 and RFC 9470 add. Other claims are nobody's
 # business who cannot read the token.
@@ -41,6 +42,7 @@ class IntrospectionEndpoint(Endpoint):
 
     Everything else is `{"active": false}`, whatever the reason, and costs at most one signature and one look into the
     store. A stranger is never told, by the answer or by its time, what the store says of a token: it is asked last.
+    The audit trail says which of these failed.
     """
 
     event = "introspection"
@@ -50,31 +52,36 @@ class IntrospectionEndpoint(Endpoint):
     ) -> Outcome:
         if "token" not in form:
             raise GrantRequestMalformed("token", got="none", expected="the token to introspect")
-        token = await self._active(form["token"], client, now)
-        told = _INACTIVE if token is None else _told(token)
+        token, found = await self._found(form["token"], client, now)
+        told = _INACTIVE if token is None or found else _told(token)
         return Outcome(
             response=JSONResponse(dict(told), headers=NO_STORE),
             on_request={JWT_MEDIA_TYPE: partial(self._signed, told, client, now)},
             subject="" if token is None else token.subject,
-            facts={"jti": "" if token is None else token.token_id, "active": "no" if token is None else "yes"},
+            facts={
+                "jti": "" if token is None else token.token_id,
+                "active": "no" if found else "yes",
+                "found": found,
+            },
         )
 
-    async def _active(self, text: str, client: Client, now: datetime) -> AccessToken | None:
+    async def _found(self, text: str, client: Client, now: datetime) -> tuple[AccessToken | None, str]:
+        """The token, where this server signed it; and the check that it fails, empty where it is active."""
         # 1.
         try:
             verified = verified_token(text, issuer=self.parts.policy.issuer, keys=self.parts.published, now=now)
-        except TokenError:
-            return None
+        except TokenError as error:
+            return None, error.check
         token = verified.token
         # 2.
         if token.client_id != client.client_id and not set(token.audience) & set(client.audiences):
-            return None
+            return token, "introspection.client"
         # 3.
         if not verified.not_before <= utc(now).timestamp() < verified.expires:
-            return None
+            return token, "introspection.time"
         # 4.
         issued = await self.parts.in_thread(partial(self.parts.store.tokens.find, token.token_id))
-        return None if issued is None or issued.revoked else token
+        return token, "introspection.revoked" if issued is None or issued.revoked else ""
 
     def _signed(self, told: Mapping[str, Any], client: Client, now: datetime) -> Response:
         text = sign_introspection(
@@ -89,7 +96,8 @@ def sign_introspection(told: Mapping[str, Any], *, issuer: str, audience: str, n
     It has neither `sub` nor `exp` of its own, so that nobody takes it for an access token.
     """
     claims = {"iss": issuer, "aud": audience, "iat": int(now.timestamp()), "token_introspection": dict(told)}
-    return signed_document(write(claims), key=key, typ=JWT_TYPE)
+    header = {"alg": key.alg, "typ": TYPE, "kid": key.kid}
+    return jws.sign_compact(write(claims), key=key.private_key, header=header, max_bytes=MAX_JWT_BYTES)
 
 
 def _told(token: AccessToken) -> dict[str, Any]:

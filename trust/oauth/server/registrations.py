@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 
 from trust.errors import ConfigurationError
 from trust.files import WatchedFile
+from trust.oauth.calendars import calendars_of
 from trust.oauth.scopes import Catalogue
-from trust.oauth.server.client_secrets import SecretDigest
-from trust.oauth.server.clients import RULES, Client, ClientPattern, ClientRegistry, client_of
+from trust.oauth.server.clients import BROKEN, RULES, Client, ClientPattern, ClientRegistry, SecretDigest, client_of
 from trust.oauth.server.store.clients import ClientTable, Registered
 from trust.sources import Source
 
@@ -64,6 +64,8 @@ class WatchedClients:
             raise ConfigurationError(
                 f"{name}: rules have changed", got=changed, expected="those of the start", do="restart the server"
             )
+        if never := registry.never(calendars_of(document.get("calendar", []))):
+            raise ConfigurationError(f"{name}: {never[0]}", do="declare it, or mend the scope")
         return registry
 
 
@@ -74,11 +76,17 @@ class Registrations:
     """
 
     def __init__(
-        self, declared: Source[ClientRegistry], table: ClientTable, *, catalogue: Catalogue | None = None
+        self,
+        declared: Source[ClientRegistry],
+        table: ClientTable,
+        *,
+        catalogue: Catalogue | None = None,
+        calendars: Collection[str] = (),
     ) -> None:
         self._declared = declared
         self._table = table
         self._catalogue = catalogue
+        self._calendars = calendars
         self._lock = threading.Lock()
         self._known: tuple[ClientRegistry, int, ClientRegistry] | None = None
         self._said: frozenset[str] = frozenset()
@@ -97,9 +105,10 @@ class Registrations:
     def _joined(self, declared: ClientRegistry) -> ClientRegistry:
         rows = self._table.all()
         clients, broken = registered_clients(rows)
-        joined, contradictions = declared.joined(clients, [row.name for row in rows if row.disabled] + broken)
-        problems = [f"client {name}: what the database says of it cannot be used" for name in broken] + contradictions
+        joined, contradictions = declared.joined(clients, [row.name for row in rows if row.disabled], broken)
+        problems = [f"client {name}: {BROKEN}" for name in broken] + contradictions
         notes = [f"client registration to look at: {note}" for note in joined.notes(self._catalogue)]
+        notes += [f"client registration to look at: {line}" for line in joined.never(self._calendars)]
         for line in (*problems, *notes):
             if line not in self._said:  # once, and not with every change of another client
                 logger.warning("%s", line)

@@ -16,10 +16,10 @@ from trust.errors import (
     TokenTypeWrong,
 )
 from trust.identity import PeerIdentity
+from trust.oauth.claims import verified_token
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
 from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome
-from trust.oauth.tokens import verified_token
 
 
 class RevocationEndpoint(Endpoint):

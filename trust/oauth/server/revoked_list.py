@@ -14,12 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from trust.clock import Clock, wall_clock
-from trust.errors import DenylistTooLarge, TrustError
-from trust.oauth.revoked import LIST_SECONDS, MAX_ENTRIES, MEDIA_TYPE, RevokedTokens, sign_list
+from trust.errors import DenylistTooLarge
+from trust.oauth.denylist.document import LIST_SECONDS, MAX_ENTRIES, MEDIA_TYPE, RevokedTokens, sign_list
+from trust.oauth.denylist.redis_list import SharedList
+from trust.oauth.server.rounds import Rounds
 from trust.oauth.server.signing_keys import KeyRing
 from trust.oauth.server.store import Store
 from trust.oauth.server.together import Together
-from trust.oauth.shared_list import SharedList
 from trust.seldom import Seldom
 from trust.sources import Source
 
@@ -103,47 +104,39 @@ class RevokedPublisher:
 
     Whoever revoked a token, in whichever process over the same database: it is in the list two seconds later.
 
-    Attributes:
-        problem: why the last round failed, in one line; None where it did not.
-
     Raises:
-        ConfigurationError: as `trust.oauth.shared_list.SharedList`.
+        ConfigurationError: as `trust.oauth.denylist.redis_list.SharedList`.
     """
 
     def __init__(self, revoked: RevokedList, url: str) -> None:
         self._list = revoked
         self._shared = SharedList(url, revoked.issuer)
-        self.problem: str | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._forever, name="a2a-trust-revoked", daemon=True)
+        self._written = ""
+        self._rounds = Rounds(
+            self._write,
+            seconds=ROUND_SECONDS,
+            name="a2a-trust-revoked",
+            failing="list of revoked tokens is not written",
+            again="list of revoked tokens is written again",
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last round failed, in one line; None where it did not."""
+        return self._rounds.problem
 
     def __enter__(self) -> RevokedPublisher:
-        self._thread.start()
+        self._rounds.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._rounds.close()
         self._shared.close()
 
-    def _forever(self) -> None:
-        written = ""
-        while True:
-            try:
-                revoked, text = self._list.current()
-                if text != written:
-                    self._shared.write(text, sequence=revoked.sequence)
-                    written = text
-            except Exception as error:  # a database or Redis that is away: the next round may do
-                told = str(error) if isinstance(error, TrustError) else type(error).__name__
-                if self.problem != told:
-                    logger.error("list of revoked tokens is not written: %s", told)
-                self.problem = told
-            else:
-                if self.problem is not None:
-                    logger.warning("list of revoked tokens is written again")
-                self.problem = None
-            if self._stop.wait(ROUND_SECONDS):
-                return
+    def _write(self) -> None:
+        revoked, text = self._list.current()
+        if text != self._written:
+            self._shared.write(text, sequence=revoked.sequence)
+            self._written = text

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 from datetime import datetime
 from types import TracebackType
 
 from trust import private_keys
 from trust.audit import AuditSink
 from trust.clock import Clock, wall_clock
-from trust.errors import ConfigurationError, TrustError, WrongPassword
+from trust.errors import ConfigurationError, WrongPassword
 from trust.oauth.keys import SigningKey
+from trust.oauth.server.rounds import Rounds
 from trust.oauth.server.signing_keys import KINDS, KeyAction, KeyRing, KeyStep, following, plan, published
 from trust.oauth.server.store.signing_keys import KeyRecord, KeyState, SigningKeyTable
 
@@ -22,11 +22,7 @@ logger = logging.getLogger("a2a_trust.oauth")
 
 
 class RotatingKeys:
-    """A `Source` of the keys in a database, which it rotates by the clock. Use it in a `with` block, or `close` it.
-
-    Attributes:
-        problem: why the last round failed, in one line; None where it did not. The last good keys stay in use.
-    """
+    """A `Source` of the keys in a database, which it rotates by the clock. Use it in a `with` block, or `close` it."""
 
     def __init__(self, table: SigningKeyTable, password: bytes, *, audit: AuditSink, clock: Clock = wall_clock) -> None:
         """Read the keys, and make the first one where there is none.
@@ -43,19 +39,27 @@ class RotatingKeys:
         self._table, self._password, self._audit, self._clock = table, password, audit, clock
         self._opened: dict[bytes, SigningKey] = {}  # by what is at rest: opening one is made slow
         self._states: dict[str, KeyState] = {}  # by key ID, as they are recorded
-        self.problem: str | None = None
         self._ring = self._round()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._forever, name="a2a-trust-keys", daemon=True)
-        self._thread.start()
+        self._rounds = Rounds(
+            self._look,
+            seconds=ROUND_SECONDS,
+            name="a2a-trust-keys",
+            failing="signing keys cannot be read, the last good ones stay in use",
+            again="signing keys are readable again",
+        )
+        self._rounds.start()
 
     def current(self) -> KeyRing:
         return self._ring
 
+    @property
+    def problem(self) -> str | None:
+        """Why the last round failed, in one line; None where it did not. The last good keys stay in use."""
+        return self._rounds.problem
+
     def close(self) -> None:
         """Wait for the look that is under way."""
-        self._stop.set()
-        self._thread.join()
+        self._rounds.close()
 
     def __enter__(self) -> RotatingKeys:
         return self
@@ -65,19 +69,8 @@ class RotatingKeys:
     ) -> None:
         self.close()
 
-    def _forever(self) -> None:
-        while not self._stop.wait(ROUND_SECONDS):
-            try:
-                self._ring = self._round()
-            except Exception as error:  # a database that is away, or keys of another password: the next round may do
-                told = str(error) if isinstance(error, TrustError) else type(error).__name__
-                if self.problem != told:
-                    logger.error("signing keys cannot be read, the last good ones stay in use: %s", told)
-                self.problem = told
-            else:
-                if self.problem is not None:
-                    logger.warning("signing keys are readable again")
-                self.problem = None
+    def _look(self) -> None:
+        self._ring = self._round()
 
     def _round(self) -> KeyRing:
         now = self._clock()
@@ -88,7 +81,7 @@ class RotatingKeys:
             due = [step for step in plan(records, now) if step.at <= now]
             if not due:
                 break
-            take(due[0], self._table, self._password, records=records, now=now)
+            take_step(due[0], self._table, self._password, records=records, now=now)
             records = self._table.all()
         keys = [self._open(record) for record in published(records)]
         self._opened = {record.pem: self._opened[record.pem] for record in records}
@@ -110,7 +103,7 @@ class RotatingKeys:
         return self._opened[record.pem]
 
 
-def take(
+def take_step(
     step: KeyStep,
     table: SigningKeyTable,
     password: bytes,
@@ -167,7 +160,7 @@ def at_rest(
     )
 
 
-def prepare(table: SigningKeyTable, password: bytes, *, now: datetime, alg: str = "") -> tuple[KeyStep, ...]:
+def begin_rotation(table: SigningKeyTable, password: bytes, *, now: datetime, alg: str = "") -> tuple[KeyStep, ...]:
     """Begin with a rotation now: make the next key where there is none, and say what follows. RotatingKeys goes on.
 
     Args:
@@ -182,19 +175,19 @@ def prepare(table: SigningKeyTable, password: bytes, *, now: datetime, alg: str 
     coming = next((record for record in records if record.state is KeyState.NEXT), None)
     if coming is None:
         make = KeyStep(at=now, action=KeyAction.MAKE, record=None, says="the next key is made and published")
-        take(make, table, password, records=records, now=now, alg=alg)
+        take_step(make, table, password, records=records, now=now, alg=alg)
     elif alg not in ("", coming.alg):
         raise ConfigurationError("next signing key", got=coming.alg, expected=alg, do="rotate again once it signs")
     return plan(table.all(), now)
 
 
-def replace(table: SigningKeyTable, password: bytes, *, now: datetime, alg: str = "") -> KeyRecord:
+def replace_all_keys(table: SigningKeyTable, password: bytes, *, now: datetime, alg: str = "") -> KeyRecord:
     """Give up every key, because somebody else may have one, and sign with a new one at once.
 
     Every token that is in use is refused as soon as its receiver has fetched the keys anew, which takes it five minutes
     (an hour where this server cannot be reached).
 
-    Raises: as `prepare`; and ConfigurationError where another process has changed the keys at this moment.
+    Raises: as `begin_rotation`; and ConfigurationError where another process has changed the keys at this moment.
     """
     records = table.all()
     opened(records, password)

@@ -29,8 +29,8 @@ from trust.errors import ConfigurationError, ScopeMalformed
 from trust.oauth.calendars import Calendar, calendars_of
 from trust.oauth.policy import CedarPolicy, Permit
 from trust.oauth.scopes import Catalogue
-from trust.oauth.server.approvals import MAX_LIFETIME, ApprovalRules
-from trust.oauth.server.partners import MAX_FILE_BYTES
+from trust.oauth.server.approvals import DECISION_TIME, MAX_DECISION_TIME, ApprovalRules
+from trust.oauth.server.grants import MAX_FILE_BYTES
 
 MAX_INCLUDES = 256  # entries of a hierarchy that somebody can still oversee
 
@@ -71,11 +71,13 @@ def _approvals(table: object, path: Path) -> ApprovalRules:
     expected = 'scopes = ["approve:**"], and lifetime_seconds where a quarter of an hour is not meant'
     if not isinstance(table, dict) or not {"scopes"} <= table.keys() <= {"scopes", "lifetime_seconds"}:
         raise ConfigurationError(f"{path}: approval", expected=expected)
-    scopes, seconds = table["scopes"], table.get("lifetime_seconds", 900)
+    scopes, seconds = table["scopes"], table.get("lifetime_seconds", int(DECISION_TIME.total_seconds()))
     if not isinstance(scopes, list) or not all(isinstance(s, str) for s in scopes) or type(seconds) is not int:
         raise ConfigurationError(f"{path}: approval", expected=expected)
-    if not 0 < seconds <= MAX_LIFETIME.total_seconds():
-        raise ConfigurationError(f"{path}: approval: lifetime_seconds", got=seconds, expected=f"at most {MAX_LIFETIME}")
+    if not 0 < seconds <= MAX_DECISION_TIME.total_seconds():
+        raise ConfigurationError(
+            f"{path}: approval: lifetime_seconds", got=seconds, expected=f"at most {MAX_DECISION_TIME}"
+        )
     return ApprovalRules(scopes=tuple(scopes), lifetime=timedelta(seconds=seconds))
 
 
@@ -85,6 +87,8 @@ def _catalogue(includes: object, path: Path) -> Catalogue:
         raise ConfigurationError(f"{path}: includes", expected=expected)
     if not all(isinstance(included, list) for included in includes.values()):
         raise ConfigurationError(f"{path}: includes", expected=expected)
+    if itself := [entry for entry, included in includes.items() if entry in included]:
+        raise ConfigurationError(f"{path}: includes", got=f"{itself[0]} in itself", expected="others that it includes")
     try:
         return Catalogue(includes)
     except ScopeMalformed as error:

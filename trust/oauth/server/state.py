@@ -26,7 +26,7 @@ from trust.errors import ConfigurationError, WrongPassword
 from trust.oauth.keys import SigningKey
 from trust.oauth.metadata import check_issuer
 from trust.oauth.server.app import create_app
-from trust.oauth.server.partners import FetchClient, WatchedPartners
+from trust.oauth.server.grants import FetchClient, WatchedPartners
 from trust.oauth.server.registrations import WatchedClients
 from trust.oauth.server.revoked_list import RevokedList, RevokedPublisher
 from trust.oauth.server.rotation import RotatingKeys, at_rest
@@ -69,7 +69,7 @@ def authorization_server(
         audit: where every issuance, refusal and change of a key is recorded.
         redis_url: of a Redis server, where several servers count requests together (`throttle`), and where agents find
             the list of revoked tokens (`trust.RedisDenylist`).
-        http: makes the clients that fetch the keys of the file's partners (`partners`); without it, it has none.
+        http: makes the clients that fetch the keys of the file's partners (`grants.partners`); without it, it has none.
         clock: the time, aware.
 
     Raises:
@@ -81,7 +81,7 @@ def authorization_server(
     rules = load_rules(clients)
     partners = WatchedPartners(clients, http)
     with (
-        contextlib.closing(open_store(folder, url, create=True)) as store,
+        open_store(folder, url, create=True) as store,
         RotatingKeys(
             store.signing_keys, _password(store, folder, url, password, clock()), audit=audit, clock=clock
         ) as keys,
@@ -126,7 +126,7 @@ def open_store(folder: Path, url: str | None, *, create: bool) -> Store:
         ConfigurationError: there is none, and none is to be made; or it cannot be opened.
     """
     if url is not None:
-        return Store(url)
+        return Store(url, create=create)
     file = folder / DATABASE_FILE
     if create:
         try:
@@ -134,8 +134,12 @@ def open_store(folder: Path, url: str | None, *, create: bool) -> Store:
         except OSError as error:
             raise ConfigurationError(f"folder {folder}", got=error.strerror, expected="a writable folder") from None
     elif not file.is_file():
-        raise ConfigurationError(f"no authorization server in {folder}", expected=DATABASE_FILE, do="give its folder")
-    return Store(f"sqlite:///{file.absolute()}")
+        raise ConfigurationError(
+            f"no authorization server in {folder}",
+            expected=DATABASE_FILE,
+            do="give its folder, which `a2a-trust serve --authority` makes",
+        )
+    return Store(f"sqlite:///{file.absolute()}", create=create)
 
 
 def kept_password(folder: Path, given: str | None) -> bytes:

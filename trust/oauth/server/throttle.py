@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.errors import StorageError
@@ -75,11 +75,6 @@ class Throttle:
     def blocks(self) -> bool:
         return self._shared is not None
 
-    def close(self) -> None:
-        """Let the connections to Redis go."""
-        if self._shared is not None:
-            cast("RedisStorage", self._shared.storage).storage.close()
-
     def admit(self, who: str) -> None:
         """Count a request.
 
@@ -95,18 +90,20 @@ class Throttle:
 
     def _admit(self, limiter: FixedWindowRateLimiter, who: str) -> None:
         if not limiter.test(_LOCK, who):
-            raise self._refusal(ClientLockedOut("client is locked out", got=who), limiter, _LOCK, who)
+            raise ClientLockedOut("client is locked out", retry_after=self._left(limiter, _LOCK, who), got=who)
         if not limiter.hit(self._requests, who):
-            refusal = TooManyTokenRequests("too many requests", got=who, expected=f"at most {self._requests}")
-            refusal.is_first = limiter.hit(_TOLD, who)
-            raise self._refusal(refusal, limiter, self._requests, who)
+            raise TooManyTokenRequests(
+                "too many requests",
+                retry_after=self._left(limiter, self._requests, who),
+                is_first=limiter.hit(_TOLD, who),
+                got=who,
+                expected=f"at most {self._requests}",
+            )
 
-    def _refusal(
-        self, error: TooManyTokenRequests, limiter: FixedWindowRateLimiter, item: RateLimitItem, who: str
-    ) -> TooManyTokenRequests:
+    def _left(self, limiter: FixedWindowRateLimiter, item: RateLimitItem, who: str) -> int:
+        """Seconds of the window, rounded up."""
         left = limiter.get_window_stats(item, who).reset_time - self._clock()
-        error.retry_after = min(max(1, int(left) + 1), item.get_expiry())
-        return error
+        return min(max(1, int(left) + 1), item.get_expiry())
 
     def _with_limiter(self, who: str, act: Callable[[FixedWindowRateLimiter], T]) -> T:
         if self._shared is not None and time.monotonic() >= self._rest_until:
@@ -189,10 +186,8 @@ class BoundedMemory(Storage):
 
 
 def _failed(limiter: FixedWindowRateLimiter, who: str) -> bool:
-    if limiter.hit(_FAILURES, who):
-        return False
-    limiter.clear(_FAILURES, who)  # after the lock it begins again
-    return limiter.hit(_LOCK, who)
+    # The window of the failures begins before the lock, and so has ended when the lock ends.
+    return not limiter.hit(_FAILURES, who) and limiter.hit(_LOCK, who)
 
 
 def _redis(url: str) -> Storage:

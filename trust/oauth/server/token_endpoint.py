@@ -11,23 +11,27 @@ from starlette.responses import JSONResponse
 
 from trust.errors import GrantRequestMalformed, GrantTypeUnknown, KeysUnavailable, PartnerUnavailable
 from trust.identity import PeerIdentity
+from trust.oauth.claims import sign_access_token
 from trust.oauth.metadata import CLIENT_CREDENTIALS, JWT_BEARER, JWT_TYPE, TOKEN_EXCHANGE
 from trust.oauth.server.approvals import Approvals
-from trust.oauth.server.assertions import (
-    assertion_for_partner,
-    presented_assertion,
-    read_assertion,
-    token_for_assertion,
-)
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
-from trust.oauth.server.dpop import bound_to_key
 from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome, Parts
-from trust.oauth.server.exchange import read_subject_token, token_exchange
-from trust.oauth.server.grants import Grant, check_permit, client_credentials
+from trust.oauth.server.grants import (
+    Grant,
+    TokenRequest,
+    assertion_for_partner,
+    bound_to_key,
+    check_permit,
+    client_credentials,
+    presented_assertion,
+    read_assertion,
+    read_subject_token,
+    token_exchange,
+    token_for_assertion,
+)
 from trust.oauth.server.store import Issued
 from trust.oauth.server.together import Together
-from trust.oauth.tokens import sign_access_token
 
 GRANT_TYPES = (CLIENT_CREDENTIALS, TOKEN_EXCHANGE, JWT_BEARER)  # as metadata names them
 TOKEN_ID_BYTES = 16  # RFC 9700 section 4.10.2 asks for 128 bits where guessing matters
@@ -44,10 +48,12 @@ class TokenEndpoint(Endpoint):
     async def decide(
         self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime, proofs: Sequence[str]
     ) -> Outcome:
-        grant = await self._grant(form, client=client, peer=peer, now=now)
+        policy, token_id = self.parts.policy, secrets.token_urlsafe(TOKEN_ID_BYTES)
+        request = TokenRequest(form=form, client=client, peer=peer, policy=policy, now=now, token_id=token_id)
+        grant = await self._grant(request)
         if proofs:
-            grant = bound_to_key(grant, proofs, issuer=self.parts.policy.issuer, now=now)
-        check_permit(grant, peer=peer, policy=self.parts.policy, now=now)
+            grant = bound_to_key(grant, proofs, issuer=policy.issuer, now=now)
+        check_permit(grant, request)
         grant, approval = await self._approvals.approved(grant, form, client=client, now=now)
         used = grant.assertion
         if used is not None:
@@ -66,41 +72,22 @@ class TokenEndpoint(Endpoint):
             },
         )
 
-    async def _grant(self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime) -> Grant:
-        grant_type = form.get("grant_type")
-        policy = self.parts.policy
-        token_id = secrets.token_urlsafe(TOKEN_ID_BYTES)
+    async def _grant(self, request: TokenRequest) -> Grant:
+        grant_type = request.form.get("grant_type")
         if grant_type == CLIENT_CREDENTIALS:
-            return client_credentials(form, client=client, peer=peer, policy=policy, now=now, token_id=token_id)
+            return client_credentials(request)
         if grant_type == TOKEN_EXCHANGE:
-            subject = read_subject_token(form, client=client, keys=self.parts.published, policy=policy, now=now)
-            make = assertion_for_partner if form.get("requested_token_type") == JWT_TYPE else token_exchange
-            return make(
-                form,
-                client=client,
-                peer=peer,
-                subject=subject,
-                parent=await self.parts.in_thread(partial(self.parts.store.tokens.find, subject.token_id)),
-                policy=policy,
-                now=now,
-                token_id=token_id,
-            )
+            subject = read_subject_token(request, self.parts.published)
+            parent = await self.parts.in_thread(partial(self.parts.store.tokens.find, subject.token_id))
+            make = assertion_for_partner if request.form.get("requested_token_type") == JWT_TYPE else token_exchange
+            return make(request, subject, parent)
         if grant_type == JWT_BEARER:
-            presented = presented_assertion(form, client=client, policy=policy)
+            presented = presented_assertion(request)
             try:
-                await presented.partner.keys.prepare(presented.kid, now=now)
+                await presented.partner.keys.prepare(presented.kid, now=request.now)
             except KeysUnavailable as error:
                 raise PartnerUnavailable(str(error)) from None
-            return token_for_assertion(
-                form,
-                client=client,
-                peer=peer,
-                assertion=read_assertion(presented, peer=peer, policy=policy, now=now),
-                partner=presented.partner,
-                policy=policy,
-                now=now,
-                token_id=token_id,
-            )
+            return token_for_assertion(request, read_assertion(request, presented))
         if grant_type is None:
             raise GrantRequestMalformed("grant_type", got="none", expected="one")
         raise GrantTypeUnknown("grant_type", got=grant_type, expected=" or ".join(GRANT_TYPES))

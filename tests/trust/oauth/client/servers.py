@@ -69,7 +69,7 @@ def counted(authority: Authority, agent: str = PLANNER) -> tuple[httpx.AsyncClie
 
 async def settled(source: TokenSource) -> None:
     """Until no fetch is under way."""
-    while flights := list(source._cache._flights.values()):
+    while flights := source._cache._under_way():
         await asyncio.wait(flights)
         await asyncio.sleep(0)
 

@@ -71,6 +71,7 @@ def test_a_no_ends_the_waiting(authority: Authority) -> None:
             await auth.approved(pending)
         assert type(refused.value) is TokenRequestRefused
         assert refused.value.error == "access_denied"
+        assert str(refused.value) == f"a person has said no: got approval {pending.approval_id}"
 
     run(main())
 

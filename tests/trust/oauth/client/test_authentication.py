@@ -21,7 +21,7 @@ from tests.forge import NOW, Forge
 from tests.trust.oauth.client.servers import CREDENTIALS, Fake, answers, refused, run
 from trust.errors import ConfigurationError, CredentialsError, MetadataRefused, TokenRequestRefused
 from trust.oauth.client import ClientAuthentication, ClientSecret, PrivateKeyJWT, TLSCertificate, authentication
-from trust.oauth.client.authentication import Proof
+from trust.oauth.client.authentication import ClientProof
 from trust.oauth.keys import SigningKey
 from trust.sources import Live
 
@@ -33,9 +33,9 @@ METHODS: dict[str, ClientAuthentication] = {
 }
 
 
-def proof(way: ClientAuthentication, client_id: str = PLANNER) -> Proof:
+def proof(way: ClientAuthentication, client_id: str = PLANNER) -> ClientProof:
     found = run(way.prove(client_id=client_id, issuer=ISSUER, credentials=CREDENTIALS, now=NOW))
-    assert isinstance(found, Proof)
+    assert isinstance(found, ClientProof)
     return found
 
 
@@ -62,7 +62,7 @@ def test_a_server_must_list_the_way_that_is_configured(method: str) -> None:
 
 def test_the_certificate_needs_nothing_else() -> None:
     for method in ("tls_client_auth", "self_signed_tls_client_auth"):
-        assert proof(METHODS[method]) == Proof(form={}, headers={})
+        assert proof(METHODS[method]) == ClientProof(form={}, headers={})
 
 
 # private_key_jwt
@@ -140,7 +140,7 @@ def test_the_assertion_goes_into_each_form_and_follows_a_renewed_certificate() -
 # client_secret_basic
 
 
-def secret_in(found: Proof) -> tuple[str, str]:
+def secret_in(found: ClientProof) -> tuple[str, str]:
     scheme, _, pair = found.headers["authorization"].partition(" ")
     name, _, secret = base64.b64decode(pair, validate=True).decode().partition(":")
     assert scheme == "Basic" and found.form == {}
@@ -240,7 +240,7 @@ def test_a_callback_that_blocks_does_not_stop_the_event_loop() -> None:
             time.sleep(0.001)
         return "secret" if turns >= 3 else ""
 
-    async def work() -> Proof:
+    async def work() -> ClientProof:
         nonlocal turns
         asked = asyncio.create_task(
             ClientSecret(blocks).prove(client_id="x", issuer=ISSUER, credentials=CREDENTIALS, now=NOW)

@@ -126,6 +126,7 @@ def test_the_cache_is_bounded_and_forgets_the_least_used(monkeypatch: pytest.Mon
             await source.exchange(f"token-{n}", **wanted)
             assert await source.token() == first  # used all the time, so kept
         assert len(source._cache._tokens) == CACHE_SIZE
+        assert not source._cache._flights
         asked = len(server.requests)
         await source.exchange(f"token-{CACHE_SIZE + 9}", **wanted)
         assert len(server.requests) == asked

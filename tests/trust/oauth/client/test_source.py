@@ -202,6 +202,27 @@ def test_a_redirect_to_another_host_goes_without_the_token(authority: Authority)
     run(work())
 
 
+def test_what_another_host_says_of_a_token_after_a_redirect_means_nothing(authority: Authority) -> None:
+    async def work() -> None:
+        http, seen = counted(authority)
+        source, asked = source_of(authority, http), list[str]()
+        token = await aged(source, authority)
+
+        def redirect(request: httpx.Request) -> httpx.Response:
+            asked.append(request.url.host)
+            if request.url.host == "evil.example":
+                return httpx.Response(401, headers={"www-authenticate": 'Bearer error="invalid_token"'})
+            return httpx.Response(307, headers={"location": "https://evil.example/"})
+
+        transport = httpx.MockTransport(redirect)
+        async with httpx.AsyncClient(transport=transport, auth=source, follow_redirects=True) as client:
+            assert (await client.post(AGENT, content=b"x")).status_code == 401
+        assert asked == ["billing.fleet.example", "evil.example"]
+        assert (seen.tokens, (await source.token()).value) == (1, token)
+
+    run(work())
+
+
 def test_origins_come_from_the_resource_where_it_is_a_url(authority: Authority) -> None:
     async def work() -> None:
         http, _ = counted(authority)

@@ -13,9 +13,10 @@ import pytest
 
 from tests.trust.oauth.keys.issuer import ISSUER, NEW, NOW, OLD, SECOND, URL, Answer, Issuer, finds
 from trust.errors import ConfigurationError, KeysUnavailable, TrustError
+from trust.oauth.fetch import MAX_ANSWER_BYTES
 from trust.oauth.keys import RemoteKeys, public_jwks
 from trust.oauth.keys.jwks import MAX_JWKS_BYTES, MAX_KEYS
-from trust.oauth.keys.remote import FAILURE_REST, MAX_METADATA_BYTES
+from trust.oauth.keys.remote import FAILURE_REST
 
 
 async def _endless() -> AsyncIterator[bytes]:
@@ -168,7 +169,7 @@ BAD_METADATA: dict[str, Answer] = {
     "a list": lambda _: httpx.Response(200, json=[METADATA]),
     "duplicate members": typed(json.dumps(METADATA)[:-1] + f',"issuer":"{ISSUER}"}}'),
     "as a key set": typed(json.dumps(METADATA), "application/jwk-set+json"),
-    "too large": typed(json.dumps(METADATA) + " " * MAX_METADATA_BYTES),
+    "too large": typed(json.dumps(METADATA) + " " * MAX_ANSWER_BYTES),
     "redirect": lambda _: httpx.Response(302, headers={"location": "https://evil.example/"}),
     "missing": lambda _: httpx.Response(404),
 }

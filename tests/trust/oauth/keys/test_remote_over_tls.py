@@ -17,9 +17,10 @@ import pytest
 from tests.forge import NOW, Forge
 from trust.authorize import exactly, members_of
 from trust.errors import KeysUnavailable, TokenKeyUnknown, TokenMalformed, TokenSignatureWrong
+from trust.oauth.claims import AccessToken, sign_access_token
 from trust.oauth.keys import RemoteKeys, SigningKey, public_jwks, remote
 from trust.oauth.keys.remote import FAILURE_REST, FRESH, UNKNOWN_KID_REST, USABLE
-from trust.oauth.tokens import AccessToken, TokenValidator, sign_access_token
+from trust.oauth.tokens import TokenValidator
 from trust.peers import PeerVerifier
 from trust.signing import jws
 from trust.tls import server_context
@@ -143,8 +144,8 @@ def token(server: KeyServer, key: SigningKey = OLD, **header: Any) -> str:
 
 async def fetched(agent: Agent) -> None:
     """Until the fetch that is under way, if any, has ended."""
-    if agent.keys._fetch is not None:
-        await agent.keys._fetch
+    if (task := agent.keys._flight.under_way) is not None:
+        await task
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

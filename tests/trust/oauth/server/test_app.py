@@ -22,15 +22,11 @@ from trust.oauth.keys import SigningKey, public_jwks
 from trust.oauth.server import create_app, edge
 from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.store.tokens import TokenTable
+from trust.oauth.server.throttle import FAILURES
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def test_metadata_says_what_is_really_there(authority: Authority) -> None:
@@ -432,3 +428,16 @@ def test_client_ids_need_not_be_spiffe_ids(tmp_path: Path) -> None:
     access = authority.validate(token, audience=BILLING, holder=PLANNER)
     assert (access.client_id, access.subject) == ("the-planner", PLANNER)
     assert run(authority.post(PLANNER, ask(scope="agent:read"))).json() == {"error": "invalid_client"}
+
+
+def test_whoever_fails_without_a_certificate_is_counted_whatever_it_fails_by(authority: Authority) -> None:
+    """And nobody who has one: its mistakes are its own."""
+
+    async def work() -> None:
+        malformed = ask(client_secret="x")
+        for agent, status in ((None, 429), (PLANNER, 200)):
+            for _ in range(FAILURES):
+                assert (await authority.post(agent, malformed)).status_code == 400
+            assert (await authority.post(agent, ask())).status_code == status
+
+    asyncio.run(work())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.authority import Authority, ask
 from tests.forge import NOW
 from trust import files
 from trust.errors import ConfigurationError, CredentialsError
 from trust.oauth.server import registrations
-from trust.oauth.server.client_secrets import digest_of
-from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry
+from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry, digest_of
 from trust.oauth.server.registrations import Registrations, WatchedClients, register
 from trust.oauth.server.store import Store
 from trust.sources import Live
@@ -86,6 +87,61 @@ def test_who_is_in_both_places_gets_nothing_and_the_log_says_so_once(
     assert source.current().find(PLANNER) is not None
 
 
+NAMED = "spiffe://fleet.example/named"
+SEVENTH = "spiffe://fleet.example/workers/7"
+
+
+@pytest.mark.parametrize(
+    ("asks", "client_id", "change", "told"),
+    [
+        (PLANNER, PLANNER, ("add", PLANNER), "client is registered twice, in the file and in the database: client_id"),
+        (SEVENTH, SEVENTH, ("add", "spiffe://fleet.example/*/7"), f"two patterns are this agent: {WORKERS} and "),
+        ("spiffe://fleet.example/x/7",) * 2
+        + (
+            ("add", "spiffe://fleet.example/*/7"),
+            "two patterns can be the same agent, in the file and in the database",
+        ),
+        (PLANNER, PLANNER, ("disable", PLANNER), "disabled: client_id"),
+        (SEVENTH, SEVENTH, ("disable", WORKERS), "disabled: client_id"),
+        (PLANNER, PLANNER, ("disable", "spiffe://fleet.example/*"), "disabled: client_id"),
+        (PLANNER, "planner", None, "no such client: client_id"),
+        (BILLING, BILLING, None, "no such client: client_id"),
+        (NAMED, NAMED, None, "registered by another client_id than its SPIFFE ID"),
+        (PLANNER, SEVENTH, None, "registered for another SPIFFE ID"),
+        (None, PLANNER, None, f"client_id {PLANNER} from no certificate"),
+    ],
+)
+def test_the_trail_says_why_somebody_is_no_client_and_the_wire_never_does(
+    tmp_path: Path, asks: str | None, client_id: str, change: tuple[str, str] | None, told: str
+) -> None:
+    table = "[[client]]\nagent_id = '{}'\nscopes = ['read:rates']\nresources = ['spiffe://fleet.example/x']\n"
+    text = FILE + table.format(WORKERS) + table.format(NAMED) + "client_id = 'other'\n"
+    authority = Authority(tmp_path)
+    authority.clients = Live(ClientRegistry.from_toml(text.encode(), "clients.toml"))
+    authority.serve()
+    if change is not None and change[0] == "add":
+        register(authority.store.clients, change[1], RIGHTS, digest=None, now=NOW)
+    elif change is not None:
+        authority.store.clients.disable(change[1], now=NOW)
+    answer = asyncio.run(authority.post(asks, ask(client_id=client_id)))
+    assert (answer.status_code, answer.json()) == (401, {"error": "invalid_client"})
+    assert authority.trail.last["reason"].startswith(f"client is not authenticated: got {told}")
+
+
+def test_a_time_scope_that_nobody_could_use_is_told(
+    stores: list[Store], declared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _ = stores
+    declared.write_text(FILE.replace('"agent:execute"', '"agent:execute", "temporal:nope", "temporal:5min"'))
+    with pytest.raises(ConfigurationError, match=f"{PLANNER}: temporal:nope: no .* of that name"):
+        WatchedClients(declared)
+    rights = {**RIGHTS, "scopes": ["read:rates", "temporal:office", "temporal:nope"]}
+    register(server.clients, BILLING, rights, digest=None, now=NOW)
+    Registrations(Live(ClientRegistry(())), server.clients, calendars=["office"]).current()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"client registration to look at: {BILLING}: temporal:nope: no [[calendar]] of that name"
+
+
 def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_other(
     stores: list[Store], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,6 +159,8 @@ def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_othe
     assert source.current().find(WORKERS.replace("*", "1")) is None
     for name in rows:
         assert f"client {name}: what the database says of it cannot be used" in caplog.text
+    declared = ClientRegistry.from_toml(FILE.encode(), "clients.toml")
+    assert "cannot be used" in Registrations(Live(declared), server.clients).current().why_not(PLANNER)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.authority import BILLING, LEDGER, PLANNER, Authority, ask, exchange
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 async def revoke(authority: Authority, agent: str, token: str, **form: str) -> httpx.Response:
@@ -60,13 +54,18 @@ def test_the_child_alone_is_its_own_holders_to_end(authority: Authority) -> None
 @pytest.mark.parametrize("token", ["unknown", "a.b.c", "x" * 9000], ids=["opaque", "no JWT", "too long"])
 def test_what_is_no_valid_token_needs_no_revoking(authority: Authority, token: str) -> None:
     assert asyncio.run(revoke(authority, PLANNER, token)).status_code == 200
-    assert authority.trail.last["revoked"] == "0"
+    last = authority.trail.last
+    assert (last["decision"], last["found"], last["revoked"]) == ("allow", "token.malformed", "0")
 
 
-def test_nor_does_what_has_expired(authority: Authority) -> None:
+def test_what_has_expired_is_revoked_for_what_came_from_it(authority: Authority) -> None:
     async def work() -> None:
         token = await authority.token(PLANNER, ask())
+        issued = authority.validate(token, audience=BILLING, holder=PLANNER).token_id
         authority.clock.advance(minutes=10)
         assert (await revoke(authority, PLANNER, token)).status_code == 200
+        row = authority.store.tokens.find(issued)
+        assert row is not None and row.revoked
+        assert (authority.trail.last["jti"], authority.trail.last["revoked"]) == (issued, "1")
 
     asyncio.run(work())

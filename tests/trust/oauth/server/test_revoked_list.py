@@ -18,22 +18,24 @@ from tests.forge import NOW
 from tests.redis_server import RedisServer
 from trust.clock import wall_clock
 from trust.errors import ConfigurationError, DenylistTooLarge, DenylistUnavailable
-from trust.oauth import revoked
+from trust.oauth.denylist import document as revoked
+from trust.oauth.denylist.document import (
+    LIST_SECONDS,
+    MAX_SKEW_SECONDS,
+    MEDIA_TYPE,
+    RevokedTokens,
+    key_id,
+    verified_list,
+)
+from trust.oauth.denylist.redis_list import SharedList
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.revoked import LIST_SECONDS, MAX_SKEW_SECONDS, MEDIA_TYPE, RevokedTokens, key_id, verified_list
 from trust.oauth.server import revoked_list
 from trust.oauth.server.revoked_list import REUSE_SECONDS, RevokedList, RevokedPublisher
 from trust.oauth.server.signing_keys import KeyRing
 from trust.oauth.server.state import authorization_server
 from trust.oauth.server.store import Issued
-from trust.oauth.shared_list import SharedList
 from trust.seldom import LINES
 from trust.sources import Live
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def read(authority: Authority, text: str) -> RevokedTokens:
@@ -220,8 +222,8 @@ def test_redis_gets_what_any_process_revoked_and_again_when_it_was_away(
 def test_a_publisher_ends_when_its_block_ends(authority: Authority, redis: RedisServer) -> None:
     published = RevokedList(issuer=ISSUER, store=authority.store, keys=KeyRing.of([authority.key]))
     with RevokedPublisher(published, redis.url) as publisher:
-        assert publisher._thread.is_alive()
-    assert not publisher._thread.is_alive()
+        assert publisher._rounds._thread.is_alive()
+    assert not publisher._rounds._thread.is_alive()
 
 
 def test_the_server_of_a_folder_writes_to_the_redis_that_is_named(redis: RedisServer, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trust import private_keys
 from trust.errors import ConfigurationError, WrongPassword
 from trust.oauth.keys import SigningKey, StaticKeys
 from trust.oauth.server import create_app, rotation
-from trust.oauth.server.rotation import RotatingKeys, prepare, replace
+from trust.oauth.server.rotation import RotatingKeys, begin_rotation, replace_all_keys
 from trust.oauth.server.signing_keys import PREPARED_BEFORE, PUBLISHED_AFTER, PUBLISHED_BEFORE, SIGNS
 from trust.oauth.server.store import Store
 from trust.oauth.server.store.signing_keys import KeyRecord, KeyState
@@ -131,7 +131,7 @@ def test_a_clock_that_is_set_back_makes_no_retired_key_sign(store: Store) -> Non
     clock = Clock()
     with RotatingKeys(store.signing_keys, PASSWORD, audit=Trail(), clock=clock) as keys:
         first = keys.current().signing
-        prepare(store.signing_keys, PASSWORD, now=clock.now)
+        begin_rotation(store.signing_keys, PASSWORD, now=clock.now)
         clock.now = NOW + PUBLISHED_BEFORE
         wait(lambda: keys.current().signing.kid != first.kid)
         second = keys.current().signing
@@ -150,9 +150,9 @@ def test_another_password_is_one_line_and_nothing_is_written(store: Store) -> No
             RotatingKeys(store.signing_keys, given, audit=Trail(), clock=late)
         assert "\n" not in str(caught.value)
         with pytest.raises(WrongPassword):
-            prepare(store.signing_keys, given, now=late.now)
+            begin_rotation(store.signing_keys, given, now=late.now)
         with pytest.raises(WrongPassword):
-            replace(store.signing_keys, given, now=late.now)
+            replace_all_keys(store.signing_keys, given, now=late.now)
     assert store.signing_keys.all() == before
 
 
@@ -207,15 +207,15 @@ def test_a_database_that_is_away_leaves_the_keys_in_use(
 def test_an_operator_begins_a_rotation_and_chooses_the_algorithm(store: Store) -> None:
     clock, trail = Clock(), Trail()
     with RotatingKeys(store.signing_keys, PASSWORD, audit=trail, clock=clock) as keys:
-        steps = prepare(store.signing_keys, PASSWORD, now=NOW, alg="Ed25519")
+        steps = begin_rotation(store.signing_keys, PASSWORD, now=NOW, alg="Ed25519")
         assert [(s.action.value, s.at) for s in steps] == [("activate", NOW + PUBLISHED_BEFORE)]
-        assert prepare(store.signing_keys, PASSWORD, now=NOW) == steps  # once
+        assert begin_rotation(store.signing_keys, PASSWORD, now=NOW) == steps  # once
         with pytest.raises(ConfigurationError, match="expected ES384"):
-            prepare(store.signing_keys, PASSWORD, now=NOW, alg="ES384")
+            begin_rotation(store.signing_keys, PASSWORD, now=NOW, alg="ES384")
         clock.now = NOW + PUBLISHED_BEFORE
         wait(lambda: keys.current().signing.alg == "Ed25519")
         with pytest.raises(ConfigurationError, match="got HS256"):
-            prepare(store.signing_keys, PASSWORD, now=clock.now, alg="HS256")
+            begin_rotation(store.signing_keys, PASSWORD, now=clock.now, alg="HS256")
         # The successor is of the same kind.
         clock.now += SIGNS - PREPARED_BEFORE
         wait(lambda: [r.alg for r in store.signing_keys.all()][-1:] == ["Ed25519"] and len(kids(keys)) == 2)
@@ -224,10 +224,10 @@ def test_an_operator_begins_a_rotation_and_chooses_the_algorithm(store: Store) -
 def test_keys_that_others_may_have_are_given_up_at_once(store: Store) -> None:
     trail = Trail()
     with RotatingKeys(store.signing_keys, PASSWORD, audit=trail, clock=Clock()) as keys:
-        prepare(store.signing_keys, PASSWORD, now=NOW)
+        begin_rotation(store.signing_keys, PASSWORD, now=NOW)
         wait(lambda: len(kids(keys)) == 2)
         gone = kids(keys)
-        new = replace(store.signing_keys, PASSWORD, now=NOW, alg="ES384")
+        new = replace_all_keys(store.signing_keys, PASSWORD, now=NOW, alg="ES384")
         wait(lambda: kids(keys) == [new.kid])
         assert keys.current().signing.alg == "ES384"
     assert [r["target"] for r in trail.records if r["state"] == "erased"] == sorted(gone)
@@ -237,11 +237,11 @@ def test_a_replacement_that_comes_second_changes_nothing(store: Store, monkeypat
     with RotatingKeys(store.signing_keys, PASSWORD, audit=Trail(), clock=Clock()):
         pass
     stale = store.signing_keys.all()
-    prepare(store.signing_keys, PASSWORD, now=NOW)
+    begin_rotation(store.signing_keys, PASSWORD, now=NOW)
     before = store.signing_keys.all()
     monkeypatch.setattr(store.signing_keys, "all", lambda: stale)
     with pytest.raises(ConfigurationError, match="try again"):
-        replace(store.signing_keys, PASSWORD, now=NOW)
+        replace_all_keys(store.signing_keys, PASSWORD, now=NOW)
     monkeypatch.undo()
     assert store.signing_keys.all() == before
 
@@ -250,7 +250,7 @@ def test_no_key_and_no_password_in_trail_or_log(store: Store, caplog: pytest.Log
     caplog.set_level(logging.DEBUG)
     trail = Trail()
     with RotatingKeys(store.signing_keys, PASSWORD, audit=trail, clock=Clock()) as keys:
-        prepare(store.signing_keys, PASSWORD, now=NOW)
+        begin_rotation(store.signing_keys, PASSWORD, now=NOW)
         wait(lambda: len(kids(keys)) == 2)
         told = f"{trail.records} {caplog.text} {keys!r} {keys.current()!r} {store.signing_keys.all()!r}"
     assert "PRIVATE" not in told

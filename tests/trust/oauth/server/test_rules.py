@@ -111,6 +111,7 @@ MISTAKES = {
     "includes a list": FILE.replace("[includes]", "[[includes]]"),
     "includes a text": FILE.replace('= ["agent:execute"]', '= "agent:execute"'),
     "includes what is no scope": FILE.replace('= ["agent:execute"]', '= ["agent"]'),
+    "an entry that includes itself": FILE.replace('= ["agent:execute"]', '= ["agent:read", "agent:admin"]'),
     "includes numbers": FILE.replace('= ["agent:execute"]', "= [1]"),
     "an entry with a wildcard": FILE.replace('"agent:admin" =', '"agent:*" ='),
     "too many entries": FILE.replace(

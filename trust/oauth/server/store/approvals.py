@@ -1,19 +1,20 @@
 """Requests that wait for a person, and what that person said.
 
-A row is one request of one client. It goes when it is used or has expired: the audit trail is its history.
+A row is one request of one client. It goes when it is used or has expired. The audit trail says who decided when the
+client asks again: where the token is issued, or the request refused.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 import sqlalchemy as sa
 
 from trust.errors import ApprovalNotWaiting, TooManyApprovals
-from trust.oauth.server.store.schema import APPROVALS
+from trust.oauth.server.store.schema import APPROVALS, seconds_of, time_of
 
 State = Literal["pending", "approved", "denied"]
 
@@ -73,7 +74,7 @@ class ApprovalTable:
 
     def _ask(self, asked: Asked, *, now: datetime, lifetime: timedelta) -> tuple[Approval, bool]:
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(APPROVALS).where(APPROVALS.c.expires_at <= _seconds(now)))
+            connection.execute(sa.delete(APPROVALS).where(APPROVALS.c.expires_at <= seconds_of(now)))
             row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.request == asked.request)).first()
             if row is not None:
                 return _approval(row), False
@@ -103,8 +104,8 @@ class ApprovalTable:
                     resource=asked.resource,
                     scope=asked.scope,
                     message=asked.message,
-                    asked_at=_seconds(approval.asked_at),
-                    expires_at=_seconds(approval.expires_at),
+                    asked_at=seconds_of(approval.asked_at),
+                    expires_at=seconds_of(approval.expires_at),
                     state=approval.state,
                     decided_by="",
                     decided_at=None,
@@ -119,15 +120,15 @@ class ApprovalTable:
             ApprovalNotWaiting: there is none with this ID that still waits.
         """
         with self._engine.begin() as connection:
-            change: dict[str, object] = {"decided_by": by, "decided_at": _seconds(now)}
+            change: dict[str, object] = {"decided_by": by, "decided_at": seconds_of(now)}
             if approve:
-                change |= {"state": "approved", "expires_at": _seconds(now + USE_WITHIN)}
+                change |= {"state": "approved", "expires_at": seconds_of(now + USE_WITHIN)}
             else:  # the answer to the same request until it would have expired: nobody is asked twice
                 change |= {"state": "denied"}
             waits = sa.and_(
                 APPROVALS.c.approval_id == approval_id,
                 APPROVALS.c.state == "pending",
-                APPROVALS.c.expires_at > _seconds(now),
+                APPROVALS.c.expires_at > seconds_of(now),
             )
             if connection.execute(sa.update(APPROVALS).where(waits).values(change)).rowcount != 1:
                 raise ApprovalNotWaiting(
@@ -144,14 +145,14 @@ class ApprovalTable:
             usable = sa.and_(
                 APPROVALS.c.approval_id == approval.approval_id,
                 APPROVALS.c.state == "approved",
-                APPROVALS.c.expires_at > _seconds(now),
+                APPROVALS.c.expires_at > seconds_of(now),
             )
             return connection.execute(sa.delete(APPROVALS).where(usable)).rowcount == 1
 
     def waiting(self, *, now: datetime) -> list[Approval]:
         """The requests that wait for a person, the oldest first."""
         with self._engine.connect() as connection:
-            waits = sa.and_(APPROVALS.c.state == "pending", APPROVALS.c.expires_at > _seconds(now))
+            waits = sa.and_(APPROVALS.c.state == "pending", APPROVALS.c.expires_at > seconds_of(now))
             found = connection.execute(sa.select(APPROVALS).where(waits).order_by(APPROVALS.c.asked_at))
             return [_approval(row) for row in found]
 
@@ -169,11 +170,11 @@ def _approval(row: sa.Row[tuple[object, ...]]) -> Approval:
             scope=row.scope,
             message=row.message,
         ),
-        asked_at=_time(row.asked_at),
-        expires_at=_time(row.expires_at),
+        asked_at=time_of(row.asked_at),
+        expires_at=time_of(row.expires_at),
         state=row.state,
         decided_by=row.decided_by,
-        decided_at=None if row.decided_at is None else _time(row.decided_at),
+        decided_at=None if row.decided_at is None else time_of(row.decided_at),
     )
 
 
@@ -181,11 +182,3 @@ def _new_id() -> str:
     """For people to compare; no secret. 40 bits: rows are few, and a clash is an error of one request."""
     letters = "".join(secrets.choice(_ALPHABET) for _ in range(8))
     return f"{letters[:4]}-{letters[4:]}"
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

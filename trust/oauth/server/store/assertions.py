@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from trust.errors import AssertionUsed
-from trust.oauth.server.store.schema import ASSERTIONS
+from trust.oauth.server.store.schema import ASSERTIONS, seconds_of
 
 PURGE_BATCH = 16  # expired rows that each insertion removes: more than the one it adds, so the table shrinks
 
@@ -39,9 +39,9 @@ class AssertionTable:
         name = hashlib.sha256(f"{assertion.issuer}\n{assertion.token_id}".encode()).hexdigest()
         try:
             with self._engine.begin() as connection:
-                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < int(now.timestamp()))
+                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < seconds_of(now))
                 connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired.limit(PURGE_BATCH))))
-                ends = int(assertion.expires_at.timestamp())
+                ends = seconds_of(assertion.expires_at)
                 connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=ends))
         except sa.exc.IntegrityError:
             raise AssertionUsed("assertion was used before", got=assertion.token_id, do="ask for a new one") from None

@@ -10,15 +10,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from trust.errors import ClientNotRegistered, ConfigurationError
-from trust.oauth.server.patterns import AgentPattern
+from trust.oauth.server.clients import AgentPattern
 from trust.oauth.server.store.disabled import is_within
-from trust.oauth.server.store.schema import CLIENT_CHANGES, CLIENT_SECRETS, CLIENTS, TOKENS
+from trust.oauth.server.store.schema import CLIENT_CHANGES, CLIENT_SECRETS, CLIENTS, TOKENS, seconds_of, time_of
 from trust.oauth.server.store.tokens import revoke_chosen
 
 _HOLDERS = (TOKENS.c.client_id, TOKENS.c.agent_id)  # an agent may be disabled by either name of it
@@ -83,7 +83,7 @@ class ClientTable:
                     "clients", got=len(rows), expected=f"at most {MAX_CLIENTS}", do="use a pattern"
                 )
             check(rows)
-            row = {"name": name, "rights": json.dumps(dict(rights)), "disabled": False, "changed_at": _seconds(now)}
+            row = {"name": name, "rights": json.dumps(dict(rights)), "disabled": False, "changed_at": seconds_of(now)}
             connection.execute(sa.insert(CLIENTS).values(needs_secret=digest is not None, **row))
             if digest is not None:
                 connection.execute(sa.insert(CLIENT_SECRETS).values(digest=digest.hex(), name=name))
@@ -100,12 +100,12 @@ class ClientTable:
         if "*" in name:
             AgentPattern.parse(name)
         with self._changing() as connection:
-            values = {"disabled": True, "changed_at": _seconds(now)}
+            values = {"disabled": True, "changed_at": seconds_of(now)}
             if not connection.execute(sa.update(CLIENTS).values(values).where(CLIENTS.c.name == name)).rowcount:
                 if connection.execute(sa.select(sa.func.count()).select_from(CLIENTS)).scalar_one() >= MAX_CLIENTS:
                     raise ConfigurationError("clients", got=MAX_CLIENTS, expected="fewer", do="remove some first")
                 connection.execute(sa.insert(CLIENTS).values(name=name, needs_secret=False, **values))
-            living = (TOKENS.c.expires_at > _seconds(now),)
+            living = (TOKENS.c.expires_at > seconds_of(now),)
             holders = [name]
             if "*" in name:
                 found = connection.execute(sa.select(*_HOLDERS).distinct().where(*living)).all()
@@ -122,7 +122,7 @@ class ClientTable:
         with self._changing() as connection:
             disabled = (CLIENTS.c.name == name, CLIENTS.c.disabled)
             gone = connection.execute(sa.delete(CLIENTS).where(*disabled, CLIENTS.c.rights.is_(None))).rowcount
-            values = {"disabled": False, "changed_at": _seconds(now)}
+            values = {"disabled": False, "changed_at": seconds_of(now)}
             if not gone and not connection.execute(sa.update(CLIENTS).values(values).where(*disabled)).rowcount:
                 raise ClientNotRegistered(f"client {name}", got="none of that name", expected="one that is disabled")
 
@@ -138,8 +138,13 @@ class ClientTable:
             )
             if not connection.execute(chosen).rowcount:
                 # Its tokens have to die first, which `disable` sees to.
+                enabled = (CLIENTS.c.name == name, sa.not_(CLIENTS.c.disabled))
+                is_enabled = connection.execute(sa.select(CLIENTS.c.name).where(*enabled)).first() is not None
                 raise ClientNotRegistered(
-                    f"client {name}", got="none", expected="a registered one that is disabled", do="disable it first"
+                    f"client {name}",
+                    got="an enabled one" if is_enabled else "none that was registered by command",
+                    expected="a registered one that is disabled",
+                    do="disable it first" if is_enabled else "see `client list`",
                 )
             connection.execute(sa.delete(CLIENT_SECRETS).where(CLIENT_SECRETS.c.name == name))
 
@@ -162,11 +167,11 @@ class ClientTable:
             # At most two at a time: what was ending ends now.
             connection.execute(sa.delete(CLIENT_SECRETS).where(of_it, sa.not_(CLIENT_SECRETS.c.ends_at.is_(None))))
             if overlap > timedelta(0):
-                connection.execute(sa.update(CLIENT_SECRETS).values(ends_at=_seconds(now + overlap)).where(of_it))
+                connection.execute(sa.update(CLIENT_SECRETS).values(ends_at=seconds_of(now + overlap)).where(of_it))
             else:
                 connection.execute(sa.delete(CLIENT_SECRETS).where(of_it))
             connection.execute(sa.insert(CLIENT_SECRETS).values(digest=digest.hex(), name=name))
-            connection.execute(sa.update(CLIENTS).values(changed_at=_seconds(now)).where(CLIENTS.c.name == name))
+            connection.execute(sa.update(CLIENTS).values(changed_at=seconds_of(now)).where(CLIENTS.c.name == name))
 
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
@@ -183,7 +188,7 @@ class ClientTable:
 def _read(connection: sa.Connection) -> Iterator[Registered]:
     secrets: dict[str, list[tuple[bytes, datetime | None]]] = {}
     for row in connection.execute(sa.select(CLIENT_SECRETS)):
-        ends_at = None if row.ends_at is None else datetime.fromtimestamp(row.ends_at, UTC)
+        ends_at = None if row.ends_at is None else time_of(row.ends_at)
         secrets.setdefault(row.name, []).append((bytes.fromhex(row.digest), ends_at))
     for row in connection.execute(sa.select(CLIENTS).order_by(CLIENTS.c.name)):
         yield Registered(
@@ -192,9 +197,5 @@ def _read(connection: sa.Connection) -> Iterator[Registered]:
             needs_secret=row.needs_secret,
             secrets=tuple(secrets.get(row.name, ())),
             disabled=row.disabled,
-            changed_at=datetime.fromtimestamp(row.changed_at, UTC),
+            changed_at=time_of(row.changed_at),
         )
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())

@@ -10,7 +10,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store.approvals import ApprovalTable
 from trust.oauth.server.store.assertions import AssertionTable
 from trust.oauth.server.store.clients import ClientTable
-from trust.oauth.server.store.engines import engine_for
+from trust.oauth.server.store.engines import engine_for, name_of
 from trust.oauth.server.store.signing_keys import SigningKeyTable
 from trust.oauth.server.store.tokens import TokenTable
 from trust.oauth.server.store.upgrading import prepare
@@ -22,26 +22,27 @@ class Store:
     As a `with` block it is closed at the end; and what goes wrong with the database in there is a ConfigurationError.
     """
 
-    def __init__(self, url: str) -> None:
-        """Open the database; what it lacks is made, and one of an earlier release is brought to this one's form.
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        """Open the database; what it lacks is made, in a database of before, too.
 
         Args:
             url: `sqlite:////var/lib/a2a-trust/oauth.db`, or `postgresql://user:password@host/database` (extra
                 `postgresql`).
+            create: False to leave a database as it is that no authorization server has used.
 
         Raises:
             ConfigurationError: the URL cannot be used, names a database that would be lost with the process, or one
-                of a later release.
+                of a later release; or nothing was to be made, and the database is no authorization server's.
         """
-        self._engine = engine_for(url)
+        self._engine = engine_for(url, create=create)
         try:
-            prepare(self._engine)
+            prepare(self._engine, create=create)
         except sa.exc.SQLAlchemyError as error:
             self._engine.dispose()
             raise ConfigurationError(
-                "token store cannot be opened",
+                f"token store {name_of(self._engine)} cannot be opened",
                 got=type(getattr(error, "orig", error)).__name__,
-                expected="the URL of a writable database",
+                expected="a writable database, such as sqlite:////folder/tokens.db or postgresql://...",
             ) from None
         except BaseException:
             self._engine.dispose()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from trust.errors import IdentityError
 from trust.identity import AgentID
-from trust.oauth.server.patterns import AgentPattern
+from trust.oauth.server.clients import AgentPattern
 from trust.oauth.server.store.schema import CLIENT_CHANGES, CLIENTS
 
 

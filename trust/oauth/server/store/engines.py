@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from trust.errors import ConfigurationError
+from trust.oauth.server.store.schema import SCHEMA, TOKENS
 
 BUSY_SECONDS = 10  # how long a writer waits for others: SQLite has one lock for all of them
 _IDLE_SECONDS = 15  # within a transaction: an instance that is frozen must not keep its locks for ever
@@ -19,12 +22,15 @@ _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 _TCP = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
 
-def engine_for(url: str) -> sa.Engine:
+def engine_for(url: str, *, create: bool = True) -> sa.Engine:
     """Connections to the database at `url`; nothing is connected yet, but a file of SQLite is made.
+
+    Args:
+        create: False for a file of SQLite that must be an authorization server's already.
 
     Raises:
         ConfigurationError: the URL is none, or names a database that would be lost with the process. It is never
-            repeated: it may hold a password.
+            repeated: it may hold a password. Or there is no such file.
     """
     refused = ConfigurationError(
         "URL of the database", got="another one", expected="sqlite:///folder/oauth.db or postgresql://..."
@@ -38,12 +44,42 @@ def engine_for(url: str) -> sa.Engine:
     if address.drivername == "sqlite" and not address.query:
         if address.database in (None, "", ":memory:"):
             raise ConfigurationError("token store is not durable", expected="a file, as in sqlite:///oauth.db")
-        _private_file(Path(str(address.database)))
+        path = Path(str(address.database))
+        if not create and not _is_ours(path):
+            raise ConfigurationError(
+                f"no authorization server's database: {path}", do="give the server's folder or URL"
+            )
+        _private_file(path)
         return _sqlite(address, options)
-    # A password with an unescaped "@" ends up in the host, and so in messages of the driver.
-    if address.drivername in _POSTGRESQL and address.database and _HOST.fullmatch(address.host or ""):
+    # A password with an unescaped "@" ends up in the host or the database, and so in messages of the driver and ours.
+    database = address.database or ""
+    if address.drivername in _POSTGRESQL and database and "@" not in database and _HOST.fullmatch(address.host or ""):
         return _postgresql(address.set(drivername="postgresql+psycopg"), options)
     raise refused
+
+
+def name_of(engine: sa.Engine) -> str:
+    """The database, for people: its file, or its URL without user, password and options."""
+    address = engine.url
+    if address.drivername == "sqlite":
+        return str(address.database)
+    port = "" if address.port is None else f":{address.port}"
+    return f"postgresql://{address.host or ''}{port}/{address.database}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an authorization server has made this file; looking changes neither it nor what is beside it."""
+    # What others have not yet written to the file itself is in its log; where there is none, SQLite must make none.
+    real = path.resolve()  # beside which SQLite looks for the log, too
+    options = "mode=ro" if Path(f"{real}-wal").exists() else "mode=ro&immutable=1"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{real.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS)
+        ) as connection:
+            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name IN (?, ?)", (SCHEMA.name, TOKENS.name))
+            return found.fetchone() is not None
+    except sqlite3.Error:  # no database, or none that can be read
+        return False
 
 
 def _sqlite(address: sa.URL, options: dict[str, Any]) -> sa.Engine:

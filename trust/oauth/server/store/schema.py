@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import sqlalchemy as sa
 
 METADATA = sa.MetaData()
@@ -58,7 +60,7 @@ SIGNING_KEYS = sa.Table(
 )
 
 # One row: how many revocations there were, counted in the transaction of each, so that of two signed lists of revoked
-# tokens (`trust.oauth.revoked`) it is known which has seen more.
+# tokens (`trust.oauth.denylist.document`) it is known which has seen more.
 REVOCATIONS = sa.Table(
     "oauth_revocations",
     METADATA,
@@ -94,5 +96,13 @@ CLIENT_CHANGES = sa.Table(
     sa.Column("number", sa.BigInteger, nullable=False),
 )
 
-# One row: by which release's schema the database was made. The first release had no such table, and only tokens.
+# One row: the form of the database, `upgrading.VERSION`. A database of before has no such table, and only tokens.
 SCHEMA = sa.Table("oauth_schema", METADATA, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+
+
+def seconds_of(time: datetime) -> int:
+    return int(time.timestamp())
+
+
+def time_of(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -7,12 +7,12 @@ once one succeeds, and a crash leaves a state that was meant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
 
-from trust.oauth.server.store.schema import SIGNING_KEYS
+from trust.oauth.server.store.schema import SIGNING_KEYS, seconds_of, time_of
 
 
 class KeyState(StrEnum):
@@ -49,7 +49,7 @@ class SigningKeyTable:
                 kid=row.kid,
                 alg=row.alg,
                 state=KeyState(row.state),
-                since=datetime.fromtimestamp(row.since, UTC),
+                since=time_of(row.since),
                 pem=row.pem.encode(),
             )
             for row in rows
@@ -66,9 +66,9 @@ class SigningKeyTable:
     def activate(self, number: int, *, now: datetime) -> bool:
         """The next key signs, and the one that did so is retired; False where that has happened already."""
         with self._engine.connect() as connection, connection.begin() as transaction:
-            retired = sa.update(SIGNING_KEYS).values(state=KeyState.RETIRED, since=_seconds(now))
+            retired = sa.update(SIGNING_KEYS).values(state=KeyState.RETIRED, since=seconds_of(now))
             connection.execute(retired.where(SIGNING_KEYS.c.state == KeyState.ACTIVE, SIGNING_KEYS.c.number < number))
-            active = sa.update(SIGNING_KEYS).values(state=KeyState.ACTIVE, since=_seconds(now))
+            active = sa.update(SIGNING_KEYS).values(state=KeyState.ACTIVE, since=seconds_of(now))
             found = active.where(SIGNING_KEYS.c.number == number, SIGNING_KEYS.c.state == KeyState.NEXT)
             if connection.execute(found).rowcount == 1:
                 return True
@@ -79,8 +79,8 @@ class SigningKeyTable:
         """Say that a key came into its state now; False where it has changed meanwhile."""
         same = (SIGNING_KEYS.c.number == record.number, SIGNING_KEYS.c.state == record.state)
         with self._engine.begin() as connection:
-            change = sa.update(SIGNING_KEYS).values(since=_seconds(now))
-            return connection.execute(change.where(*same, SIGNING_KEYS.c.since == _seconds(record.since))).rowcount == 1
+            change = sa.update(SIGNING_KEYS).values(since=seconds_of(now)).where(*same)
+            return connection.execute(change.where(SIGNING_KEYS.c.since == seconds_of(record.since))).rowcount == 1
 
     def erase(self, number: int) -> bool:
         """Remove a retired key; False where it is gone, or not retired."""
@@ -110,14 +110,10 @@ def _insert(record: KeyRecord) -> sa.sql.dml.ReturningInsert[tuple[int]]:
         "kid": record.kid,
         "alg": record.alg,
         "state": record.state,
-        "since": _seconds(record.since),
+        "since": seconds_of(record.since),
         "pem": record.pem.decode("ascii"),
     }
     newer = sa.select(SIGNING_KEYS.c.number).where(SIGNING_KEYS.c.number >= record.number).exists()
     columns = [sa.literal(value, SIGNING_KEYS.c[name].type) for name, value in values.items()]
     made = sa.insert(SIGNING_KEYS).from_select(list(values), sa.select(*columns).where(sa.not_(newer)))
     return made.returning(SIGNING_KEYS.c.number)
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from trust.errors import ClientRefused, SubjectTokenRefused
 from trust.oauth.server.store.disabled import disabled_of
-from trust.oauth.server.store.schema import REVOCATIONS, TOKENS
+from trust.oauth.server.store.schema import REVOCATIONS, TOKENS, seconds_of, time_of
 
 # Expired rows that are removed for each one that is added: more than one, so the table shrinks to what lives.
 PURGE_BATCH = 16
@@ -41,7 +41,7 @@ class Issued:
     subject: str
     issued_at: datetime
     expires_at: datetime
-    agent_id: str = ""  # of the client; not known of what an earlier release issued
+    agent_id: str = ""  # of the client; not known of tokens in a database of before
     revoked: bool = False
 
 
@@ -140,7 +140,7 @@ class TokenTable:
         Ask for `revocations` first: what comes in between is then in here already, and never the other way round.
         """
         chosen = sa.select(TOKENS.c.token_id, TOKENS.c.expires_at).where(
-            TOKENS.c.revoked, TOKENS.c.expires_at > _seconds(now) - KEPT_SECONDS
+            TOKENS.c.revoked, TOKENS.c.expires_at > seconds_of(now) - KEPT_SECONDS
         )
         with self._engine.connect() as connection:
             return {row.token_id: row.expires_at for row in connection.execute(chosen.limit(limit))}
@@ -182,7 +182,7 @@ def _repeated(transaction: Callable[[], T]) -> T:
 
 
 def _of(client_id: str | None, subject: str | None, now: datetime) -> list[sa.ColumnElement[bool]]:
-    chosen = [TOKENS.c.expires_at > _seconds(now)]
+    chosen = [TOKENS.c.expires_at > seconds_of(now)]
     if client_id is not None:
         chosen.append(TOKENS.c.client_id == client_id)
     if subject is not None:
@@ -195,12 +195,12 @@ def _issued(row: sa.Row[Any]) -> Issued:
         token_id=row.token_id,
         parent_id=row.parent_id,
         root_id=row.root_id,
-        root_issued_at=_time(row.root_issued_at),
+        root_issued_at=time_of(row.root_issued_at),
         client_id=row.client_id,
         agent_id=row.agent_id or "",
         subject=row.subject,
-        issued_at=_time(row.issued_at),
-        expires_at=_time(row.expires_at),
+        issued_at=time_of(row.issued_at),
+        expires_at=time_of(row.expires_at),
         revoked=row.revoked,
     )
 
@@ -213,7 +213,7 @@ def _names(issued: Issued) -> set[str]:
 def _refused(issued: Issued, living: Mapping[str, int], disabled: Set[str], now: datetime) -> Exception | None:
     if not disabled.isdisjoint(_names(issued)):
         return ClientRefused("client is disabled", got=issued.client_id, expected="one that still was when it asked")
-    if issued.parent_id is not None and living.get(issued.parent_id, 0) <= _seconds(now):
+    if issued.parent_id is not None and living.get(issued.parent_id, 0) <= seconds_of(now):
         return SubjectTokenRefused("subject token is unknown, revoked or expired")
     return None
 
@@ -223,27 +223,19 @@ def _row(issued: Issued) -> dict[str, Any]:
         "token_id": issued.token_id,
         "parent_id": issued.parent_id,
         "root_id": issued.root_id,
-        "root_issued_at": _seconds(issued.root_issued_at),
+        "root_issued_at": seconds_of(issued.root_issued_at),
         "client_id": issued.client_id,
         "agent_id": issued.agent_id or None,
         "subject": issued.subject,
-        "issued_at": _seconds(issued.issued_at),
-        "expires_at": _seconds(issued.expires_at),
+        "issued_at": seconds_of(issued.issued_at),
+        "expires_at": seconds_of(issued.expires_at),
         "revoked": issued.revoked,
     }
 
 
 def _purge(connection: sa.Connection, now: datetime, *, rows: int) -> None:
     """Remove at most so many expired rows. No child outlives its parent, so no living row loses its own."""
-    ended = TOKENS.c.expires_at < _seconds(now) - KEPT_SECONDS
+    ended = TOKENS.c.expires_at < seconds_of(now) - KEPT_SECONDS
     # What another transaction is busy with goes another time.
     expired = sa.select(TOKENS.c.token_id).where(ended).limit(rows).with_for_update(skip_locked=True)
     connection.execute(sa.delete(TOKENS).where(TOKENS.c.token_id.in_(expired)))
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

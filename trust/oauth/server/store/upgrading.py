@@ -1,4 +1,4 @@
-"""Databases that are new, or that an earlier release made."""
+"""Databases that are new, and databases of before."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
 from trust.errors import ConfigurationError
+from trust.oauth.server.store.engines import name_of
 from trust.oauth.server.store.schema import CLIENT_CHANGES, METADATA, REVOCATIONS, SCHEMA, TOKENS
 
-VERSION = 2  # 1: `oauth_tokens` alone
+VERSION = 2  # 1, a database of before: `oauth_tokens` alone
 
 _UPGRADING = 0x61326175  # "a2au": the advisory lock of PostgreSQL under which one process makes tables
 
 
-def prepare(engine: sa.Engine) -> None:
-    """Make what is missing, in one transaction; every release so far has only added to the one before.
+def prepare(engine: sa.Engine, *, create: bool = True) -> None:
+    """Make what is missing, in one transaction; nothing is ever renamed or taken away.
+
+    Args:
+        create: False where nothing of ours must come into a database that has nothing of ours yet.
 
     Raises:
-        ConfigurationError: a later release made the database, and may mean something else by what is in it.
+        ConfigurationError: a later release made the database, and may mean something else by what is in it; or it is
+            no authorization server's.
     """
     with engine.connect() as connection:
-        if _version(connection) == VERSION:
+        found = _version(connection)
+        if found == VERSION:
             return
+        if not found and not create:
+            raise ConfigurationError(
+                f"no authorization server's database: {name_of(engine)}", do="give the server's folder or URL"
+            )
         connection.rollback()
         # Of several processes that start at once, one makes the tables.
         if connection.dialect.name == "sqlite":
@@ -52,7 +62,7 @@ def _version(connection: sa.Connection) -> int:
 
 
 def _add_columns(connection: sa.Connection) -> None:
-    """Columns that tables of an earlier release have not."""
+    """Columns that the tables of a database of before have not."""
     inspector = sa.inspect(connection)
     for table in METADATA.sorted_tables:
         if not inspector.has_table(table.name):

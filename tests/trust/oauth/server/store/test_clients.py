@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tests.forge import HOUR, NOW
 from trust.errors import ClientNotRegistered, ClientRefused, ConfigurationError, IdentityError
-from trust.oauth.server.client_secrets import digest_of
+from trust.oauth.server.clients import digest_of
 from trust.oauth.server.store import Issued, Store, clients
 
 BILLING = "spiffe://fleet.example/billing"

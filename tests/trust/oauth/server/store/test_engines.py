@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from trust.errors import ConfigurationError
 from trust.oauth.server.store import Store
@@ -20,6 +24,7 @@ from trust.oauth.server.store.engines import engine_for
         "mysql://root:hunter2@host/name",
         "nosuchdb://root:hunter2@host/name",
         "postgresql://root:hun@ter2@host/name",
+        "postgresql://root:h@unter/hunter2@host/name",
         "postgresql://root:hunter2@host",
         "postgresql+asyncpg://root:hunter2@host/name",
         "hunter2",
@@ -40,8 +45,46 @@ def test_a_url_that_names_no_database_that_lasts_is_refused(
 def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Store("postgresql://nobody:hunter2@127.0.0.1:1/name")
-    assert str(caught.value).startswith("token store cannot be opened: got OperationalError")
+    told = "token store postgresql://127.0.0.1:1/name cannot be opened: got OperationalError"
+    assert str(caught.value).startswith(told) and "sqlite:////folder/tokens.db" in str(caught.value)
     assert "hunter2" not in repr(caught.value) and "\n" not in str(caught.value)
+
+
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "an empty file": (),
+    "other tables": ("CREATE TABLE people (name TEXT)",),
+    "other tables and a log": ("PRAGMA journal_mode = WAL", "CREATE TABLE people (name TEXT)"),
+}
+
+
+@pytest.mark.parametrize("kind", [*FOREIGN, "no database"])
+def test_a_file_of_others_is_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        for statement in FOREIGN.get(kind, ()):
+            database.execute(statement)
+    if kind == "no database":
+        file.write_bytes(b"people\n" * 1000)
+    file.touch()
+    file.chmod(0o644)
+    before = file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_mode
+    with pytest.raises(ConfigurationError) as caught:
+        Store(f"sqlite:///{file}", create=False)
+    assert str(caught.value) == f"no authorization server's database: {file}; give the server's folder or URL"
+    assert (file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_mode) == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_empty_database_is_left_as_it_is_unless_it_is_to_be_ours(url: str, opened: Callable[[], Store]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Store(url, create=False)
+    assert "no authorization server's database" in str(caught.value) and "password" not in str(caught.value)
+    engine = engine_for(url)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
+    held = opened()  # and meanwhile, where it is SQLite, all of it is in the log
+    with Store(url, create=False) as store:
+        assert store.clients.all() == held.clients.all() == ()
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

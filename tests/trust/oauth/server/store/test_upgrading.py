@@ -14,7 +14,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store import Store, upgrading
 from trust.oauth.server.store.schema import METADATA
 
-# As the first release made it: this table, and not a word about its version.
+# A database of before: this table, and not a word about its version.
 FIRST = """
 CREATE TABLE oauth_tokens (
     token_id VARCHAR(64) NOT NULL, parent_id VARCHAR(64), root_id VARCHAR(64) NOT NULL, root_issued_at BIGINT NOT NULL,

@@ -1,7 +1,7 @@
 """Other authorization servers whose word counts here: each is declared, and for no more than what it is declared for.
 
 A client of a partner's trust domain brings an assertion of that partner, and gets a token of ours for it
-(`trust.oauth.server.assertions`). The TOML file of the clients holds the partners, too:
+(`trust.oauth.server.grants.assertions`). The TOML file of the clients holds the partners, too:
 
     [[partner]]
     issuer = "https://auth.partner.example"

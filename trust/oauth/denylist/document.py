@@ -67,21 +67,15 @@ def sign_list(revoked: RevokedTokens, key: SigningKey) -> str:
             "revoked": dict(revoked.tokens),
         }
     )
-    return signed_document(payload, key=key, typ=TYPE)
-
-
-def signed_document(payload: bytes, *, key: SigningKey, typ: str) -> str:
-    """The compact JWS of a document that is too large for the header line that tokens travel in."""
-    detached = jws.sign_detached(payload, key=key.private_key, header={"alg": key.alg, "typ": typ, "kid": key.kid})
-    protected, _, signature = detached.split(".")
-    return f"{protected}.{jws.encode(payload)}.{signature}"
+    header = {"alg": key.alg, "typ": TYPE, "kid": key.kid}
+    return jws.sign_compact(payload, key=key.private_key, header=header, max_bytes=MAX_LIST_BYTES)
 
 
 def key_id(text: str) -> str:
     """The `kid` that a list names; nothing of it is verified.
 
     Raises:
-        DenylistTooLarge, DenylistMalformed, SignatureError: as `verified_list`.
+        DenylistMalformed, SignatureError: as `verified_list`.
     """
     return _parsed(text)[0]
 
@@ -89,19 +83,19 @@ def key_id(text: str) -> str:
 def verified_list(text: str, *, issuer: str, keys: KeySource, now: datetime) -> RevokedTokens:
     """The list that the issuer signed, or raise.
 
-    1. size, three parts, strict base64url, `typ`, `alg`, no key of its own      DenylistTooLarge, SignatureError
+    1. size, three parts, strict base64url, `typ`, `alg`, no key of its own                        SignatureError
     2. `kid` names a key of the issuer and the signature verifies  DenylistMalformed, TokenKeyUnknown, SignatureError
-    3. strict JSON with exactly the five members, of the right types and within the bounds        DenylistMalformed
+    3. strict JSON with exactly the five members, of the right types and within the bounds
+                                                                                DenylistMalformed, DenylistTooLarge
     4. `iss` is the issuer                                                                       DenylistIssuerWrong
     5. `iat` has come, `exp` has not, and they are at most 5 minutes apart                          DenylistOutdated
 
     NOT checked: that it is as new as the one before (`trust.oauth.denylist` does).
     """
     # 1.
-    kid, parsed, encoded = _parsed(text)
+    kid, parsed = _parsed(text)
     # 2.
-    key = keys.find(kid, parsed.alg, now=now)
-    payload = parsed.verify_payload(key, jws.decode(encoded))
+    payload = parsed.verify(keys.find(kid, parsed.alg, now=now))
     # 3.
     revoked = _read(payload)
     # 4.
@@ -119,20 +113,12 @@ def verified_list(text: str, *, issuer: str, keys: KeySource, now: datetime) -> 
     return revoked
 
 
-def _parsed(text: str) -> tuple[str, jws.Parsed, str]:
-    if len(text) > MAX_LIST_BYTES:
-        raise DenylistTooLarge(
-            "list of revoked tokens", got=f"{len(text)} characters", expected=f"at most {MAX_LIST_BYTES}"
-        )
-    parts = text.split(".", 3)
-    if len(parts) != 3:
-        raise DenylistMalformed("list of revoked tokens", got=f"{len(parts)} parts", expected="three, a compact JWS")
-    protected, payload, signature = parts
-    parsed = jws.parse_detached(f"{protected}..{signature}", algorithms=ALGORITHMS, typ=TYPE, understood=())
+def _parsed(text: str) -> tuple[str, jws.Parsed]:
+    parsed = jws.parse_compact(text, algorithms=ALGORITHMS, typ=TYPE, max_bytes=MAX_LIST_BYTES)
     kid = parsed.header.get("kid")
     if not isinstance(kid, str):
         raise DenylistMalformed("list of revoked tokens names no key", expected="a kid")
-    return kid, parsed, payload
+    return kid, parsed
 
 
 def _read(payload: bytes) -> RevokedTokens:

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tests.forge import NOW
 from trust.errors import DenylistTooLarge
-from trust.oauth import revoked as lists
+from trust.oauth.denylist import document
+from trust.oauth.denylist.document import LIST_SECONDS, MAX_ENTRIES, RevokedTokens, key_id, sign_list, verified_list
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.revoked import LIST_SECONDS, MAX_ENTRIES, RevokedTokens, key_id, sign_list, verified_list
 from trust.private_keys import ClassicalKey
 
 ISSUER = "https://auth.fleet.example"
@@ -43,13 +43,13 @@ def test_the_largest_list_is_taken_and_one_more_entry_is_not(monkeypatch: pytest
     keys = StaticKeys(public_jwks([key]))
     full = replace(LIST, tokens={f"{n:032}": SECONDS + 600 for n in range(MAX_ENTRIES)})
     text = sign_list(full, key)
-    assert len(text) < lists.MAX_LIST_BYTES
+    assert len(text) < document.MAX_LIST_BYTES
     assert len(verified_list(text, issuer=ISSUER, keys=keys, now=NOW).tokens) == MAX_ENTRIES
     one_more = replace(full, tokens={**full.tokens, "x": SECONDS})
     with pytest.raises(DenylistTooLarge):
         sign_list(one_more, key)
     with monkeypatch.context() as changed:
-        changed.setattr(lists, "MAX_ENTRIES", MAX_ENTRIES + 1)
+        changed.setattr(document, "MAX_ENTRIES", MAX_ENTRIES + 1)
         text = sign_list(one_more, key)
     with pytest.raises(DenylistTooLarge):
         verified_list(text, issuer=ISSUER, keys=keys, now=NOW)

@@ -9,20 +9,18 @@ from typing import Any
 from tests.authority import BILLING, ISSUER, LEDGER, PLANNER
 from tests.forge import NOW, Forge
 from trust.identity import AgentID
-from trust.oauth.claims import sign_access_token
+from trust.oauth.claims import AccessToken, sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.metadata import APPROVED, JWT_TYPE
-from trust.oauth.server.assertions import (
+from trust.oauth.server.clients import Client
+from trust.oauth.server.grants import Grant, GrantPolicy, PartnerIssuer, Partners, TokenRequest
+from trust.oauth.server.grants.assertions import (
     LIFETIME,
     assertion_for_partner,
     presented_assertion,
     read_assertion,
     token_for_assertion,
 )
-from trust.oauth.server.clients import Client
-from trust.oauth.server.exchange import SubjectToken
-from trust.oauth.server.grants import Grant, GrantPolicy
-from trust.oauth.server.partners import PartnerIssuer, Partners
 from trust.oauth.server.store import Issued
 from trust.peers import PeerVerifier
 
@@ -48,15 +46,18 @@ PARENT = Issued(
     issued_at=NOW,
     expires_at=END,
 )
-SUBJECT = SubjectToken(
-    token_id="parent",
+SUBJECT = AccessToken(
+    issuer=ISSUER,
     subject=PLANNER,
-    audience=BILLING,
+    client_id=LEDGER,
+    audience=(BILLING,),
     scopes=("read:ledger.eu", "delegate:billing", "delegate:vault"),
+    token_id="parent",
+    issued_at=NOW,
     expires_at=END,
-    act={"sub": LEDGER},
-    may_act=None,
-    approved_at=None,
+    thumbprint="of the ledger",
+    actors=(LEDGER,),
+    claims={},
 )
 AWAY_POLICY = GrantPolicy(
     issuer=PARTNER,
@@ -74,31 +75,21 @@ AWAY_POLICY = GrantPolicy(
 
 
 def assertion(scope: str = "read:ledger.eu", **changes: Any) -> Grant:
-    return assertion_for_partner(
-        {"resource": PARTNER, "scope": scope},
+    request = TokenRequest(
+        form={"resource": PARTNER, "scope": scope},
         client=AT_HOME,
         peer=PEER,
-        subject=replace(SUBJECT, **changes),
-        parent=PARENT,
         policy=GrantPolicy(issuer=ISSUER),
         now=NOW,
         token_id="assertion",
     )
+    return assertion_for_partner(request, replace(SUBJECT, **changes), PARENT)
 
 
 def brought(grant: Grant, scope: str = "read:ledger.eu") -> Grant:
     form = {"assertion": sign_access_token(grant.claims, KEY, grant.typ), "resource": VAULT, "scope": scope}
-    presented = presented_assertion(form, client=AWAY, policy=AWAY_POLICY)
-    return token_for_assertion(
-        form,
-        client=AWAY,
-        peer=PEER,
-        assertion=read_assertion(presented, peer=PEER, policy=AWAY_POLICY, now=NOW),
-        partner=presented.partner,
-        policy=AWAY_POLICY,
-        now=NOW,
-        token_id="away",
-    )
+    request = TokenRequest(form=form, client=AWAY, peer=PEER, policy=AWAY_POLICY, now=NOW, token_id="away")
+    return token_for_assertion(request, read_assertion(request, presented_assertion(request)))
 
 
 def test_an_assertion_is_for_one_server_one_holder_and_a_minute() -> None:
@@ -154,7 +145,7 @@ def test_of_what_a_partner_writes_only_what_was_checked_is_said_again() -> None:
 
 
 def test_a_persons_yes_at_home_is_none_elsewhere() -> None:
-    grant = assertion(approved_at=SECONDS - 5)
+    grant = assertion(claims={"acr": APPROVED, "auth_time": SECONDS - 5})
     assert (grant.claims["acr"], grant.claims["auth_time"]) == (APPROVED, SECONDS - 5)
     assert not {"acr", "auth_time"} & brought(grant).claims.keys()
 

@@ -1,4 +1,4 @@
-"""The real authorization server, for every test of the client."""
+"""The real authorization server, for every test that asks for it."""
 
 from __future__ import annotations
 

@@ -22,157 +22,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
 from trust.credentials import read_bounded
-from trust.errors import ConfigurationError, IdentityError, ScopeMalformed
+from trust.errors import ConfigurationError, IdentityError
 from trust.identity import AgentID
-from trust.oauth.metadata import check_issuer, is_resource
-from trust.oauth.scopes import Catalogue, broad, delegate_scope, parse
-from trust.oauth.server.client_secrets import SecretDigest
-from trust.oauth.server.patterns import AgentPattern
+from trust.oauth.calendars import unknown_calendars
+from trust.oauth.scopes import Catalogue
+from trust.oauth.server.clients.client import DEFAULT_LIFETIME, Client, ClientPattern
+from trust.oauth.server.clients.patterns import AgentPattern
 from trust.oauth.tokens import MAX_LIFETIME
 
 RULES = ("policy", "includes", "calendar", "approval")  # of the file: for `rules`
 _OTHERS = ("partner", *RULES)
-DEFAULT_LIFETIME = timedelta(minutes=10)
 
-_CLIENT_ID = re.compile(r"[\x21-\x7e]{1,2048}")  # RFC 6749 appendix A.1, without the space
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rights:
-    """What a client may have.
-
-    Args:
-        scopes: for itself, by client credentials.
-        exchange_scopes: on behalf of others, by token exchange; never more than their token grants.
-        resources: the audiences that its tokens may be for: SPIFFE IDs or absolute URIs without fragment (RFC 8707).
-        audiences: the names under which it is itself the audience of tokens; it can exchange only those that were
-            sent to it. By default its SPIFFE ID.
-        assertion_audiences: the issuers of other trust domains that it may take a caller's authority to (identity
-            chaining); it needs `exchange_scopes`, too.
-        assertion_scopes: of an agent of another trust domain: what it may have here by an assertion of its own server,
-            for those that the assertion speaks for.
-        lifetime: of its tokens, at most 30 minutes; the cap of its parent, time scopes and certificate come on top.
-    """
-
-    scopes: tuple[str, ...] = ()
-    exchange_scopes: tuple[str, ...] = ()
-    resources: tuple[str, ...]
-    audiences: tuple[str, ...] = ()
-    assertion_audiences: tuple[str, ...] = ()
-    assertion_scopes: tuple[str, ...] = ()
-    lifetime: timedelta = DEFAULT_LIFETIME
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Client(Rights):
-    """One agent that may ask for tokens.
-
-    Args:
-        agent_id: the SPIFFE ID of its certificate.
-        client_id: its OAuth name; by default the SPIFFE ID.
-        secrets: of which it has to give one beside its certificate; an empty list, and it is never authenticated. None
-            where it has no second factor, and then it must not come with one.
-        scopes and all others: its `Rights`.
-
-    Raises:
-        ConfigurationError: a value that no token could be issued for.
-    """
-
-    agent_id: AgentID
-    client_id: str = ""
-    secrets: tuple[SecretDigest, ...] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.client_id:
-            object.__setattr__(self, "client_id", str(self.agent_id))
-        if not self.audiences:
-            object.__setattr__(self, "audiences", (str(self.agent_id),))
-        if not _CLIENT_ID.fullmatch(self.client_id):
-            raise self._wrong("client_id", self.client_id, "1-2048 printable ASCII characters without spaces")
-        if not self.scopes and not self.exchange_scopes and not self.assertion_scopes:
-            raise self._wrong("scopes", "none", "at least one in scopes, exchange_scopes or assertion_scopes")
-        if not self.resources and not self.assertion_audiences:
-            raise self._wrong("resources", "none", "at least one resource")
-        for issuer in self.assertion_audiences:
-            check_issuer(issuer)
-        if self.assertion_audiences and not self.exchange_scopes:
-            raise self._wrong("assertion_audiences", "no exchange_scopes", "some: an assertion is for somebody else")
-        for uri in (*self.resources, *self.audiences):
-            if not is_resource(uri):
-                raise self._wrong("resource", uri, "an absolute URI without fragment")
-        if not timedelta(0) < self.lifetime <= MAX_LIFETIME:
-            raise self._wrong("lifetime", self.lifetime, f"more than 0 and at most {MAX_LIFETIME}")
-        # Of the last one: otherwise no caller could ever consent.
-        own_name = [delegate_scope(self.agent_id)] if self.exchange_scopes else []
-        for text in (*self.scopes, *self.exchange_scopes, *self.assertion_scopes, *own_name):
-            try:
-                parse(text)
-            except ScopeMalformed as error:
-                raise ConfigurationError(f"client {self.client_id}: {error}") from None
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """Of its SPIFFE ID: by that it is named in `delegate:eu/billing`."""
-        return tuple(self.agent_id.path[1:].split("/"))
-
-    def notes(self, catalogue: Catalogue | None = None) -> list[str]:
-        """What an operator should look at twice before granting it."""
-        return [
-            f"{self.client_id}: {member}: {line}"
-            for member in ("scopes", "exchange_scopes", "assertion_scopes")
-            for line in broad(getattr(self, member), catalogue)
-        ]
-
-    def _wrong(self, what: str, got: object, expected: str) -> ConfigurationError:
-        return ConfigurationError(f"client {self.client_id}: {what}", got=got, expected=expected)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientPattern(Rights):
-    """Many agents with the same rights. Each is a client by its own SPIFFE ID, and has no second factor.
-
-    Raises:
-        ConfigurationError: as `Client`.
-    """
-
-    pattern: AgentPattern
-
-    def __post_init__(self) -> None:
-        self._client(self.pattern.example, self.client_id)
-
-    @property
-    def client_id(self) -> str:
-        """Its name in a list; no agent's."""
-        return str(self.pattern)
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        return self.pattern.segments
-
-    def client(self, agent: AgentID) -> Client:
-        """The client that one of these agents is.
-
-        Raises:
-            ConfigurationError: its SPIFFE ID has no `delegate:X`, which exchanging clients need.
-        """
-        return self._client(agent, str(agent))
-
-    def notes(self, catalogue: Catalogue | None = None) -> list[str]:
-        every = [f"{self.client_id}: is every agent of {self.pattern.trust_domain}"]
-        found = self._client(self.pattern.example, self.client_id).notes(catalogue)
-        return (every if self.pattern.is_whole_domain else []) + found
-
-    def _client(self, agent: AgentID, client_id: str) -> Client:
-        rights = {f.name: getattr(self, f.name) for f in fields(Rights)}
-        return Client(agent_id=agent, client_id=client_id, **rights)
+# Why nobody is found.
+NOT_REGISTERED, DISABLED, BROKEN = "no such client", "disabled", "what the database says of it cannot be used"
 
 
 class ClientRegistry:
@@ -187,8 +56,8 @@ class ClientRegistry:
         self._agents: set[AgentID] = set()
         self._delegates: dict[tuple[str, ...], Client] = {}  # those that exchange tokens, by their path
         self._patterns: dict[str, list[ClientPattern]] = {}  # by their trust domain
-        self._refused: set[str] = set()  # names, and patterns as they are written
-        self._stopped: list[AgentPattern] = []  # all of whose agents are disabled
+        self._refused: dict[str, str] = {}  # names, and patterns as they are written, with the reason
+        self._stopped: list[tuple[AgentPattern, str]] = []  # all of whose agents are refused, with the reason
         for client in clients:
             if problem := self._add(client):
                 raise problem
@@ -220,15 +89,23 @@ class ClientRegistry:
             document = tomllib.loads(text.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[client]] tables") from None
+        if any("policy" in table for table in _tables(document)):  # TOML takes it for a member of the table above it
+            raise ConfigurationError(f"{name}: policy belongs at the top", expected="before the first table")
         for member in _OTHERS:
             document.pop(member, None)
         tables = document.pop("client", None)
-        if document or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-            raise ConfigurationError(f"{name}", got=", ".join(document) or "no client", expected="[[client]] tables")
+        if document:
+            raise ConfigurationError(
+                f"{name}: unknown members",
+                got=", ".join(document),
+                expected="[[client]], [[partner]], [[calendar]], [includes], [approval], policy",
+            )
+        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+            raise ConfigurationError(name, got="no client", expected="[[client]] tables")
         return cls.of(*(client_of(table, number) for number, table in enumerate(tables, 1)))
 
     def joined(
-        self, others: Iterable[Client | ClientPattern], disabled: Iterable[str]
+        self, others: Iterable[Client | ClientPattern], disabled: Iterable[str], broken: Iterable[str] = ()
     ) -> tuple[ClientRegistry, list[str]]:
         """This list and another one, without those who are disabled; and what is wrong with the two together.
 
@@ -237,6 +114,7 @@ class ClientRegistry:
         Args:
             disabled: names of clients and agents, and patterns: those disable every agent that they name, also one
                 that is registered by itself.
+            broken: the same, of those whose registration cannot be used.
         """
         both, problems = ClientRegistry(()), []
         for mine in self._entries():
@@ -244,29 +122,40 @@ class ClientRegistry:
         for other in others:
             if problem := both._add(other):
                 problems.append(f"{problem}; it is refused until one of them is gone")
-                both._refused.add(other.client_id)
+                reason = f"{problem.failed}, in the file and in the database"
+                both._refused[other.client_id] = reason
                 if isinstance(other, ClientPattern):
                     both._keep(other)  # an agent that two patterns name is refused
                 else:
-                    both._refused.add(str(other.agent_id))
-        for name in disabled:
-            both._refused.add(name)
-            with contextlib.suppress(IdentityError):  # most are names, and no patterns
-                both._stopped.append(AgentPattern.parse(name))
+                    both._refused[str(other.agent_id)] = reason
+        for names, reason in ((disabled, DISABLED), (broken, BROKEN)):
+            for name in names:
+                both._refused[name] = reason
+                with contextlib.suppress(IdentityError):  # most are names, and no patterns
+                    both._stopped.append((AgentPattern.parse(name), reason))
         return both, problems
 
     def find(self, client_id: str) -> Client | None:
         """The client of that name; None for one that is disabled, or that two registrations speak of."""
-        client = self._by_client_id.get(client_id) or self._of_a_pattern(client_id)
-        if client is None or client.client_id in self._refused or str(client.agent_id) in self._refused:
-            return None
-        if any(pattern.matches(client.agent_id) for pattern in self._stopped):
-            return None
-        return client
+        found = self._look_up(client_id)
+        return found if isinstance(found, Client) else None
+
+    def why_not(self, client_id: str) -> str:
+        """Why `find` has none of that name, for the operator; empty where it has one."""
+        found = self._look_up(client_id)
+        return found if isinstance(found, str) else ""
 
     def notes(self, catalogue: Catalogue | None = None) -> list[str]:
         """What an operator should look at twice, such as wildcards; allowed, but never silently."""
         return [note for entry in self._entries() for note in entry.notes(catalogue)]
+
+    def never(self, calendars: Collection[str]) -> list[str]:
+        """Which scopes nobody will ever get, because the server has no calendar of that name; each in one line."""
+        return [
+            f"{entry.client_id}: {text}: no [[calendar]] of that name"
+            for entry in self._entries()
+            for text in unknown_calendars((*entry.scopes, *entry.exchange_scopes, *entry.assertion_scopes), calendars)
+        ]
 
     def current(self) -> ClientRegistry:
         return self
@@ -276,19 +165,35 @@ class ClientRegistry:
         for patterns in self._patterns.values():
             yield from patterns
 
-    def _of_a_pattern(self, client_id: str) -> Client | None:
+    def _look_up(self, client_id: str) -> Client | str:
+        """The client, or why there is none."""
+        client = self._by_client_id.get(client_id) or self._of_a_pattern(client_id)
+        if isinstance(client, str):
+            return client
+        for name in (client.client_id, str(client.agent_id)):
+            if name in self._refused:
+                return self._refused[name]
+        return next((reason for pattern, reason in self._stopped if pattern.matches(client.agent_id)), client)
+
+    def _of_a_pattern(self, client_id: str) -> Client | str:
         try:
             agent = AgentID.parse(client_id)
         except IdentityError:
-            return None
+            return NOT_REGISTERED
         found = [p for p in self._patterns.get(agent.trust_domain, ()) if p.pattern.matches(agent)]
         # One that is registered by itself may have another client_id, or be disabled: no pattern is a way around that.
-        if agent in self._agents or len(found) != 1 or found[0].client_id in self._refused:
-            return None
+        if agent in self._agents:
+            return "registered by another client_id than its SPIFFE ID"
+        if len(found) > 1:
+            return f"two patterns are this agent: {found[0].client_id} and {found[1].client_id}"
+        if not found:
+            return NOT_REGISTERED
+        if found[0].client_id in self._refused:
+            return self._refused[found[0].client_id]
         try:
             return found[0].client(agent)
-        except ConfigurationError:
-            return None
+        except ConfigurationError as error:
+            return str(error)
 
     def _add(self, client: Client | ClientPattern) -> ConfigurationError | None:
         """Take it up, or say why not."""
@@ -346,6 +251,14 @@ class ClientRegistry:
                 if other_pattern.exchange_scopes and other_pattern.pattern.shares_path(client.path):
                     return other_pattern.client_id
         return None
+
+
+def _tables(document: Mapping[str, object]) -> Iterable[Mapping[str, object]]:
+    """Of a TOML file: those that are there once, and those that are there several times."""
+    for value in document.values():
+        for table in value if isinstance(value, list) else [value]:
+            if isinstance(table, dict):
+                yield table
 
 
 _TEXTS = ("scopes", "exchange_scopes", "resources", "audiences", "assertion_audiences", "assertion_scopes")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,14 +16,14 @@ from tests.authority import BILLING, ISSUER, PLANNER, Authority, ask
 from tests.forge import HOUR, NOW
 from tests.redis_server import RedisServer
 from trust.errors import ConfigurationError, DenylistOutdated, DenylistTooLarge, DenylistUnavailable, TokenRevoked
-from trust.oauth import denylist
-from trust.oauth.denylist import FAILURE_REST, MemoryDenylist, RedisDenylist, RemoteDenylist, SignedDenylist
+from trust.oauth.denylist import copies
+from trust.oauth.denylist.copies import FAILURE_REST, MemoryDenylist, RedisDenylist, RemoteDenylist, SignedDenylist
+from trust.oauth.denylist.document import LIST_SECONDS, RevokedTokens, verified_list
+from trust.oauth.denylist.redis_list import SharedList
 from trust.oauth.keys import StaticKeys, public_jwks
-from trust.oauth.revoked import LIST_SECONDS, RevokedTokens
 from trust.oauth.server.revoked_list import RevokedList
 from trust.oauth.server.signing_keys import KeyRing
-from trust.oauth.shared_list import SharedList
-from trust.oauth.tokens import FollowedDenylist, TokenValidator
+from trust.oauth.tokens import TokenValidator
 
 REFRESH = RemoteDenylist.REFRESH_SECONDS
 
@@ -36,11 +38,10 @@ def test_memory_has_what_it_was_told_until_that_has_expired() -> None:
     assert not denied.contains(ISSUER, "gone")
     denied.deny(ISSUER, "b", expires_at=NOW + 3 * HOUR, now=NOW + HOUR)
     assert (denied.contains(ISSUER, "a"), denied.contains(ISSUER, "b")) == (False, True)
-    assert not isinstance(denied, FollowedDenylist)
 
 
 def test_memory_keeps_the_later_of_two_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denylist, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(copies, "MAX_ENTRIES", 3)
     denied = MemoryDenylist()
     for hours in (1, 3, 2):
         denied.deny(ISSUER, "a", expires_at=NOW + hours * HOUR, now=NOW)
@@ -55,7 +56,7 @@ def test_memory_keeps_the_later_of_two_ends(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_memory_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denylist, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(copies, "MAX_ENTRIES", 2)
     denied = MemoryDenylist()
     for jti in ("a", "b"):
         denied.deny(ISSUER, jti, expires_at=NOW + HOUR, now=NOW)
@@ -113,8 +114,8 @@ def run(folder: Path, work: Callable[[Followed], object]) -> None:
 
 async def flight(denied: SignedDenylist) -> None:
     """The fetch that is under way, if any, has ended."""
-    if denied._flight is not None:
-        await asyncio.wait([denied._flight], timeout=20)
+    if (task := denied._flight.under_way) is not None:
+        await asyncio.wait([task], timeout=20)
 
 
 def test_the_first_use_waits_and_the_next_ones_do_not(tmp_path: Path) -> None:
@@ -122,7 +123,6 @@ def test_the_first_use_waits_and_the_next_ones_do_not(tmp_path: Path) -> None:
         jti = await here.revoked_token()
         with pytest.raises(DenylistUnavailable, match="not fetched yet"):
             here.denied.contains(ISSUER, jti)
-        assert isinstance(here.denied, FollowedDenylist)
         await asyncio.gather(*(here.denied.prepare() for _ in range(50)))
         assert here.denied.contains(ISSUER, jti)
         assert not here.denied.contains(ISSUER, "another")
@@ -179,6 +179,7 @@ def test_while_the_server_is_away_the_copy_serves_until_it_ends(
         await here.denied.prepare()
         asked = here.asked
         await here.denied.prepare()  # left in peace for a moment
+        await flight(here.denied)
         assert here.asked == asked
         here.server.clock.advance(seconds=FAILURE_REST)
         here.gate.clear()
@@ -204,7 +205,7 @@ def test_while_the_server_is_away_the_copy_serves_until_it_ends(
 
 
 def test_a_server_that_hangs_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denylist, "FETCH_SECONDS", 0.01)
+    monkeypatch.setattr(copies, "FETCH_SECONDS", 0.01)
 
     async def work(here: Followed) -> None:
         here.gate.clear()
@@ -230,12 +231,21 @@ def test_a_clock_that_jumps_makes_no_copy_last_longer(tmp_path: Path, seconds: i
 
 
 def test_a_large_list_is_read_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denylist, "LARGE_LIST", 0)
+    def reading(text: str, **options: Any) -> RevokedTokens:
+        threads.append(threading.current_thread())
+        return verified_list(text, **options)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(copies, "verified_list", reading)
 
     async def work(here: Followed) -> None:
         jti = await here.revoked_token()
         await here.denied.prepare()
+        monkeypatch.setattr(copies, "LARGE_LIST", 0)
+        here.server.clock.advance(seconds=REFRESH)
+        await here.denied.prepare()
         assert here.denied.contains(ISSUER, jti)
+        assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
     run(tmp_path, work)
 
@@ -324,7 +334,7 @@ def test_a_list_that_has_seen_less_is_taken_only_where_that_makes_no_difference(
     found = RevokedTokens(issuer=ISSUER, sequence=3, **times, tokens={})
     when = NOW + timedelta(seconds=seconds_later)
     if seconds_later:
-        assert denylist._newer(last, found, when) is found
+        assert copies._newer(last, found, when) is found
     else:
         with pytest.raises(DenylistOutdated):
-            denylist._newer(last, found, when)
+            copies._newer(last, found, when)

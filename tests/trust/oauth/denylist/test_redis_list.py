@@ -11,8 +11,8 @@ import pytest
 
 from tests.redis_server import RedisServer
 from trust.errors import ConfigurationError, DenylistTooLarge, DenylistUnavailable
-from trust.oauth import shared_list
-from trust.oauth.shared_list import SharedList
+from trust.oauth.denylist import redis_list
+from trust.oauth.denylist.redis_list import SharedList
 
 ISSUER = "https://auth.fleet.example"
 
@@ -51,7 +51,7 @@ def test_a_list_that_has_seen_less_does_not_replace_one_that_has_seen_more(share
 
 
 def test_what_nobody_would_take_is_not_read(shared: SharedList, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_list, "MAX_LIST_BYTES", 10)
+    monkeypatch.setattr(redis_list, "MAX_LIST_BYTES", 10)
     shared.write("x" * 10, sequence=1)
     assert shared.read() == "x" * 10
     shared.write("x" * 11, sequence=1)
@@ -63,7 +63,7 @@ def test_one_who_writes_while_it_is_read_fills_no_memory(
     redis: RedisServer, shared: SharedList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No answer is longer than a list may be, whatever was there when something else was asked before."""
-    monkeypatch.setattr(shared_list, "MAX_LIST_BYTES", 10)
+    monkeypatch.setattr(redis_list, "MAX_LIST_BYTES", 10)
     shared.write("small", sequence=1)
     sent = redis.command("INFO", "stats")["total_net_output_bytes"]
     for _ in range(20):
@@ -93,7 +93,7 @@ def test_who_holds_redis_has_no_way_to_break_a_reader(redis: RedisServer, shared
 def test_a_server_that_hangs_or_has_gone_is_away_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_list, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(redis_list, "WAIT_SECONDS", 0.05)
     with RedisServer(tmp_path) as redis:
         shared = SharedList(redis.url, ISSUER)
         until = time.monotonic() + 20

@@ -1,11 +1,7 @@
-"""Which tokens were revoked before their time, where that is asked on every use of a token.
+"""The denylists: `MemoryDenylist`, and the copies that an agent keeps of a list that its issuer has signed.
 
-    MemoryDenylist    what this process was told
-    RemoteDenylist    the authorization server's signed list, fetched from it
-    RedisDenylist     the same list, from a Redis server that it writes to (extra `redis`)
-
-The last two answer from a copy in memory. The list says until when it may be relied on, a minute; after that nothing is
-known, and every token is refused with 503 until there is a newer list.
+A copy is in memory. The list says until when it may be relied on, a minute; after that nothing is known, and every
+token is refused with 503 until there is a newer list.
 """
 
 from __future__ import annotations
@@ -16,17 +12,16 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from datetime import datetime
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import httpx
 
 from trust.clock import Clock, utc, wall_clock
 from trust.errors import DenylistOutdated, DenylistTooLarge, DenylistUnavailable
-from trust.oauth.fetch import fetch
-from trust.oauth.keys import KeySource
-from trust.oauth.metadata import check_issuer
-from trust.oauth.revoked import (
+from trust.oauth.denylist.document import (
     MAX_ENTRIES,
     MAX_LIST_BYTES,
     MAX_SKEW_SECONDS,
@@ -36,13 +31,19 @@ from trust.oauth.revoked import (
     key_id,
     verified_list,
 )
-from trust.oauth.shared_list import SharedList
+from trust.oauth.denylist.redis_list import SharedList
+from trust.oauth.fetch import fetch
+from trust.oauth.flight import Flight
+from trust.oauth.keys import KeySource
+from trust.oauth.metadata import check_issuer
 
 FETCH_SECONDS = 3.0  # of a whole fetch: requests wait for it
 FAILURE_REST = 2.0  # seconds after a failed fetch: a server in trouble is left in peace, and found again soon
 LARGE_LIST = 64 << 10  # characters; reading a larger one takes milliseconds, and is not for the event loop
 
 logger = logging.getLogger("a2a_trust.oauth")
+
+T = TypeVar("T")
 
 
 class MemoryDenylist:
@@ -75,6 +76,9 @@ class MemoryDenylist:
     def contains(self, issuer: str, jti: str) -> bool:
         return (issuer, jti) in self._tokens
 
+    async def prepare(self) -> None:
+        return
+
 
 class SignedDenylist(ABC):
     """A copy of the list that one issuer signs, fetched when it is wanted. Belongs to one event loop.
@@ -103,7 +107,7 @@ class SignedDenylist(ABC):
         self._fetched_at = -math.inf  # when the last good fetch began; seconds since the epoch, as the next one
         self._failed_at = -math.inf
         self._failure: str | None = "not fetched yet"
-        self._flight: asyncio.Task[None] | None = None
+        self._flight = Flight[None]()
 
     def contains(self, issuer: str, jti: str) -> bool:
         """Whether the token was revoked. Does no IO.
@@ -128,12 +132,13 @@ class SignedDenylist(ABC):
         age = abs(now - self._fetched_at)  # a clock that was set back must not make a copy younger
         if age < self.REFRESH_SECONDS / 2:
             return
-        if (self._flight is None or self._flight.done()) and abs(now - self._failed_at) >= FAILURE_REST:
-            self._flight = asyncio.create_task(self._refresh(now))
+        flight = self._flight.under_way
+        if flight is None and abs(now - self._failed_at) >= FAILURE_REST:
+            flight = self._flight.begin(partial(self._refresh, now))
         # While the server is away nobody waits for it whom the copy still serves.
         current = self._copy is not None and self._is_current(self._copy)
-        if self._flight is not None and not (current and (age < self.REFRESH_SECONDS or self._failure is not None)):
-            await asyncio.shield(self._flight)
+        if flight is not None and not (current and (age < self.REFRESH_SECONDS or self._failure is not None)):
+            await asyncio.shield(flight)
 
     @abstractmethod
     async def _fetch(self) -> str:
@@ -149,10 +154,8 @@ class SignedDenylist(ABC):
             async with asyncio.timeout(FETCH_SECONDS):
                 text = await self._fetch()
                 now = self._clock()
-                await self._keys.prepare(key_id(text), now=now)
-                found = (
-                    self._read(text, now) if len(text) < LARGE_LIST else await asyncio.to_thread(self._read, text, now)
-                )
+                await self._keys.prepare(await _read(key_id, text), now=now)
+                found = await _read(partial(verified_list, issuer=self._issuer, keys=self._keys, now=now), text)
             self._copy = _newer(self._copy, found, now)
         except Exception as error:  # whatever went wrong - network, TLS, content, signature - there is no new list
             failure = f"{type(error).__name__}: {error}"
@@ -163,9 +166,6 @@ class SignedDenylist(ABC):
             self._failure = failure
         else:
             self._fetched_at, self._failure = began, None
-
-    def _read(self, text: str, now: datetime) -> RevokedTokens:
-        return verified_list(text, issuer=self._issuer, keys=self._keys, now=now)
 
 
 class RemoteDenylist(SignedDenylist):
@@ -197,7 +197,7 @@ class RedisDenylist(SignedDenylist):
     Two of them are the authorization server's, which looks every other second whether there is something to write.
 
     Args:
-        url: of the Redis server, as `trust.oauth.shared_list.SharedList` has it.
+        url: of the Redis server, as `trust.oauth.denylist.redis_list.SharedList` has it.
         issuer, keys: as `RemoteDenylist`. Redis is believed nothing that these keys have not signed.
     """
 
@@ -212,6 +212,10 @@ class RedisDenylist(SignedDenylist):
 
     def close(self) -> None:
         self._shared.close()
+
+
+async def _read(read: Callable[[str], T], text: str) -> T:
+    return read(text) if len(text) < LARGE_LIST else await asyncio.to_thread(read, text)
 
 
 def _newer(last: RevokedTokens | None, found: RevokedTokens, now: datetime) -> RevokedTokens:

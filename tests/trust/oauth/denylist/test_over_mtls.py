@@ -28,9 +28,9 @@ from trust.clock import wall_clock
 from trust.credentials import Credentials
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
-from trust.oauth.denylist import RedisDenylist, RemoteDenylist, SignedDenylist
+from trust.oauth.denylist.copies import RedisDenylist, RemoteDenylist, SignedDenylist
+from trust.oauth.denylist.document import LIST_SECONDS
 from trust.oauth.keys import RemoteKeys, SigningKey
-from trust.oauth.revoked import LIST_SECONDS
 from trust.oauth.server import create_app, revoked_list
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.revoked_list import RevokedList, RevokedPublisher

@@ -1,15 +1,12 @@
 """Token exchange (RFC 8693): a client that was called with a token gets one for the next agent, for the same subject.
 
 Both the caller's token and the client's own registration must cover every scope, time scopes are kept, and the new
-token ends no later than the old one. Pure, as `grants`.
+token ends no later than the old one. Pure, as `grant`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from trust.errors import (
     DelegationRefused,
@@ -19,47 +16,31 @@ from trust.errors import (
     SubjectTokenRefused,
     TokenError,
 )
-from trust.identity import PeerIdentity
 from trust.oauth.calendars import TIME_PREFIX
-from trust.oauth.claims import verified_token
+from trust.oauth.claims import AccessToken, verified_token
 from trust.oauth.keys import KeySource
 from trust.oauth.metadata import ACCESS_TOKEN_TYPE, APPROVED, JWT_TYPE
 from trust.oauth.scopes import attenuates, delegate_scope
-from trust.oauth.server.authentication import Form
-from trust.oauth.server.clients import Client
-from trust.oauth.server.grants import Grant, GrantPolicy, grant_of, scopes_of, target_of
+from trust.oauth.server.grants.grant import Grant, TokenRequest, grant_of, scopes_of, target_of
 from trust.oauth.server.store import Issued
 
 MAX_DELEGATIONS = 4  # actors in one token: longer chains are loops more often than they are work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubjectToken:
-    """A token of ours that a client wants to exchange: signature, issuer and time are verified, revocation is not."""
-
-    token_id: str
-    subject: str
-    audience: str
-    scopes: tuple[str, ...]
-    expires_at: datetime
-    act: Mapping[str, Any] | None
-    may_act: object
-    approved_at: object  # `auth_time`, where a person has approved it
-
-
-def read_subject_token(
-    form: Form, *, client: Client, keys: KeySource, policy: GrantPolicy, now: datetime
-) -> SubjectToken:
-    """The subject token of an exchange, verified to be an access token of this very server.
+def read_subject_token(request: TokenRequest, keys: KeySource) -> AccessToken:
+    """The subject token of an exchange: one of this very server, for one audience, that has not expired.
 
     It is bound to its holder, the caller of this client, who is not on this connection: so nothing is checked against
     a certificate here. What makes it the client's to exchange is that it was sent to it (check 2 of `token_exchange`).
+
+    NOT checked: whether it was revoked.
 
     Raises:
         GrantNotAllowed: the client is not registered for scopes that it may take over.
         GrantRequestMalformed: another kind of token, or parameters that ask for something not done here.
         SubjectTokenRefused: malformed, of another type or issuer, forged, or expired.
     """
+    form, client, now = request.form, request.client, request.now
     if not client.exchange_scopes:
         raise GrantNotAllowed("client may not exchange", got=client.client_id, do="register exchange_scopes for it")
     if form.get("subject_token_type") != ACCESS_TOKEN_TYPE or not form.get("subject_token"):
@@ -71,7 +52,7 @@ def read_subject_token(
         # The certificate has proved who acts. A token could only repeat that, or name somebody else.
         raise GrantRequestMalformed("actor_token", expected="none: the actor is the client that its certificate proves")
     try:
-        token = verified_token(form["subject_token"], issuer=policy.issuer, keys=keys, now=now).token
+        token = verified_token(form["subject_token"], issuer=request.policy.issuer, keys=keys, now=now).token
     except TokenError as error:
         # Only the name of the check: what it says of the token's content is not for our logs.
         raise SubjectTokenRefused("subject token is not one of ours", got=error.check) from None
@@ -79,29 +60,10 @@ def read_subject_token(
         raise SubjectTokenRefused("subject token has expired", got=token.expires_at, expected=f"later than {now}")
     if len(token.audience) != 1:
         raise SubjectTokenRefused("subject token has several audiences", expected="one, as our tokens have")
-    return SubjectToken(
-        token_id=token.token_id,
-        subject=token.subject,
-        audience=token.audience[0],
-        scopes=token.scopes,
-        expires_at=token.expires_at,
-        act=token.claims.get("act"),
-        may_act=token.claims.get("may_act"),
-        approved_at=token.claims.get("auth_time") if token.claims.get("acr") == APPROVED else None,
-    )
+    return token
 
 
-def token_exchange(
-    form: Form,
-    *,
-    client: Client,
-    peer: PeerIdentity,
-    subject: SubjectToken,
-    parent: Issued | None,
-    policy: GrantPolicy,
-    now: datetime,
-    token_id: str,
-) -> Grant:
+def token_exchange(request: TokenRequest, subject: AccessToken, parent: Issued | None) -> Grant:
     """A token for the client on behalf of the subject of the token that it was called with.
 
     1. to 4. as `check_delegation`                                         SubjectTokenRefused, DelegationRefused
@@ -112,27 +74,16 @@ def token_exchange(
     The receiver may be called `audience`, too: our receivers have one name.
 
     Args:
-        parent: what the store knows of the subject token.
+        subject: of `read_subject_token`.
+        parent: what the store knows of it.
     """
     # 1. to 4.
-    parent = check_delegation(client=client, peer=peer, subject=subject, parent=parent, policy=policy)
+    parent = check_delegation(request, subject, parent)
     # 5. to 7.
-    return exchanged(
-        form,
-        target=target_of(form, client.resources),
-        client=client,
-        peer=peer,
-        subject=subject,
-        parent=parent,
-        policy=policy,
-        now=now,
-        token_id=token_id,
-    )
+    return exchanged(request, subject, parent, target=target_of(request, request.client.resources))
 
 
-def check_delegation(
-    *, client: Client, peer: PeerIdentity, subject: SubjectToken, parent: Issued | None, policy: GrantPolicy
-) -> Issued:
+def check_delegation(request: TokenRequest, subject: AccessToken, parent: Issued | None) -> Issued:
     """That this client may act with this subject token at all; returns what the store knows of that token.
 
     1. the subject token is one that the store knows, and not revoked                   SubjectTokenRefused
@@ -147,75 +98,48 @@ def check_delegation(
     if parent is None or parent.revoked:
         raise SubjectTokenRefused("subject token is unknown or revoked", got=subject.token_id)
     # 2.
-    if subject.audience not in client.audiences:
+    (audience,) = subject.audience
+    if audience not in request.client.audiences:
         raise SubjectTokenRefused(
-            "subject token was sent to another agent", got=subject.audience, expected=" or ".join(client.audiences)
+            "subject token was sent to another agent", got=audience, expected=" or ".join(request.client.audiences)
         )
     # 3.
-    consent = delegate_scope(peer.agent_id)
+    consent = delegate_scope(request.peer.agent_id)
     try:
-        consented = _covered(subject.scopes, consent, policy)
+        consented = _covered(request, subject.scopes, consent)
     except ScopeMalformed as error:
         raise SubjectTokenRefused(f"subject token: {error}") from None
     if not consented:
         raise DelegationRefused("subject token does not let this client act", expected=f"the scope {consent}")
-    actor = str(peer.agent_id)
-    if subject.may_act is not None and (
-        not isinstance(subject.may_act, Mapping) or subject.may_act.get("sub") != actor
-    ):
+    actor, may_act = str(request.peer.agent_id), subject.claims.get("may_act")
+    if may_act is not None and (not isinstance(may_act, Mapping) or may_act.get("sub") != actor):
         raise DelegationRefused("subject token names another actor in may_act", expected=actor)
     # 4.
-    if actor_depth(subject.act) >= MAX_DELEGATIONS:
+    if len(subject.actors) >= MAX_DELEGATIONS:
         raise DelegationRefused("too many actors", expected=f"at most {MAX_DELEGATIONS} in one token")
     return parent
 
 
-def exchanged(
-    form: Form,
-    *,
-    target: str,
-    client: Client,
-    peer: PeerIdentity,
-    subject: SubjectToken,
-    parent: Issued,
-    policy: GrantPolicy,
-    now: datetime,
-    token_id: str,
-) -> Grant:
+def exchanged(request: TokenRequest, subject: AccessToken, parent: Issued, *, target: str) -> Grant:
     """What is made of a subject token that `check_delegation` let pass: checks 6 and 7 of `token_exchange`."""
     # 6.
-    scopes = scopes_of(form, subject.scopes, "the subject token grants", policy)
-    scopes_of(form, client.exchange_scopes, "the client may take over", policy)
+    scopes = scopes_of(request, subject.scopes, "the subject token grants")
+    scopes_of(request, request.client.exchange_scopes, "the client may take over")
+    # A narrower token of one that a person has approved is approved.
+    approved_at = subject.claims.get("auth_time") if subject.approved else None
     # 7.
     return grant_of(
+        request,
         scopes=scopes,
         target=target,
-        client=client,
-        peer=peer,
-        policy=policy,
-        now=now,
-        token_id=token_id,
         subject=subject.subject,
+        actors=(str(request.peer.agent_id), *subject.actors),
         parent=parent,
         not_after=subject.expires_at,
-        kept=_kept(subject, str(peer.agent_id)),
+        kept={} if approved_at is None else {"acr": APPROVED, "auth_time": approved_at},
     )
 
 
-def actor_depth(act: Mapping[str, Any] | None) -> int:
-    """How many actors are nested in an `act` claim."""
-    depth = 0
-    while act is not None:
-        act, depth = act.get("act"), depth + 1
-    return depth
-
-
-def _kept(subject: SubjectToken, actor: str) -> dict[str, Any]:
-    """Who acted before, and that a person has approved it: a narrower token of an approved one is approved."""
-    act: dict[str, Any] = {"act": {"sub": actor} if subject.act is None else {"sub": actor, "act": subject.act}}
-    return act if subject.approved_at is None else {**act, "acr": APPROVED, "auth_time": subject.approved_at}
-
-
-def _covered(held: Iterable[str], scope: str, policy: GrantPolicy) -> bool:
+def _covered(request: TokenRequest, held: Iterable[str], scope: str) -> bool:
     """Whether `held` covers one scope, time scopes left aside (`grant_of` sees to them)."""
-    return attenuates([s for s in held if not s.startswith(TIME_PREFIX)], scope, policy.catalogue)
+    return attenuates([s for s in held if not s.startswith(TIME_PREFIX)], scope, request.policy.catalogue)

@@ -21,8 +21,8 @@ from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server.clients import Client
-from trust.oauth.server.exchange import MAX_DELEGATIONS, check_delegation, read_subject_token, token_exchange
-from trust.oauth.server.grants import Grant, GrantPolicy, client_credentials, may_act
+from trust.oauth.server.grants.exchange import MAX_DELEGATIONS, check_delegation, read_subject_token, token_exchange
+from trust.oauth.server.grants.grant import Grant, GrantPolicy, TokenRequest, client_credentials, may_act
 from trust.peers import PeerVerifier
 
 FORGE = Forge()
@@ -89,31 +89,25 @@ def actors(claims: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def request(form: Mapping[str, str], agent: str, *, now: datetime = NOW, token_id: str = "x") -> TokenRequest:
+    client, peer = CLIENTS[agent], PEERS[agent]
+    return TokenRequest(form=dict(form), client=client, peer=peer, policy=POLICY, now=now, token_id=token_id)
+
+
 def root(scopes: Iterable[str], target: str) -> Grant:
     form = {"resource": target, "scope": " ".join(scopes)}
-    me = AGENTS[0]
-    return client_credentials(form, client=CLIENTS[me], peer=PEERS[me], policy=POLICY, now=NOW, token_id="0")
+    return client_credentials(request(form, AGENTS[0], token_id="0"))
 
 
 def hop(parent: Grant, form: Mapping[str, str], *, now: datetime, token_id: str) -> Grant:
     """The receiver of a token exchanges it: signed, read and decided by the real functions."""
-    actor = parent.claims["aud"]
     form = {
         "subject_token": sign_access_token(parent.claims, KEY),
         "subject_token_type": ACCESS_TOKEN,
         **form,
     }
-    subject = read_subject_token(form, client=CLIENTS[actor], keys=KEYS, policy=POLICY, now=now)
-    return token_exchange(
-        form,
-        client=CLIENTS[actor],
-        peer=PEERS[actor],
-        subject=subject,
-        parent=parent.issued,
-        policy=POLICY,
-        now=now,
-        token_id=token_id,
-    )
+    asked = request(form, parent.claims["aud"], now=now, token_id=token_id)
+    return token_exchange(asked, read_subject_token(asked, KEYS), parent.issued)
 
 
 SCOPES = st.lists(st.sampled_from([*PATTERNS, *TIMES]), unique=True, max_size=5)
@@ -163,7 +157,7 @@ def test_any_chain_of_exchanges_only_narrows(
         before, after = parent.claims, child.claims
         assert after["exp"] <= before["exp"]
         assert after["sub"] == before["sub"] == AGENTS[0]
-        assert actors(after) == [before["aud"], *actors(before)]
+        assert actors(after) == [before["aud"], *actors(before)] == [*child.actors]
         assert after["cnf"] == {"x5t#S256": PEERS[before["aud"]].thumbprint}
         assert (child.issued.parent_id, child.issued.root_id) == (parent.issued.token_id, "0")
         assert language(after["scope"].split()) <= language(before["scope"].split())
@@ -215,12 +209,11 @@ def test_may_act_decides_where_the_scopes_let_several_agents_go_on() -> None:
 
     def check(client: Client, **changes: Any) -> None:
         form = {"subject_token": sign_access_token(parent.claims, KEY), "subject_token_type": ACCESS_TOKEN}
-        subject = replace(read_subject_token(form, client=client, keys=KEYS, policy=policy, now=NOW), **changes)
-        peer = PEERS[str(client.agent_id)]
-        check_delegation(client=client, peer=peer, subject=subject, parent=parent.issued, policy=policy)
+        asked = replace(request(form, str(client.agent_id)), client=client, policy=policy)
+        check_delegation(asked, replace(read_subject_token(asked, KEYS), **changes), parent.issued)
 
     check(one)
-    check(other, may_act=None)
+    check(other, claims={**parent.claims, "may_act": None})
     with pytest.raises(DelegationRefused):
         check(other)
 

@@ -6,7 +6,7 @@ import pytest
 
 from trust.errors import IdentityError
 from trust.identity import AgentID
-from trust.oauth.server.patterns import AgentPattern
+from trust.oauth.server.clients import AgentPattern
 
 FLEET = "spiffe://fleet.example"
 

@@ -14,12 +14,13 @@ from tests.forge import HOUR, NOW, Forge
 from trust.errors import GrantError, ScopeRefused, SubjectTokenRefused
 from trust.identity import PeerIdentity
 from trust.oauth.calendars import Calendar
+from trust.oauth.claims import AccessToken
+from trust.oauth.metadata import APPROVED
 from trust.oauth.scopes import Catalogue, attenuates
 from trust.oauth.server.authentication import authenticate
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.edge import parse_form
-from trust.oauth.server.exchange import SubjectToken, token_exchange
-from trust.oauth.server.grants import GrantPolicy, client_credentials
+from trust.oauth.server.grants import Grant, GrantPolicy, TokenRequest, client_credentials, token_exchange
 from trust.oauth.server.store import Issued
 from trust.peers import PeerVerifier
 
@@ -41,22 +42,31 @@ PARENT = Issued(
     issued_at=NOW,
     expires_at=NOW + timedelta(minutes=10),
 )
-SUBJECT = SubjectToken(
-    token_id="parent",
+SUBJECT = AccessToken(
+    issuer=ISSUER,
     subject=PLANNER,
-    audience=BILLING,
+    client_id=PLANNER,
+    audience=(BILLING,),
     scopes=("agent:execute", "read:ledger.eu", "delegate:billing"),
+    token_id="parent",
+    issued_at=NOW,
     expires_at=NOW + timedelta(minutes=10),
-    act=None,
-    may_act=None,
-    approved_at=None,
+    thumbprint=PEERS[PLANNER].thumbprint,
+    actors=(),
+    claims={},
 )
 
 
-def exchanged(form: Mapping[str, str], **changes: Any) -> Any:
+def exchanged(
+    form: Mapping[str, str],
+    *,
+    subject: AccessToken = SUBJECT,
+    parent: Issued | None = PARENT,
+    policy: GrantPolicy = POLICY,
+) -> Grant:
     client, peer = authenticate(form, PEERS[BILLING], REGISTRY, now=NOW)
-    facts: dict[str, Any] = {"subject": SUBJECT, "parent": PARENT, "policy": POLICY, "now": NOW, "token_id": "child"}
-    return token_exchange(form, client=client, peer=peer, **{**facts, **changes})
+    request = TokenRequest(form=dict(form), client=client, peer=peer, policy=policy, now=NOW, token_id="child")
+    return token_exchange(request, subject, parent)
 
 
 FORM = {"client_id": BILLING, "resource": LEDGER, "scope": "read:ledger.eu"}
@@ -117,28 +127,61 @@ def test_business_hours_end_the_token_and_refuse_it_outside() -> None:
     peer = replace(PEERS[PLANNER], not_before=monday - HOUR, not_after=monday + 24 * HOUR)
     form = ask(scope="agent:execute temporal:business-hours")
 
-    def granted(now: datetime) -> Any:
-        return client_credentials(form, client=client, peer=peer, policy=policy, now=now, token_id="x")
+    def granted(now: datetime, policy: GrantPolicy = policy) -> Grant:
+        request = TokenRequest(form=form, client=client, peer=peer, policy=policy, now=now, token_id="x")
+        return client_credentials(request)
 
     assert granted(monday).expires_in == 300
     with pytest.raises(ScopeRefused):
         granted(monday + timedelta(minutes=5))
     with pytest.raises(ScopeRefused):
-        client_credentials(form, client=client, peer=peer, policy=POLICY, now=monday, token_id="x")
+        granted(monday, POLICY)
 
 
 def test_the_expiry_is_the_earliest_of_all_that_limit_it() -> None:
     def left(**changes: Any) -> int:
-        return int(exchanged(FORM, **changes).expires_in)
+        return exchanged(FORM, subject=replace(SUBJECT, **changes)).expires_in
 
     assert left() == 600
-    assert left(subject=replace(SUBJECT, expires_at=NOW + timedelta(minutes=9))) == 540
-    assert left(subject=replace(SUBJECT, expires_at=NOW + timedelta(minutes=20))) == 600
+    assert left(expires_at=NOW + timedelta(minutes=9)) == 540
+    assert left(expires_at=NOW + timedelta(minutes=20)) == 600
     timed = replace(SUBJECT, scopes=(*SUBJECT.scopes, "temporal:30min"))
     form = {**FORM, "scope": "read:ledger.eu temporal:30min"}
     early = replace(PARENT, root_issued_at=NOW - timedelta(minutes=29))
     assert exchanged(form, subject=timed, parent=early).expires_in == 60
     assert exchanged(form, subject=timed, parent=early).issued.root_issued_at == early.root_issued_at
+
+
+@pytest.mark.parametrize(
+    ("claims", "approved"),
+    [
+        ({"acr": APPROVED, "auth_time": 7}, True),
+        ({"acr": "1", "auth_time": 7}, False),
+        ({"auth_time": 7}, False),
+        ({"acr": APPROVED}, False),
+    ],
+    ids=str,
+)
+def test_an_exchange_keeps_a_persons_yes_and_makes_none(claims: dict[str, Any], approved: bool) -> None:
+    grant = exchanged(FORM, subject=replace(SUBJECT, claims=claims))
+    assert grant.approved is approved
+    assert {name: grant.claims[name] for name in ("acr", "auth_time") if name in grant.claims} == (
+        claims if approved else {}
+    )
+
+
+def test_a_time_scope_that_is_left_out_is_named() -> None:
+    client, peer = authenticate({"client_id": PLANNER}, PEERS[PLANNER], REGISTRY, now=NOW)
+    timed = replace(SUBJECT, scopes=(*SUBJECT.scopes, "temporal:30min"))
+    form = ask(scope="agent:execute")
+    request = TokenRequest(form=form, client=client, peer=peer, policy=POLICY, now=NOW, token_id="t")
+    for refused, whose in (
+        (lambda: client_credentials(request), "add temporal:20min: it limits what the client is registered for"),
+        (lambda: exchanged(FORM, subject=timed), "add temporal:30min: it limits what the subject token grants"),
+    ):
+        with pytest.raises(ScopeRefused) as caught:
+            refused()
+        assert str(caught.value).endswith(f"; {whose}")
 
 
 RESOURCES = ["read:ledger.eu", "read:ledger.*", "read:**", "write:ledger.eu", "agent:execute"]

@@ -23,14 +23,14 @@ from trust.errors import (
     TargetRefused,
 )
 from trust.identity import AgentID, PeerIdentity
-from trust.oauth.calendars import Calendar, expiry_cap
-from trust.oauth.claims import TYPES
-from trust.oauth.metadata import ACCESS_TOKEN_TYPE
+from trust.oauth.calendars import TIME_PREFIX, Calendar, expiry_cap
+from trust.oauth.claims import TYPES, act_of
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE, APPROVED
 from trust.oauth.policy import EXCHANGE, ISSUE, Permit, Question, ask
 from trust.oauth.scopes import Catalogue, attenuates, delegate_scope, parse_scope_list
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
-from trust.oauth.server.partners import Partners
+from trust.oauth.server.grants.partners import Partners
 from trust.oauth.server.store import Issued, UsedAssertion
 from trust.sources import Source
 
@@ -47,6 +47,18 @@ class GrantPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """What is asked, by which client, and when: all that a decision depends on but the tokens that come with it."""
+
+    form: Form
+    client: Client
+    peer: PeerIdentity
+    policy: GrantPolicy
+    now: datetime
+    token_id: str  # of what may be issued
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """A decision to issue: the claims to sign, and what the store must record first."""
 
@@ -54,14 +66,18 @@ class Grant:
     issued: Issued
     scope: str
     expires_in: int  # seconds that are really left, so that no client believes in a longer life
+    actors: tuple[str, ...] = ()  # who acts for the subject, the client first; as `act` says it
     token_type: str = ACCESS_TOKEN_TYPE  # what is issued, by its name in RFC 8693 section 3
     typ: str = TYPES[0]  # and in its own header
     assertion: UsedAssertion | None = None  # of another authorization server, which must not come a second time
 
+    @property
+    def approved(self) -> bool:
+        """Whether a person has approved what it was exchanged from."""
+        return self.claims.get("acr") == APPROVED
 
-def client_credentials(
-    form: Form, *, client: Client, peer: PeerIdentity, policy: GrantPolicy, now: datetime, token_id: str
-) -> Grant:
+
+def client_credentials(request: TokenRequest) -> Grant:
     """A token for the client itself.
 
     1. the client is registered for scopes of its own            GrantNotAllowed
@@ -69,42 +85,32 @@ def client_credentials(
     3. the scopes are named, and all covered by the registered   ScopeRefused
     4. the time scopes allow this time                           ScopeRefused
     """
+    client = request.client
     # 1.
     if not client.scopes:
         raise GrantNotAllowed("client has no scopes of its own", got=client.client_id, do="register scopes for it")
     # 2. and 3.
-    if "audience" in form:
+    if "audience" in request.form:
         raise TargetRefused("audience", expected="the target in `resource` (RFC 8707) alone")
-    target = target_of(form, client.resources)
-    scopes = scopes_of(form, client.scopes, "the client is registered for", policy)
+    target = target_of(request, client.resources)
+    scopes = scopes_of(request, client.scopes, "the client is registered for")
     # 4.
-    return grant_of(
-        scopes=scopes,
-        target=target,
-        client=client,
-        peer=peer,
-        policy=policy,
-        now=now,
-        token_id=token_id,
-        subject=str(client.agent_id),
-    )
+    return grant_of(request, scopes=scopes, target=target, subject=str(client.agent_id))
 
 
 def grant_of(
+    request: TokenRequest,
     *,
     scopes: tuple[str, ...],
     target: str,
-    client: Client,
-    peer: PeerIdentity,
-    policy: GrantPolicy,
-    now: datetime,
-    token_id: str,
     subject: str,
+    actors: tuple[str, ...] = (),
     parent: Issued | None = None,
     not_after: datetime | None = None,
     kept: Mapping[str, Any] = MappingProxyType({}),
 ) -> Grant:
     """The claims of RFC 9068 section 2.2, bound to the certificate of the connection (RFC 8705 section 3.1)."""
+    client, peer, policy, now = request.client, request.peer, request.policy, request.now
     issued_at = now.replace(microsecond=0)
     root_issued_at = parent.root_issued_at if parent else issued_at
     try:
@@ -124,16 +130,17 @@ def grant_of(
         "client_id": client.client_id,
         "iat": int(issued_at.timestamp()),
         "exp": int(expires_at.timestamp()),
-        "jti": token_id,
+        "jti": request.token_id,
         "scope": " ".join(scopes),
         "cnf": {"x5t#S256": peer.thumbprint},
         **may_act(scopes, target),
+        **act_of(actors),
         **kept,  # what an exchange keeps of the token before
     }
     issued = Issued(
-        token_id=token_id,
+        token_id=request.token_id,
         parent_id=parent.token_id if parent else None,
-        root_id=parent.root_id if parent else token_id,
+        root_id=parent.root_id if parent else request.token_id,
         root_issued_at=root_issued_at,
         client_id=client.client_id,
         agent_id=str(client.agent_id),
@@ -141,31 +148,27 @@ def grant_of(
         issued_at=issued_at,
         expires_at=expires_at,
     )
-    return Grant(claims=claims, issued=issued, scope=" ".join(scopes), expires_in=expires_in)
+    return Grant(claims=claims, issued=issued, scope=" ".join(scopes), expires_in=expires_in, actors=actors)
 
 
-def check_permit(grant: Grant, *, peer: PeerIdentity, policy: GrantPolicy, now: datetime) -> None:
+def check_permit(grant: Grant, request: TokenRequest) -> None:
     """Ask the policy for what registrations cannot say, where there is one (`trust.oauth.policy`).
 
     Raises:
         IssuanceDenied: it does not allow this grant, or failed.
     """
-    actors, act = [], grant.claims.get("act")
-    while act:
-        actors.append(act["sub"])
-        act = act.get("act")
     question = Question(
-        agent=peer.agent_id,
-        action=EXCHANGE if actors else ISSUE,
+        agent=request.peer.agent_id,
+        action=EXCHANGE if grant.actors else ISSUE,
         resource=grant.claims["aud"],
         scopes=tuple(grant.scope.split(" ")),
         subject=grant.issued.subject,
         client=grant.issued.client_id,
-        actors=tuple(actors),
-        now=now,
+        actors=grant.actors,
+        now=request.now,
     )
     try:
-        ask(policy.permit, question)
+        ask(request.policy.permit, question)
     except PolicyDenied as error:
         raise IssuanceDenied(str(error)) from None
 
@@ -184,12 +187,12 @@ def may_act(scopes: Iterable[str], target: str) -> dict[str, Any]:
     return {"may_act": {"sub": target}} if consents == [delegate_scope(agent)] else {}
 
 
-def target_of(form: Form, allowed: Iterable[str]) -> str:
+def target_of(request: TokenRequest, allowed: Iterable[str]) -> str:
     """The one receiver. RFC 8707 section 2; RFC 8693 section 2.1, where it may be called `audience`, too.
 
     There is no default: a token that says nothing about its receiver is good for all of them.
     """
-    named = {form[name] for name in ("resource", "audience") if name in form}
+    named = {request.form[name] for name in ("resource", "audience") if name in request.form}
     if len(named) > 1:
         raise TargetRefused("resource and audience differ", expected="one: a token is for one receiver")
     target = next(iter(named), "")
@@ -198,12 +201,19 @@ def target_of(form: Form, allowed: Iterable[str]) -> str:
     return target
 
 
-def scopes_of(form: Form, held: Iterable[str], whose: str, policy: GrantPolicy) -> tuple[str, ...]:
+def scopes_of(request: TokenRequest, held: Iterable[str], whose: str) -> tuple[str, ...]:
     """RFC 6749 section 3.3 lets a server grant a default or refuse where no scope is named: least privilege refuses."""
     try:
-        wanted = parse_scope_list(form.get("scope", ""))
-        if wanted and attenuates(held, wanted, policy.catalogue):
+        wanted = parse_scope_list(request.form.get("scope", ""))
+        if wanted and attenuates(held, wanted, request.policy.catalogue):
             return wanted
     except ScopeMalformed as error:
         raise ScopeRefused(str(error)) from None
-    raise ScopeRefused("scope", got=" ".join(wanted) or "none", expected=f"at most what {whose}: {' '.join(held)}")
+    # They take authority away, so that leaving one out would be asking for more.
+    left_out = [s for s in held if s.startswith(TIME_PREFIX) and s not in wanted] if wanted else []
+    raise ScopeRefused(
+        "scope",
+        got=" ".join(wanted) or "none",
+        expected=f"at most what {whose}: {' '.join(held)}",
+        do=f"add {' '.join(left_out)}: it limits what {whose}" if left_out else "",
+    )

@@ -9,7 +9,7 @@ from datetime import datetime
 from trust.errors import GrantProofRefused, ProofError
 from trust.oauth.dpop import verify_proof
 from trust.oauth.metadata import ACCESS_TOKEN_TYPE
-from trust.oauth.server.grants import Grant
+from trust.oauth.server.grants.grant import Grant
 
 
 def bound_to_key(grant: Grant, proofs: Sequence[str], *, issuer: str, now: datetime) -> Grant:
@@ -28,5 +28,5 @@ def bound_to_key(grant: Grant, proofs: Sequence[str], *, issuer: str, now: datet
     try:
         proof = verify_proof(proofs[0], method="POST", url=f"{issuer.rstrip('/')}/token", now=now)
     except ProofError as error:
-        raise GrantProofRefused(str(error)) from None
+        raise GrantProofRefused(f"DPoP proof: {error}", got=error.check) from None
     return replace(grant, claims={**grant.claims, "cnf": {"jkt": proof.thumbprint}})

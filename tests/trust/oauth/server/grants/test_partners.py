@@ -12,7 +12,7 @@ from trust.errors import ConfigurationError, CredentialsError
 from trust.identity import AgentID
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.server.clients import ClientRegistry
-from trust.oauth.server.partners import MAX_PARTNERS, PartnerIssuer, Partners, WatchedPartners
+from trust.oauth.server.grants.partners import MAX_PARTNERS, PartnerIssuer, Partners, WatchedPartners
 
 PARTNER = {
     "issuer": '"https://auth.partner.example"',

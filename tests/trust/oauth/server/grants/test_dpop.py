@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,17 +13,11 @@ from trust.errors import GrantProofRefused, TokenNotBound
 from trust.oauth.dpop import make_proof, verify_proof
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
 from trust.oauth.metadata import JWT_TYPE
-from trust.oauth.server.dpop import bound_to_key
-from trust.oauth.server.grants import Grant
+from trust.oauth.server.grants import Grant, bound_to_key
 from trust.oauth.tokens import TokenValidator
 
 KEY = SigningKey.generate()
 ENDPOINT = f"{ISSUER}/token"
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def proof(authority: Authority, **changes: Any) -> str:
@@ -62,23 +55,25 @@ def test_an_exchanged_token_is_bound_as_its_new_holder_asks(authority: Authority
     assert post(authority, BILLING, exchange(first), proof(authority)).json()["token_type"] == "DPoP"
 
 
-REFUSED: dict[str, Any] = {
-    "two proofs": lambda a: (proof(a), proof(a, jti="q")),
-    "no proof": lambda a: ("x",),
-    "for another method": lambda a: (proof(a, method="GET"),),
-    "for another endpoint": lambda a: (proof(a, url=f"{ISSUER}/introspect"),),
-    "for another server": lambda a: (proof(a, url="https://auth.partner.example/token"),),
-    "for a host that is no name": lambda a: (proof(a, url="https://xn--a/token"),),
-    "too old": lambda a: (proof(a, now=a.clock.now - timedelta(seconds=60)),),
-    "from the future": lambda a: (proof(a, now=a.clock.now + timedelta(seconds=11)),),
+REFUSED: dict[str, tuple[Any, str]] = {
+    "two proofs": (lambda a: (proof(a), proof(a, jti="q")), "2 headers"),
+    "no proof": (lambda a: ("x",), "proof.malformed"),
+    "for another method": (lambda a: (proof(a, method="GET"),), "proof.request"),
+    "for another endpoint": (lambda a: (proof(a, url=f"{ISSUER}/introspect"),), "proof.request"),
+    "for another server": (lambda a: (proof(a, url="https://auth.partner.example/token"),), "proof.request"),
+    "for a host that is no name": (lambda a: (proof(a, url="https://xn--a/token"),), "proof.request"),
+    "too old": (lambda a: (proof(a, now=a.clock.now - timedelta(seconds=60)),), "proof.time"),
+    "from the future": (lambda a: (proof(a, now=a.clock.now + timedelta(seconds=11)),), "proof.time"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, authority: Authority) -> None:
-    answer = post(authority, PLANNER, ask(), *REFUSED[name](authority))
+    proofs, found = REFUSED[name]
+    answer = post(authority, PLANNER, ask(), *proofs(authority))
     assert (answer.status_code, answer.json()) == (400, {"error": "invalid_dpop_proof"})
     assert authority.trail.last["check"] == "grant.proof"
+    assert f"got {found}" in authority.trail.last["reason"]
 
 
 def test_a_proof_is_no_way_to_authenticate(authority: Authority) -> None:

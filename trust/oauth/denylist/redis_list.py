@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trust.errors import ConfigurationError, DenylistTooLarge, DenylistUnavailable
-from trust.oauth.revoked import LIST_SECONDS, MAX_LIST_BYTES
+from trust.oauth.denylist.document import LIST_SECONDS, MAX_LIST_BYTES
 from trust.redis_url import bad_url, checked_url
 
 PREFIX = "a2a-trust:revoked:"  # of the keys; after it the issuer

@@ -2,7 +2,7 @@
 
 An agent of domain A that was called with a token of A asks A for an *assertion* (RFC 8693, `requested_token_type` JWT):
 a JWT authorization grant for the one other server that it names. It brings that to the server of domain B (RFC 7523),
-which trusts A by declaration (`trust.oauth.server.partners`), and gets a token of B. As
+which trusts A by declaration (`trust.oauth.server.grants.partners`), and gets a token of B. As
 draft-ietf-oauth-identity-chaining has it, and narrower: an assertion is for one holder, once, for a minute. So it has
 the claims of an access token bound to a certificate (`trust.oauth.claims`), and an `act`, whoever its issuer is.
 
@@ -11,15 +11,13 @@ not reach B: a token of B that was issued before lives to its end, some minutes,
 
 Its `typ` is its own, so that no assertion is ever taken for an access token, nor an access token for an assertion.
 
-Pure, as `grants`. Both servers' sides are here, A's first.
+Pure, as `grant`. Both servers' sides are here, A's first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from trust.errors import (
     AssertionBoundElsewhere,
@@ -35,14 +33,12 @@ from trust.errors import (
     SignatureError,
     TokenError,
 )
-from trust.identity import AgentID, PeerIdentity
+from trust.identity import AgentID
 from trust.oauth.claims import ALGORITHMS, AccessToken, verified_token
 from trust.oauth.metadata import JWT_TYPE
-from trust.oauth.server.authentication import Form
-from trust.oauth.server.clients import Client
-from trust.oauth.server.exchange import MAX_DELEGATIONS, SubjectToken, check_delegation, exchanged
-from trust.oauth.server.grants import Grant, GrantPolicy, grant_of, scopes_of, target_of
-from trust.oauth.server.partners import PartnerIssuer
+from trust.oauth.server.grants.exchange import MAX_DELEGATIONS, check_delegation, exchanged
+from trust.oauth.server.grants.grant import Grant, TokenRequest, grant_of, scopes_of, target_of
+from trust.oauth.server.grants.partners import PartnerIssuer
 from trust.oauth.server.store import Issued, UsedAssertion
 from trust.signing import jws
 
@@ -53,17 +49,7 @@ MAX_ID_CHARACTERS = 256  # of a `jti`
 MAX_GRANT_SECONDS = 24 * 3600  # what a partner passes on ends within a day; the client's registration ends it earlier
 
 
-def assertion_for_partner(
-    form: Form,
-    *,
-    client: Client,
-    peer: PeerIdentity,
-    subject: SubjectToken,
-    parent: Issued | None,
-    policy: GrantPolicy,
-    now: datetime,
-    token_id: str,
-) -> Grant:
+def assertion_for_partner(request: TokenRequest, subject: AccessToken, parent: Issued | None) -> Grant:
     """An assertion for another authorization server, made of a subject token that the client was called with.
 
     1. to 4. as `check_delegation`                                       SubjectTokenRefused, DelegationRefused
@@ -74,19 +60,9 @@ def assertion_for_partner(
     Not checked: whether the other server believes us, and what it makes of the scopes: they have its meaning there.
     """
     # 1. to 4.
-    parent = check_delegation(client=client, peer=peer, subject=subject, parent=parent, policy=policy)
+    parent = check_delegation(request, subject, parent)
     # 5. to 7.
-    grant = exchanged(
-        form,
-        target=target_of(form, client.assertion_audiences),
-        client=client,
-        peer=peer,
-        subject=subject,
-        parent=parent,
-        policy=policy,
-        now=now,
-        token_id=token_id,
-    )
+    grant = exchanged(request, subject, parent, target=target_of(request, request.client.assertion_audiences))
     expires_at = min(grant.issued.expires_at, grant.issued.issued_at + LIFETIME)
     return replace(
         grant,
@@ -102,15 +78,13 @@ def assertion_for_partner(
 class Assertion:
     """What a partner says of a client of ours: signature, issuer, time, holder and subject are verified, use is not."""
 
-    used: UsedAssertion
-    subject: str
-    scopes: tuple[str, ...]
-    act: dict[str, Any]
+    partner: PartnerIssuer
+    token: AccessToken  # whose claims it has
     ends_at: datetime  # of everything that is made of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Presented:
+class PresentedAssertion:
     """An assertion that nothing is known of but whom it says it is from. Its keys can be fetched, if they must be."""
 
     text: str
@@ -118,7 +92,7 @@ class Presented:
     partner: PartnerIssuer
 
 
-def presented_assertion(form: Form, *, client: Client, policy: GrantPolicy) -> Presented:
+def presented_assertion(request: TokenRequest) -> PresentedAssertion:
     """The assertion of a request and the partner whose keys decide about it; nothing else in it is looked at.
 
     Raises:
@@ -127,11 +101,12 @@ def presented_assertion(form: Form, *, client: Client, policy: GrantPolicy) -> P
         AssertionRefused: not a JWS of the type and the algorithms of assertions.
         AssertionIssuerUnknown: of an issuer that is no partner.
     """
+    client, policy = request.client, request.policy
     if not client.assertion_scopes:
         raise GrantNotAllowed(
             "client may not bring assertions", got=client.client_id, do="register assertion_scopes for it"
         )
-    text = form.get("assertion", "")
+    text = request.form.get("assertion", "")
     if not text:
         raise GrantRequestMalformed("assertion", got="none", expected="a JWT of another authorization server")
     try:
@@ -148,10 +123,10 @@ def presented_assertion(form: Form, *, client: Client, policy: GrantPolicy) -> P
     # We ourselves are nobody's partner: an assertion that was meant for another server would be a token here.
     if partner is None or issuer == policy.issuer:
         raise AssertionIssuerUnknown("assertion is of an unknown issuer", got=issuer, expected="a declared partner")
-    return Presented(text=text, kid=kid, partner=partner)
+    return PresentedAssertion(text=text, kid=kid, partner=partner)
 
 
-def read_assertion(presented: Presented, *, peer: PeerIdentity, policy: GrantPolicy, now: datetime) -> Assertion:
+def read_assertion(request: TokenRequest, presented: PresentedAssertion) -> Assertion:
     """What an assertion says, where all of this holds. RFC 7523 section 3.
 
     1. the JWS is well-formed and of its type, and a key of this partner has signed it     AssertionRefused
@@ -165,7 +140,7 @@ def read_assertion(presented: Presented, *, peer: PeerIdentity, policy: GrantPol
     Raises:
         PartnerUnavailable: the partner's keys cannot be had.
     """
-    partner = presented.partner
+    partner, peer, now = presented.partner, request.peer, request.now
     # 1. and 2.
     try:
         verified = verified_token(presented.text, issuer=partner.issuer, keys=partner.keys, now=now, types=TYPES)
@@ -179,8 +154,8 @@ def read_assertion(presented: Presented, *, peer: PeerIdentity, policy: GrantPol
         raise AssertionRefused("assertion", got="no act, or a long jti", expected="the claims of an assertion")
     ends_at = _ends_at(token)
     # 3. Any other name in it is another server that could use it.
-    if token.audience != (policy.issuer,):
-        raise AssertionRefused("assertion is for another server", got=token.audience, expected=policy.issuer)
+    if token.audience != (request.policy.issuer,):
+        raise AssertionRefused("assertion is for another server", got=token.audience, expected=request.policy.issuer)
     # 4.
     seconds = now.timestamp()
     if not verified.not_before <= seconds < verified.expires:
@@ -209,26 +184,10 @@ def read_assertion(presented: Presented, *, peer: PeerIdentity, policy: GrantPol
     # 7.
     if len(token.actors) > MAX_DELEGATIONS:
         raise DelegationRefused("too many actors", expected=f"at most {MAX_DELEGATIONS} in one token")
-    return Assertion(
-        used=UsedAssertion(issuer=partner.issuer, token_id=token.token_id, expires_at=token.expires_at),
-        subject=token.subject,
-        scopes=token.scopes,
-        act=_act(token.actors),
-        ends_at=ends_at,
-    )
+    return Assertion(partner=partner, token=token, ends_at=ends_at)
 
 
-def token_for_assertion(
-    form: Form,
-    *,
-    client: Client,
-    peer: PeerIdentity,
-    assertion: Assertion,
-    partner: PartnerIssuer,
-    policy: GrantPolicy,
-    now: datetime,
-    token_id: str,
-) -> Grant:
+def token_for_assertion(request: TokenRequest, assertion: Assertion) -> Grant:
     """A token of ours for the subject of a partner's assertion. RFC 7523 section 2.1.
 
     1. one `resource`, which the client may ask tokens for                                           TargetRefused
@@ -239,34 +198,24 @@ def token_for_assertion(
 
     Not checked: whether the assertion was used before; the store does that last, so that what is refused uses up none.
     """
+    token, partner, client = assertion.token, assertion.partner, request.client
     # 1.
-    target = target_of(form, client.resources)
+    target = target_of(request, client.resources)
     # 2.
-    scopes = scopes_of(form, assertion.scopes, "the assertion brings", policy)
-    scopes_of(form, partner.scopes, "its issuer may bring", policy)
-    scopes_of(form, client.assertion_scopes, "the client may bring", policy)
-    # 3.
+    scopes = scopes_of(request, token.scopes, "the assertion brings")
+    scopes_of(request, partner.scopes, "its issuer may bring")
+    scopes_of(request, client.assertion_scopes, "the client may bring")
+    # 3. Of what a partner wrote only what was checked is said in our name: of `act`, the names.
     grant = grant_of(
+        request,
         scopes=scopes,
         target=target,
-        client=client,
-        peer=peer,
-        policy=policy,
-        now=now,
-        token_id=token_id,
-        subject=assertion.subject,
+        subject=token.subject,
+        actors=token.actors,
         not_after=assertion.ends_at,
-        kept={"act": assertion.act},
     )
-    return replace(grant, assertion=assertion.used)
-
-
-def _act(actors: Sequence[str]) -> dict[str, Any]:
-    """The claim anew, of what was checked: whatever else a partner wrote into it is not said in our name."""
-    act: dict[str, Any] = {}
-    for actor in reversed(actors):
-        act = {"sub": actor, "act": act} if act else {"sub": actor}
-    return act
+    used = UsedAssertion(issuer=partner.issuer, token_id=token.token_id, expires_at=token.expires_at)
+    return replace(grant, assertion=used)
 
 
 def _ends_at(token: AccessToken) -> datetime:

@@ -1,0 +1,32 @@
+"""What the authorization server grants, for whom, and on whose word: pure decisions."""
+
+from trust.oauth.server.grants.assertions import (
+    assertion_for_partner,
+    presented_assertion,
+    read_assertion,
+    token_for_assertion,
+)
+from trust.oauth.server.grants.dpop import bound_to_key
+from trust.oauth.server.grants.exchange import read_subject_token, token_exchange
+from trust.oauth.server.grants.grant import Grant, GrantPolicy, TokenRequest, check_permit, client_credentials
+from trust.oauth.server.grants.partners import MAX_FILE_BYTES, FetchClient, PartnerIssuer, Partners, WatchedPartners
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "FetchClient",
+    "Grant",
+    "GrantPolicy",
+    "PartnerIssuer",
+    "Partners",
+    "TokenRequest",
+    "WatchedPartners",
+    "assertion_for_partner",
+    "bound_to_key",
+    "check_permit",
+    "client_credentials",
+    "presented_assertion",
+    "read_assertion",
+    "read_subject_token",
+    "token_exchange",
+    "token_for_assertion",
+]
