@@ -97,6 +97,11 @@ CREDENTIALS: dict[str, tuple[str | None, dict[str, str | None], Refusal]] = {
     "time scope replaced": (PLANNER, {"scope": "agent:execute temporal:30min"}, ScopeRefused),
     "time scope not understood": (PLANNER, {"scope": "agent:execute temporal:20min temporal:dusk"}, ScopeRefused),
     "more scopes than anyone needs": (PLANNER, {"scope": " ".join(f"read:s{n}" for n in range(200))}, ScopeRefused),
+    "more than the trail can show": (
+        PLANNER,
+        {"scope": "temporal:20min " + " ".join(f"read:ledger.{'x' * 30}{n}" for n in range(100, 150))},
+        ScopeRefused,
+    ),
     "delegation to anyone": (PLANNER, {"scope": "delegate:* temporal:20min"}, ScopeRefused),
     "client without scopes of its own": (LEDGER, {"client_id": LEDGER}, GrantNotAllowed),
 }

@@ -65,6 +65,13 @@ def test_hostile_facts_cannot_forge_or_flood(caplog: pytest.LogCaptureFixture) -
     assert len(str(_lines(caplog)[0]["peer"])) == MAX_FACT_CHARACTERS + 3
 
 
+def test_of_what_was_granted_nothing_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    scope = " ".join(f"read:ledger.n{n}" for n in range(100)) + " pay:all"
+    with caplog.at_level("INFO", logger=LOGGER):
+        AuditLog().record(event="token", decision="allow", check="all", scope=scope)
+    assert _lines(caplog)[0]["scope"] == scope
+
+
 DECISION = {"event": "enrol", "decision": "allow", "check": "all", "peer": "spiffe://a/b", "n": 1}
 
 

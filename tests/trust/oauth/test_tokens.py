@@ -253,6 +253,7 @@ def test_a_token_is_verified_once(parsings: list[str]) -> None:
 def test_a_remembered_token_is_still_checked() -> None:
     denied = MemoryDenylist()
     valid, text = validator(denylist=denied), token()
+    asyncio.run(valid.prepare(text, now=NOW))
     valid.validate(text, peer=PEER, now=NOW)
     with pytest.raises(TokenExpired):
         valid.validate(text, peer=PEER, now=NOW + timedelta(minutes=15))

@@ -12,6 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from trust.audit import MAX_SCOPE_CHARACTERS
 from trust.errors import (
     GrantNotAllowed,
     IdentityError,
@@ -203,8 +204,11 @@ def target_of(request: TokenRequest, allowed: Iterable[str]) -> str:
 
 def scopes_of(request: TokenRequest, held: Iterable[str], whose: str) -> tuple[str, ...]:
     """RFC 6749 section 3.3 lets a server grant a default or refuse where no scope is named: least privilege refuses."""
+    named = request.form.get("scope", "")
+    if len(named) > MAX_SCOPE_CHARACTERS:  # the trail must show all that was granted
+        raise ScopeRefused("scope", got=f"{len(named)} characters", expected=f"at most {MAX_SCOPE_CHARACTERS}")
     try:
-        wanted = parse_scope_list(request.form.get("scope", ""))
+        wanted = parse_scope_list(named)
         if wanted and attenuates(held, wanted, request.policy.catalogue):
             return wanted
     except ScopeMalformed as error:
