@@ -131,5 +131,8 @@ def _line(time: str, decision: Mapping[str, Any]) -> str:
 def _bounded(name: str, fact: str | int) -> str | int:
     most = MAX_SCOPE_CHARACTERS if name == "scope" else MAX_FACT_CHARACTERS
     if isinstance(fact, str) and len(fact) > most:
-        return fact[:most] + "..."
+        fact = fact[:most] + "..."
+    if isinstance(fact, str) and not fact.isascii():  # as JSON writes it, a character has six or twelve
+        while len(json.dumps(fact)) > most + 5:
+            fact = fact[: len(fact) * 3 // 4] + "..."
     return fact

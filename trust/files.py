@@ -146,9 +146,10 @@ class _Watch(Generic[T]):
 
     def _written_long_ago(self) -> bool:
         """Whether what was read has been as it is for a while."""
-        now, signs = time.time_ns(), self._seen
-        assert isinstance(signs, tuple)  # noqa: S101 - `_read` has noted them
-        return all(sign is not None and all(now - at >= SETTLED_NS for at in sign[3:]) for sign in signs)
+        now, signs = time.time_ns(), self._signs()  # anew: somebody may have begun to write while we were reading
+        return signs == self._seen and all(
+            sign is not None and all(now - at >= SETTLED_NS for at in sign[3:]) for sign in signs
+        )
 
     def _signs(self) -> tuple[tuple[int, int, int, int, int] | None, ...]:
         return tuple(_sign(path) for path in self._paths)

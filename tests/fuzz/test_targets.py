@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,6 +38,14 @@ PLANTED: dict[str, tuple[str, Any, str, Any]] = {
     "numbers as orjson writes them": ("canonical", canonical, "_may_differ", lambda _: False),
     "members in the order of UTF-8": ("canonical", canonical, "_utf16", str.encode),
 }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> Iterator[None]:
+    """Headers that were judged before a mistake was planted, or by it, are judged anew."""
+    jws._header_of_compact.cache_clear()
+    yield
+    jws._header_of_compact.cache_clear()
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -72,6 +72,13 @@ def test_of_what_was_granted_nothing_is_cut(caplog: pytest.LogCaptureFixture) ->
     assert _lines(caplog)[0]["scope"] == scope
 
 
+def test_characters_that_json_writes_long_are_bounded_as_it_writes_them(caplog: pytest.LogCaptureFixture) -> None:
+    AuditLog().record(event="token", decision="deny", check="x", reason="\U0001f600" * 9999)
+    line = caplog.records[0].getMessage()
+    assert len(line) < 2 * MAX_FACT_CHARACTERS
+    assert str(_lines(caplog)[0]["reason"]).endswith("...")
+
+
 DECISION = {"event": "enrol", "decision": "allow", "check": "all", "peer": "spiffe://a/b", "n": 1}
 
 

@@ -20,7 +20,7 @@ from trust import files
 from trust.agent import agent_client, serving
 from trust.authorize import members_of
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
-from trust.credentials import Credentials
+from trust.credentials import Credentials, read_bounded
 from trust.errors import BundleError, ConfigurationError, CredentialsError, IdentityError, TrustError, WrongPassword
 from trust.files import WatchedBundles, WatchedCredentials, WatchedRevocationLists
 
@@ -129,6 +129,23 @@ def test_what_was_changed_while_nobody_asked_is_in_use_at_the_first_question(tmp
     long_ago = time.time() - 10
     os.utime(file, (long_ago, long_ago))
     time.sleep(files.SETTLED_NS / 1e9 + 0.1)  # nothing sets back when the file system says that it was changed
+    assert watched.current() == b"planner"
+
+
+def test_what_is_being_written_while_it_is_read_is_not_taken_for_what_was_written_long_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clients"
+    file.write_bytes(b"planner")
+    watched = files.WatchedFile(file, lambda content: content)
+    file.write_bytes(b"planner billing")
+    time.sleep(files.SETTLED_NS / 1e9 + 0.1)
+
+    def reading(path: Path, limit: int) -> bytes:
+        path.write_bytes(b"bill")  # the first half of what another program is writing
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr(files, "read_bounded", reading)
     assert watched.current() == b"planner"
 
 

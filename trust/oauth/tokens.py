@@ -115,6 +115,8 @@ class TokenValidator:
             raise ConfigurationError("bindings of tokens", got=bindings, expected=expected)
         if isinstance(required_claims, str):
             raise ConfigurationError("required_claims", got="a str", expected="a collection of names")
+        if denylist is not None and not callable(getattr(denylist, "prepare", None)):
+            raise ConfigurationError("denylist", got="no prepare", expected="contains and prepare, as of Denylist")
         if max_lifetime <= timedelta(0):
             raise ConfigurationError("lifetime of tokens", got=max_lifetime, expected="more than nothing")
         self.issuers = (issuer,)

@@ -95,6 +95,18 @@ async def refused(calling: Any) -> tuple[grpc.StatusCode, str | None]:
     return error.value.code(), error.value.details()
 
 
+async def refusal(channel: grpc.aio.Channel, kind: str) -> tuple[grpc.StatusCode, str | None]:
+    """How a call of this kind is refused.
+
+    Where grpcio still writes to a call that has ended, it may say so instead of how it ended: then it is asked again.
+    """
+    for _ in range(3):
+        found = await refused(call(channel, kind))
+        if found != (grpc.StatusCode.INTERNAL, "Internal error from Core"):
+            break
+    return found
+
+
 @contextlib.asynccontextmanager
 async def channel_to(target: str, credentials: Any = AGENT, **options: Any) -> AsyncIterator[grpc.aio.Channel]:
     arguments = {"bundles": FORGE.bundles, "authorize": SERVERS, **options}

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grpc._cython import cygrpc  # grpcio's session cache has no public name
 
 from tests.forge import NOW, Forge
-from tests.trust.tls.grpc_parts import PATH, SECONDS, Service, call, channel_to, refused, serving, stock
+from tests.trust.tls.grpc_parts import PATH, SECONDS, Service, call, channel_to, refusal, refused, serving, stock
 from tests.trust.tls.parts import AGENT, AGENT_ID, AGENTS, FORGE, OTHER, SERVER, SERVER_ID, until
 from trust.authorize import exactly, members_of
 from trust.bundles import RevocationLists, TrustBundle, TrustBundles
@@ -81,7 +81,7 @@ def test_no_handler_runs_for_a_peer_that_is_not_allowed(who: str, kind: str) -> 
             serving(service, bundles=BOTH, crls=lists, audit=trail) as target,
             stock(target, credentials) as channel,
         ):
-            code, details = await refused(call(channel, kind))
+            code, details = await refusal(channel, kind)
         forbidden = expected is PeerNotAllowed
         assert code is (grpc.StatusCode.PERMISSION_DENIED if forbidden else grpc.StatusCode.UNAUTHENTICATED)
         assert details == expected.code  # and not a word of the reason
@@ -373,7 +373,7 @@ def test_what_a_handler_fails_with_is_logged_and_not_told(at: str, kind: str, ca
     async def main() -> None:
         async with serving(Failing(at)) as target:
             async with stock(target, AGENT) as channel:
-                assert await refused(call(channel, kind)) == FAILURES[at]
+                assert await refusal(channel, kind) == FAILURES[at]
 
             def logged() -> list[Any]:
                 return [record for record in caplog.records if record.name == "a2a_trust.tls"]
@@ -382,7 +382,7 @@ def test_what_a_handler_fails_with_is_logged_and_not_told(at: str, kind: str, ca
             # What is not async has not run, and so has said nothing.
             assert ["hunter2" in str(record.exc_info) for record in logged()] == [at != "not async"] * (at in LOGGED)
             async with stock(target, FORGE.leaf("/another")) as channel:
-                assert await refused(call(channel, kind)) == (grpc.StatusCode.PERMISSION_DENIED, "access_denied")
+                assert await refusal(channel, kind) == (grpc.StatusCode.PERMISSION_DENIED, "access_denied")
 
     asyncio.run(main())
 

@@ -56,6 +56,8 @@ class WatchedClients:
     def _read(self, text: bytes, name: str) -> ClientRegistry:
         registry = ClientRegistry.from_toml(text, name)
         document = tomllib.loads(text.decode())
+        if never := registry.never(calendars_of(document.get("calendar", []))):
+            raise ConfigurationError(f"{name}: {never[0]}", do="declare it, or mend the scope")
         rules = {member: document.get(member) for member in RULES}
         if self._rules is None:
             self._rules = rules
@@ -64,8 +66,6 @@ class WatchedClients:
             raise ConfigurationError(
                 f"{name}: rules have changed", got=changed, expected="those of the start", do="restart the server"
             )
-        if never := registry.never(calendars_of(document.get("calendar", []))):
-            raise ConfigurationError(f"{name}: {never[0]}", do="declare it, or mend the scope")
         return registry
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +127,16 @@ def test_the_trail_says_why_somebody_is_no_client_and_the_wire_never_does(
     answer = asyncio.run(authority.post(asks, ask(client_id=client_id)))
     assert (answer.status_code, answer.json()) == (401, {"error": "invalid_client"})
     assert authority.trail.last["reason"].startswith(f"client is not authenticated: got {told}")
+
+
+def test_the_rules_of_the_start_are_those_of_the_first_whole_file(
+    declared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = FILE.replace('"agent:execute"', '"agent:execute", "temporal:office"')
+    declared.write_text(half)
+    calendar = '[[calendar]]\nname = "office"\nzone = "UTC"\ndays = ["mon"]\nopens = "08:00"\ncloses = "18:00"\n'
+    monkeypatch.setattr(time, "sleep", lambda _: declared.write_text(half + calendar))
+    assert WatchedClients(declared).current().find(PLANNER) is not None
 
 
 def test_a_time_scope_that_nobody_could_use_is_told(

@@ -16,7 +16,7 @@ Pure, as `grant`. Both servers' sides are here, A's first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from trust.errors import (
@@ -87,7 +87,7 @@ class Assertion:
 class PresentedAssertion:
     """An assertion that nothing is known of but whom it says it is from. Its keys can be fetched, if they must be."""
 
-    text: str
+    text: str = field(repr=False)
     kid: str
     partner: PartnerIssuer
 

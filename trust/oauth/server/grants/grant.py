@@ -51,7 +51,7 @@ class GrantPolicy:
 class TokenRequest:
     """What is asked, by which client, and when: all that a decision depends on but the tokens that come with it."""
 
-    form: Form
+    form: Form = field(repr=False)  # it may hold a token
     client: Client
     peer: PeerIdentity
     policy: GrantPolicy

@@ -69,16 +69,17 @@ def name_of(engine: sa.Engine) -> str:
 
 def _is_ours(path: Path) -> bool:
     """Whether an authorization server has made this file; looking changes neither it nor what is beside it."""
-    # What others have not yet written to the file itself is in its log; where there is none, SQLite must make none.
-    real = path.resolve()  # beside which SQLite looks for the log, too
-    options = "mode=ro" if Path(f"{real}-wal").exists() else "mode=ro&immutable=1"
     try:
+        real = path.resolve()  # beside which SQLite looks for the log, too
+        # What others have not yet written to the file itself is in its log; where there is none, SQLite must make none.
+        options = "mode=ro" if Path(f"{real}-wal").exists() else "mode=ro&immutable=1"
         with contextlib.closing(
             sqlite3.connect(f"{real.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS)
         ) as connection:
-            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name IN (?, ?)", (SCHEMA.name, TOKENS.name))
-            return found.fetchone() is not None
-    except sqlite3.Error:  # no database, or none that can be read
+            columns = "SELECT name FROM pragma_table_info(?)"
+            found = {name for table in (SCHEMA, TOKENS) for (name,) in connection.execute(columns, (table.name,))}
+            return SCHEMA.c.version.name in found or TOKENS.c.root_id.name in found
+    except (sqlite3.Error, OSError, RuntimeError):  # no database, or none that can be read; links that lead nowhere
         return False
 
 

@@ -57,7 +57,14 @@ def _version(connection: sa.Connection) -> int:
     """0 for a database with nothing in it."""
     inspector = sa.inspect(connection)
     if not inspector.has_table(SCHEMA.name):
-        return 1 if inspector.has_table(TOKENS.name) else 0
+        if not inspector.has_table(TOKENS.name):
+            return 0
+        if not any(column["name"] == TOKENS.c.root_id.name for column in inspector.get_columns(TOKENS.name)):
+            raise ConfigurationError(
+                f"{TOKENS.name} in {name_of(connection.engine)} is another program's table",
+                do="give us another database",
+            )
+        return 1
     return connection.execute(sa.select(SCHEMA.c.version)).scalar() or 0
 
 

@@ -90,6 +90,13 @@ def test_the_decision_is_a_function_of_its_arguments() -> None:
     assert (first.issued.parent_id, first.issued.root_id, first.expires_in) == ("parent", "parent", 600)
 
 
+def test_no_token_of_a_request_is_in_its_repr() -> None:
+    client, peer = authenticate(FORM, PEERS[BILLING], REGISTRY, now=NOW)
+    form = {**FORM, "subject_token": "secret"}
+    request = TokenRequest(form=form, client=client, peer=peer, policy=POLICY, now=NOW, token_id="child")
+    assert "secret" not in repr(request)
+
+
 def test_authentication_refuses_in_the_same_words_whatever_is_wrong() -> None:
     messages = set()
     for form, peer in (({}, None), ({"client_id": "nobody"}, None), ({"client_id": PLANNER}, PEERS[BILLING])):

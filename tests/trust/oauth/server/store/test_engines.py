@@ -53,6 +53,7 @@ def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password() -
 FOREIGN: dict[str, tuple[str, ...]] = {
     "an empty file": (),
     "other tables": ("CREATE TABLE people (name TEXT)",),
+    "a table of this name": ("CREATE TABLE oauth_tokens (id INTEGER)",),
     "other tables and a log": ("PRAGMA journal_mode = WAL", "CREATE TABLE people (name TEXT)"),
 }
 
@@ -73,6 +74,25 @@ def test_a_file_of_others_is_left_as_it_is(kind: str, tmp_path: Path) -> None:
     assert str(caught.value) == f"no authorization server's database: {file}; give the server's folder or URL"
     assert (file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_mode) == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300])
+def test_a_path_that_is_none_is_no_database(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigurationError, match="no authorization server's database"):
+        Store(f"sqlite:///{tmp_path / name}", create=False)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_table_of_another_program_is_left_as_it_is(url: str, create: bool) -> None:
+    engine = engine_for(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE oauth_tokens (id INTEGER)")
+    with pytest.raises(ConfigurationError, match=r"another program's|no authorization server's"):
+        Store(url, create=create)
+    inspector = sa.inspect(engine)
+    assert inspector.get_table_names() == ["oauth_tokens"] and len(inspector.get_columns("oauth_tokens")) == 1
+    engine.dispose()
 
 
 def test_an_empty_database_is_left_as_it_is_unless_it_is_to_be_ours(url: str, opened: Callable[[], Store]) -> None:
