@@ -159,7 +159,7 @@ def test_testssl(scanned: Scanned, tmp_path: Path) -> None:
     def findings_of(client_certificates: str) -> list[dict[str, str]]:
         """What one scan says; it is made again where testssl.sh gave up waiting and so found nothing out."""
         report = tmp_path / client_certificates
-        for _ in range(3):
+        for _ in range(5):
             report.unlink(missing_ok=True)
             asyncio.run(scan(client_certificates))
             findings: list[dict[str, str]] = json.loads(report.read_text())
