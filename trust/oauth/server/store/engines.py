@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,24 @@ def _private_file(path: Path) -> None:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA secure_delete = ON")  # keys that are erased are not in free pages either
     cursor.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL may lose the last commits in a power cut
     cursor.execute("PRAGMA fullfsync = ON")  # on macOS: for the disk, and not only for its cache
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """The one change that waits for nobody, whatever the timeout: processes that start at once all want it."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+            time.sleep(0.01)
 
 
 def _postgresql(address: sa.URL, options: dict[str, Any]) -> sa.Engine:

@@ -72,9 +72,9 @@ def test_a_database_of_a_later_release_is_refused_as_it_is(url: str, opened: Cal
 
 
 def test_of_processes_that_start_at_once_one_makes_the_tables(opened: Callable[[], Store]) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        stores = list(pool.map(lambda _: opened(), range(4)))
-    assert [store.clients.changes() for store in stores] == [0] * 4
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: opened(), range(8)))
+    assert [store.clients.changes() for store in stores] == [0] * 8
 
 
 def test_the_file_is_its_owners_also_one_that_was_not(tmp_path: Path) -> None:
