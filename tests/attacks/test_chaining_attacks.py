@@ -247,7 +247,7 @@ ASSERTIONS: dict[str, tuple[Mutation, Expected]] = {
     "issuer a list": (lambda a: a.signed(iss=[ISSUER]), AssertionRefused),
     # What it says.
     **{
-        f"no {claim}": (lambda a, claim=claim: a.signed(**{claim: None}), AssertionRefused)  # type: ignore[misc]
+        f"no {claim}": (lambda a, claim=claim: a.signed(**{claim: None}), AssertionRefused)  # type: ignore[misc]  # a default
         for claim in ("sub", "aud", "exp", "iat", "jti", "client_id", "cnf", "act")
     },
     "no scope": (lambda a: a.signed(scope=None), ScopeRefused),
