@@ -513,7 +513,7 @@ CERTIFICATES: list[tuple[str, Callable[[World], bytes], type[PKIError]]] = [
             ("the ID of the service", f"spiffe_id = 'spiffe://{DOMAIN}/a2a-pki/server'"),
             ("an earlier start", "not_before = not_before - 500000"),
             ("a later end", "not_after = not_after + 500000"),
-            ("another serial number", "serial = '00' || substr(serial, 3)"),
+            ("another serial number", "serial = substr(serial, 2) || substr(serial, 1, 1)"),
             ("another issuer", "issuer = (SELECT key_id FROM issuers WHERE kind = 'root')"),
             ("another certificate", "der = (SELECT der FROM certificates WHERE kind = 'root')"),
         )
