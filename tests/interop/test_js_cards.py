@@ -16,8 +16,10 @@ from jwcrypto.jwk import JWK
 
 from tests.cards import BILLING, CARD, HOST, URL, agent_of, changed, sdk_signed, text, verified, without, x5c
 from tests.interop.programs import needs
+from tests.trust.oauth.test_cards import EACH, SKILLED, skilled_of_0_3
 from tests.trust.signing.test_card_form import cards, of_the_sdk
 from trust.errors import CardAsksForLess, CardMalformed, CardNotCovered, CardOfAnother, SignatureWrong
+from trust.oauth.cards import read_card, secured
 from trust.signing.canonical import canonicalize_value
 from trust.signing.card_form import covered
 from trust.signing.cards import sign_card
@@ -48,6 +50,7 @@ def jwk(key: Any, private: bool = False) -> dict[str, Any]:
     return members
 
 
+NEWER = secured(SKILLED, EACH)
 AGENTS = {
     "ES256": BILLING,
     "ES384": agent_of("/billing", HOST, key=ec.generate_private_key(ec.SECP384R1())),
@@ -62,6 +65,10 @@ def verify(card: dict[str, Any], agent: Any = BILLING, alg: str = "ES256") -> di
 def sign(card: dict[str, Any], agent: Any = BILLING, alg: str = "ES256", **header: Any) -> dict[str, Any]:
     protected = {"alg": alg, "typ": "JOSE", "kid": "key-1", **x5c(agent), **header}
     return {"do": "sign", "card": card, "key": jwk(agent.private_key, private=True), "header": protected}
+
+
+def read(card: dict[str, Any]) -> dict[str, Any]:
+    return {"do": "read", "card": card}
 
 
 def test_our_cards_verify_there(ask: Ask) -> None:
@@ -122,3 +129,14 @@ def test_their_verifier_lets_through_what_ours_does_not(ask: Ask) -> None:
         with pytest.raises(error) as caught:
             verified(text(documents[name]))
         assert type(caught.value) is error
+
+
+def test_they_read_what_a_gate_requires(ask: Ask) -> None:
+    """The older form as the newer one: no scope and no scheme is lost to a client of either."""
+    older, newer = (answer["ok"] for answer in ask(read(secured(skilled_of_0_3(), EACH, form="0.3")), read(NEWER)))
+    for card in (older, newer):
+        assert card["securitySchemes"] == NEWER["securitySchemes"]
+        assert card["securityRequirements"] == NEWER["securityRequirements"]
+        required = [skill["securityRequirements"] for skill in NEWER["skills"]]
+        assert [skill["securityRequirements"] for skill in card["skills"]] == required
+        assert read_card(card) == read_card(NEWER)

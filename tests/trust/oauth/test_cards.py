@@ -119,13 +119,18 @@ def test_a_caller_needs_a_token_of_one_of_several_servers() -> None:
         check_card(read, issuers=["https://third.example"])
 
 
-def test_the_older_form_says_the_same() -> None:
-    """Of A2A 0.3: the SDK's own types of 0.3 keep every byte, and what it makes of them is the newer form."""
+def skilled_of_0_3() -> dict[str, Any]:
+    """`SKILLED` as its agent would write it for A2A 0.3."""
     base = {**SKILLED, "protocolVersion": "0.3.0", "url": "https://billing.fleet.example/a2a"}
     base |= {"defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"]}
     base.pop("supportedInterfaces")
     base["skills"] = [{n: v for n, v in skill.items() if n != "securityRequirements"} for skill in base["skills"]]
-    older = secured(base, EACH, form="0.3")
+    return base
+
+
+def test_the_older_form_says_the_same() -> None:
+    """Of A2A 0.3: the SDK's own types of 0.3 keep every byte, and what it makes of them is the newer form."""
+    older = secured(skilled_of_0_3(), EACH, form="0.3")
     assert AgentCard03.model_validate(older).model_dump(mode="json", by_alias=True, exclude_none=True) == {
         **older,
         "preferredTransport": "JSONRPC",  # the default of 0.3
