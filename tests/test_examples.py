@@ -14,26 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 FOLDER = Path(__file__).parent.parent / "examples" / "two_agents"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the example whose two ports are free ones: nothing else of it is changed."""
-    ports = {"8400": str(_free_port()), "8443": str(_free_port())}
+    ports = {"8400": str(free_port()), "8443": str(free_port())}
     copy = tmp_path / "two_agents"
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__", "fleet"))
     for file in copy.iterdir():
-        text = file.read_text()
-        for old, new in ports.items():
-            text = text.replace(old, new)
-        file.write_text(text)
+        # In one go: a new port may have the digits of the other old one in it.
+        file.write_text(re.sub("|".join(ports), lambda found: ports[found[0]], file.read_text()))
     return copy
 
 

@@ -374,12 +374,21 @@ def test_bad_advice_is_none(advice: str) -> None:
     assert agent.health.condition == "healthy"
 
 
+def renewed_and_left_in_peace(service: Service) -> None:
+    """However long the renewal takes on a busy machine, two seconds follow it."""
+    deadline = time.monotonic() + 20
+    while REENROLL not in service.paths:
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    time.sleep(2)
+
+
 def test_a_service_that_is_always_urgent_is_not_stormed() -> None:
     """Urgency is looked at once in a refresh hint, whatever the answers are."""
     service = Service()
     service.urgent = True
     with service.running() as url, renewing(url, FORGE.leaf("/billing")):
-        time.sleep(2)
+        renewed_and_left_in_peace(service)
     assert service.paths.count(REENROLL) == 1
 
 
@@ -390,7 +399,7 @@ def test_a_service_that_hands_out_dead_certificates_is_not_stormed() -> None:
     with service.running() as url:
         present = FORGE.leaf("/billing", not_before=NOW - 24 * HOUR, not_after=now + timedelta(seconds=120))
         with renewing(url, present):
-            time.sleep(2)
+            renewed_and_left_in_peace(service)
     assert service.paths.count(REENROLL) == 1
 
 

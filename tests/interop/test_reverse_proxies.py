@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -104,10 +105,11 @@ def running(command: list[str], port: int) -> Iterator[str]:
 def configured(name: str, fleet: Fleet, folder: Path, ports: dict[str, int]) -> Path:
     """A configuration of `examples/proxies` with other paths and ports: nothing else of it is changed."""
     text = (EXAMPLES / name).read_text()
+    assert all(old in text for old in ports)
+    # In one go: a new port may have the digits of another old one in it.
+    written = {old: f"127.0.0.1:{new}" if old.startswith(":") else str(new) for old, new in ports.items()}
+    text = re.sub("|".join(written), lambda found: written[found[0]], text)
     text = text.replace("/etc/fleet/proxy/", f"{fleet.folder}/").replace("/etc/fleet/", f"{fleet.folder}/")
-    for old, new in ports.items():
-        assert old in text
-        text = text.replace(old, f"127.0.0.1:{new}" if old.startswith(":") else str(new))
     (folder / name).write_text(text)
     return folder / name
 

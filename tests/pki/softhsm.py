@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 SOFTHSM = shutil.which("softhsm2-util")
-PIN = "1234"
+PIN = "pin-1234"  # which no identifier in hexadecimal has in it by chance
 SO_PIN = "87654321"
 _PLACES = ("/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/local/lib/softhsm", "/usr/lib64/pkcs11")
 MODULE = next((path for place in _PLACES if (path := Path(place) / "libsofthsm2.so").exists()), Path("libsofthsm2.so"))

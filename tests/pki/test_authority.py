@@ -124,12 +124,12 @@ def test_a_serial_that_was_used_is_refused(folder: Path) -> None:
 
 
 def test_refusals_store_nothing(ca: CertificateAuthority) -> None:
-    other = "spiffe://fleet.example/payroll"
+    other, signed = "spiffe://fleet.example/payroll", request()
     attempts: list[tuple[bytes, str, type[Exception]]] = [
         (request(uri(other)), AGENT, IDRefused),
         (request(uri(AGENT), uri(other)), AGENT, IDRefused),
         (request(), "spiffe://other.example/billing", IDRefused),
-        (request()[:-1] + b"\x00", AGENT, PossessionNotProven),
+        (signed[:-1] + bytes([signed[-1] ^ 1]), AGENT, PossessionNotProven),
         (request(), "spiffe://fleet.example", IdentityError),
         (request(), "billing", IdentityError),
     ]

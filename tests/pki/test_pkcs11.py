@@ -109,7 +109,7 @@ BAD_URIS = [
     ("too long", f"pkcs11:token={'a' * 3000}?module-path=m"),
     ("PIN", f"pkcs11:token=ca?module-path=m&pin-value={PIN}"),
     ("PIN in the path", f"pkcs11:token=ca;pin-value={PIN}?module-path=m"),
-    ("where the PIN is", "pkcs11:token=ca?module-path=m&pin-source=/etc/1234"),
+    ("where the PIN is", f"pkcs11:token=ca?module-path=m&pin-source=/etc/{PIN}"),
 ]
 
 

@@ -41,7 +41,7 @@ def test_chain_and_key_are_joined() -> None:
     assert joined.certificate is MINE.chain[0]
     assert joined.chain_der == [c.public_bytes(Encoding.DER) for c in MINE.chain]
     assert joined.current() is joined
-    assert "key" not in repr(joined) and "chain" not in repr(joined)
+    assert "key=" not in repr(joined) and "chain=" not in repr(joined)
 
 
 def test_ed25519() -> None:

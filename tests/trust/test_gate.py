@@ -99,7 +99,8 @@ def test_the_required_scope_may_depend_on_the_request_and_on_a_catalogue() -> No
     )
 
 
-HOURS = Calendar(zone="UTC", days=range(1, 8), opens=time(NOW.hour + 1), closes=time(NOW.hour + 2))
+# A day of the week that it is not now, at whatever hour the tests are run.
+HOURS = Calendar(zone="UTC", days=[(NOW + timedelta(days=2)).isoweekday()], opens=time(9), closes=time(17))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ssl
+from datetime import datetime
 from typing import Any, NoReturn
 
 from trust.errors import PeerError, TrustError
@@ -178,12 +179,21 @@ def peer_certificate(peer: PeerIdentity | None, binary_form: bool) -> Any:
         return None if binary_form else {}
     if binary_form:
         return peer.chain[0]
+    serial = f"{peer.serial:X}"
     return {
-        "serialNumber": f"{peer.serial:X}",
-        "notBefore": peer.not_before.strftime("%b %d %H:%M:%S %Y GMT"),
-        "notAfter": peer.not_after.strftime("%b %d %H:%M:%S %Y GMT"),
+        "serialNumber": serial.zfill(len(serial) + len(serial) % 2),  # whole bytes
+        "notBefore": _time(peer.not_before),
+        "notAfter": _time(peer.not_after),
         "subjectAltName": (("URI", str(peer.agent_id)),),
     }
+
+
+# Whatever the language of the machine.
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _time(moment: datetime) -> str:
+    return f"{_MONTHS[moment.month - 1]} {moment.day:2} {moment:%H:%M:%S} {moment.year} GMT"
 
 
 def _want_read() -> ssl.SSLWantReadError:

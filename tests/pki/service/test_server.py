@@ -70,7 +70,7 @@ def test_ready_from_the_first_answer_on(service: Running) -> None:
 
 def test_its_own_certificate_is_renewed(own_ca: CertificateAuthority) -> None:
     """At two thirds of its life, while it serves."""
-    with started(own_ca, lifetime=timedelta(seconds=9)) as running:
+    with started(own_ca, lifetime=timedelta(seconds=12)) as running:
         seen = set()
         deadline = time.monotonic() + 14
         while time.monotonic() < deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_the_demo_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     }
     trail = (tmp_path / "demo" / "audit.jsonl").read_text()
     assert all(json.loads(line)["check"] for line in trail.splitlines())
-    assert "eyJ" not in trail
+    assert not re.search(r"eyJ[\w-]*\.", trail)  # with the dot: an identifier may have those letters by chance
     assert "PRIVATE" not in trail
     groups = [step["outcome"] for step in steps if step["chapter"] == 2]
     assert groups == ["TLSv1.3, key exchange X25519MLKEM768"] * 3

@@ -9,14 +9,16 @@ import ssl
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.streams.tls
 import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.forge import HOUR, NOW, Forge
+from tests.forge import HOUR, NOW, Forge, spiffe
 from tests.trust.tls.parts import (
     AGENT,
     AGENT_ID,
@@ -49,10 +51,11 @@ from trust.errors import (
     TrustError,
     UnknownTrustDomain,
 )
+from trust.peers import PeerVerifier
 from trust.sources import Live
 from trust.tls import TrustContext, client_context, server_context
 from trust.tls.judging import VERDICT_LIFETIME
-from trust.tls.sslobject import SslObject
+from trust.tls.sslobject import SslObject, peer_certificate
 
 ANY = unsafe_allow_any_peer()
 
@@ -320,6 +323,19 @@ def step(function: Any, *arguments: Any) -> Any:
         return "want read"
 
 
+@pytest.mark.parametrize("serial", [0xABC, 0x7ABC, 0x80, AGENT.certificate.serial_number])
+def test_a_certificate_is_described_as_ssl_describes_it(serial: int, tmp_path: Path) -> None:
+    start, end = datetime(2026, 3, 5, 1, 2, 3, tzinfo=UTC), datetime(2026, 12, 19, 23, 59, 59, tzinfo=UTC)
+    leaf = FORGE.leaf("/billing", sans=[spiffe(AGENT_ID)], serial=serial, not_before=start, not_after=end)
+    (tmp_path / "leaf.pem").write_bytes(leaf.certificate.public_bytes(Encoding.PEM))
+    theirs = ssl._ssl._test_decode_cert(str(tmp_path / "leaf.pem"))  # type: ignore[attr-defined]
+    peer = PeerVerifier(FORGE.bundles).verify(AGENT.chain_der, now=datetime.now(UTC), usage="client")
+    peer = replace(peer, chain=leaf.chain_der, serial=serial, not_before=start, not_after=end)
+    ours = peer_certificate(peer, False)
+    assert len(ours) == 4
+    assert ours == {name: theirs[name] for name in ours}
+
+
 def test_the_ssl_object() -> None:
     client, server = pair(*contexts())
     assert client.getpeercert() == {} and client.getpeercert(True) is None
@@ -328,7 +344,6 @@ def test_the_ssl_object() -> None:
         step(client.do_handshake)
         step(server.do_handshake)
     assert client.getpeercert(True) == SERVER.chain_der[0]
-    assert server.getpeercert()["serialNumber"] == f"{AGENT.certificate.serial_number:X}"
     assert ssl.cert_time_to_seconds(server.getpeercert()["notAfter"]) == server.peer.not_after.timestamp()
     assert ssl.cert_time_to_seconds(server.getpeercert()["notBefore"]) == server.peer.not_before.timestamp()
     assert client.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -274,19 +272,19 @@ def test_nobody_waits_for_a_call_that_cannot_be_ended(monkeypatch: pytest.Monkey
 
     class Stubborn(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            # Its loop is closed while it waits. That it never ended is not to be told in the log of a later test.
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
             begun.set()
             while True:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
 
     agent = httpx.Client(transport=BlockingTransport(Stubborn()))
-    with warnings.catch_warnings(), ThreadPoolExecutor(1) as threads:
-        warnings.simplefilter("ignore")  # of a task that is still there
+    with ThreadPoolExecutor(1) as threads:
         call = threads.submit(agent.get, "https://127.0.0.1:1/")
         assert begun.wait(20)
         agent.close()
         assert str(call.exception(20)) == "client was closed"
-        gc.collect()
 
 
 def test_closed_by_the_body_that_it_sends() -> None:
