@@ -131,6 +131,10 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Its database, such as postgresql://..., in place of the one in its folder."),
     ] = None,
+    authority_redis: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A Redis server for it, rediss://..., as --redis of `a2a-trust serve`."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve.")] = 1,
     password_file: PasswordFile = None,
     pin_file: PinFile = None,
@@ -142,13 +146,10 @@ def serve(
     web = beside = None
     if (authority is None) != (issuer is None):
         raise typer.BadParameter("--authority and --issuer URL go together")
-    if authority is not None and issuer is not None:
-        from pki.cli import authorization
-
-        if authority_state is None and "://" in where:
-            raise typer.BadParameter("give --authority-state DIR: a CA in a database has no folder for it")
-        folder = authority_state or Path(where) / "authority"
-        beside = authorization.beside(authority, issuer, folder, authority_store)
+    if authority is None and authority_redis is not None:
+        raise typer.BadParameter("--authority-redis is for --authority")
+    if authority is not None and authority_state is None and "://" in where:
+        raise typer.BadParameter("give --authority-state DIR: a CA in a database has no folder for it")
     if (web_certificate is None) != (web_key is None) or (web_port is None) != (web_certificate is None):
         raise typer.BadParameter("--web-port, --web-certificate and --web-key go together")
     if web_certificate is not None and web_key is not None:
@@ -163,6 +164,17 @@ def serve(
         modules=token_modules(),
     )
     with opener() as ca:
+        if authority is not None and issuer is not None:
+            from pki.cli import authorization
+
+            beside = authorization.beside(
+                ca.trust_domain,
+                clients=authority,
+                issuer=issuer,
+                folder=authority_state or Path(where) / "authority",
+                url=authority_store,
+                redis_url=authority_redis,
+            )
         service.serve(
             ca,
             opener=opener,  # for each further process

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -16,44 +17,49 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from trust.audit import AuditSink
 from trust.bundles import BundleSource, RevocationSource
 from trust.clock import Clock
+from trust.credentials import CredentialSource
 from trust.errors import ConfigurationError, PeerError
 from trust.identity import PEER_EXTENSION, peer_of
 from trust.peers import PeerVerifier
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """What the service has, and the application may use."""
+
+    audit: AuditSink
+    clock: Clock
+    credentials: CredentialSource  # the service's own
+    bundles: BundleSource  # what the CA publishes now
+    crls: RevocationSource
+
+
+# Both may have these; the service's `/ready` then speaks of the application, too, by its `state.readiness`.
+_OURS = frozenset({"/health", "/ready"})
+
 # Opens the application for as long as the service runs. It goes to worker processes: a function of a module, or a
 # `functools.partial` of one.
-Opener = Callable[[AuditSink, Clock], AbstractContextManager[Starlette]]
+Opener = Callable[[Lent], AbstractContextManager[Starlette]]
 
 
 class Beside:
     """The application at its paths, and `others` everywhere else."""
 
-    def __init__(
-        self,
-        app: Starlette,
-        others: ASGIApp,
-        *,
-        bundles: BundleSource,
-        crls: RevocationSource,
-        audit: AuditSink,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, app: Starlette, others: ASGIApp, lent: Lent) -> None:
         """
         Args:
             app: all its routes have fixed paths.
-            bundles, crls: what the CA publishes now.
-            audit: gets every certificate that was not handed on.
-            clock: the time, aware.
+            lent: its trail gets every certificate that was not handed on.
 
         Raises:
             ConfigurationError: a path that would be the application's and the service's.
         """
-        self._paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+        self._paths = frozenset(route.path for route in app.routes if isinstance(route, Route)) - _OURS
         if taken := sorted(path for path in self._paths if path.startswith(("/.well-known/est/", "/crl/", "/ca/"))):
             raise ConfigurationError("paths of the application beside the CA", got=", ".join(taken), do="move them")
         self._app, self._others = app, others
-        self._verifier = PeerVerifier(bundles, crls)
-        self._audit, self._clock = audit, clock
+        self._verifier = PeerVerifier(lent.bundles, lent.crls)
+        self._audit, self._clock = lent.audit, lent.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in self._paths:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from pki.authority import CertificateAuthority
 from pki.policy import DEFAULT_LIFETIME
 from pki.service.app import Service
-from pki.service.beside import Beside, Opener
+from pki.service.beside import Beside, Lent, Opener
 from pki.service.door import Door
 from pki.service.listeners import MAX_CONNECTIONS, OPTIONS, BoundedConfig, WebConfig, listen, running, url_of
 from pki.service.seldom import SparingAudit
@@ -144,10 +144,13 @@ async def serving(
             await stack.enter_async_context(running(web, sockets.web, door))
         secure: ASGIApp = service.secure
         if endpoints.beside is not None:
-            app = await asyncio.to_thread(stack.enter_context, endpoints.beside(audit, clock))
             lists = Live(await asyncio.to_thread(ca.crl, clock()))
             upkeep.add("revocation lists", partial(_refresh, lists, ca, clock))
-            secure = Beside(app, secure, bundles=upkeep.bundles, crls=lists, audit=audit, clock=clock)
+            lent = Lent(audit=audit, clock=clock, credentials=upkeep.credentials, bundles=upkeep.bundles, crls=lists)
+            app = await asyncio.to_thread(stack.enter_context, endpoints.beside(lent))
+            if (readiness := getattr(app.state, "readiness", None)) is not None:
+                upkeep.add("authorization server", readiness.check)
+            secure = Beside(app, secure, lent)
         config = uvicorn_config(
             secure,
             source=upkeep.credentials,

@@ -45,7 +45,7 @@ from trust.errors import (
 from trust.identity import AgentID
 from trust.oauth.claims import sign_access_token
 from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.server.clients import Client
+from trust.oauth.server.clients import Client, ClientRegistry
 from trust.oauth.server.grants import PartnerIssuer, Partners
 from trust.oauth.server.grants.assertions import TYPES
 from trust.peers import PeerVerifier
@@ -507,6 +507,35 @@ def test_a_partner_that_is_given_up_is_refused_at_once(world: World) -> None:
             world.partners.replace(partners)
             for assertion in (valid.text, valid.signed(iss=PARTNER)):
                 refused(world.away, await world.away.post(BILLING, bring(assertion)), AssertionIssuerUnknown)
+
+    asyncio.run(work())
+
+
+def test_what_neither_reading_of_the_file_grants_is_not_granted_between_them(world: World) -> None:
+    """One edit takes a scope from the client and gives it to the partner, in the middle of a request."""
+
+    async def work() -> None:
+        home = world.partners.current().find(ISSUER)
+        assert home is not None
+        widened = Partners([replace(home, scopes=("read:ledger.*", "write:*.eu"))])
+        narrowed = [replace(AWAY_CLIENTS[0], assertion_scopes=("read:ledger.*",)), *AWAY_CLIENTS[1:]]
+
+        class Edited:
+            """The partners, of whom is asked after the client was found."""
+
+            def current(self) -> Partners:
+                world.away.clients.replace(ClientRegistry(narrowed))
+                return widened
+
+        valid = await world.assertion()
+
+        def asked(jti: str) -> dict[str, str]:
+            return bring(valid.signed(jti=jti), scope="write:ledger.eu temporal:20min")
+
+        refused(world.away, await world.away.post(BILLING, asked("before")), ScopeRefused)
+        world.away.serve(partners=Edited())
+        refused(world.away, await world.away.post(BILLING, asked("between")), GrantNotAllowed)
+        refused(world.away, await world.away.post(BILLING, asked("after")), ScopeRefused)
 
     asyncio.run(work())
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +18,9 @@ import pytest
 
 from tests.authority import BILLING, ISSUER, PLANNER, STRANGER, Authority, ask
 from tests.forge import NOW
-from trust.errors import ClientRefused, GrantRequestMalformed, TrustError
+from trust.errors import ClientRefused, GrantNotAllowed, GrantRequestMalformed, TrustError
 from trust.identity import AgentID
+from trust.oauth.policy import Question
 from trust.oauth.server.clients import AgentPattern, Client, ClientPattern, digest_of, new_secret
 from trust.oauth.server.clients import secrets as client_secrets
 from trust.oauth.server.registrations import register
@@ -262,6 +264,48 @@ def test_a_client_is_refused_at_once_when_it_is_disabled_and_so_is_what_it_holds
     assert found is not None and found.revoked
     other = f"{FLEET}/workers/9"
     assert asyncio.run(post(authority, certificate(other, other))).status_code == 200
+
+
+def again(authority: Authority, scopes: list[str]) -> None:
+    """OTHER is registered anew, for all that `client` does by command."""
+    table, now = authority.store.clients, authority.clock.now
+    table.disable(OTHER, now=now)
+    table.remove(OTHER)
+    if scopes:
+        register(table, OTHER, {**RIGHTS, "scopes": scopes}, digest=digest_of(SECRETS["other"]), now=now)
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "expected"),
+    [
+        (lambda a: again(a, []), ClientRefused),
+        (lambda a: again(a, ["read:less"]), GrantNotAllowed),
+        (lambda a: again(a, ["read:rates"]), None),
+        (lambda a: rotate(a, OTHER, new_secret(), overlap=timedelta(0)), None),
+    ],
+    ids=["it was removed", "it may do less", "it may do the same", "it has another secret"],
+)
+def test_what_becomes_of_a_client_while_it_asks_counts(
+    tmp_path: Path, meanwhile: Callable[[Authority], None], expected: type[TrustError] | None
+) -> None:
+    """Whoever is disabled and removed is forgotten: what was under way must not be issued afterwards."""
+    authority, changes = made(tmp_path), [meanwhile]
+
+    class Slow:
+        """Asked between the authentication and the record."""
+
+        def check(self, _question: Question) -> None:
+            if changes:
+                changes.pop()(authority)
+
+    authority.serve(permit=Slow())
+    answer = asyncio.run(post(authority, GOOD["another one with its secret"]))
+    assert not changes
+    if expected is None:
+        assert answer.status_code == 200
+    else:
+        assert (answer.status_code, answer.json()) == (expected.status, {"error": expected.code})
+        assert authority.trail.last["check"] == expected.check
 
 
 def test_who_fails_too_often_is_locked_out_and_nobody_else(authority: Authority) -> None:

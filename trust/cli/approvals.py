@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.options import STATE, StateFolder, StoreURL, operator
 from trust.cli.output import iso, say, show_table
 from trust.errors import ConfigurationError
 from trust.oauth.server.state import open_store
@@ -20,7 +20,7 @@ MAX_NAME_CHARACTERS = 256
 ApprovalID = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it, such as K7QF-2MNP.")]
 By = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Who decides, recorded when the client asks again; default: the user at work."),
+    typer.Option(metavar="NAME", help="Who decides, for the audit trail; default: the user at work."),
 ]
 
 _approval = typer.Typer(no_args_is_help=True, help="Requests for tokens that wait for a person.")
@@ -61,7 +61,7 @@ def approve(
     store: StoreURL = None,
 ) -> None:
     """Say yes: the agent gets one token for this very request, if it asks within five minutes."""
-    _decide(approval_id, by, as_json, open_store(state, store, create=False), approve=True)
+    _decide(approval_id, by, as_json, open_store(state, store, create=False, by=operator()), approve=True)
 
 
 @_approval.command()
@@ -73,7 +73,7 @@ def deny(
     store: StoreURL = None,
 ) -> None:
     """Say no: the agent is refused, and asks nobody again before the request would have expired."""
-    _decide(approval_id, by, as_json, open_store(state, store, create=False), approve=False)
+    _decide(approval_id, by, as_json, open_store(state, store, create=False, by=operator()), approve=False)
 
 
 def _decide(approval_id: str, by: str | None, as_json: bool, store: Store, *, approve: bool) -> None:

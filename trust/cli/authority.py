@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from trust.cli.app import PASSWORD_VARIABLE, AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.options import STATE, StateFolder, StoreURL, operator
 from trust.cli.output import iso, say, show_table
 from trust.oauth.server.rotation import begin_rotation, replace_all_keys
 from trust.oauth.server.signing_keys import KeyStep, plan, published
@@ -53,7 +53,7 @@ def rotate(
 ) -> None:
     """Begin with a new key now: it is published, and signs as soon as every agent can know it."""
     now, alg = datetime.now(UTC), algorithm or ""
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         password = kept_password(state, os.environ.get(PASSWORD_VARIABLE))
         if compromised:
             record = replace_all_keys(opened.signing_keys, password, now=now, alg=alg)

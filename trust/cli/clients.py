@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.options import STATE, StateFolder, StoreURL, operator
 from trust.cli.output import iso, say, show_table
 from trust.oauth.server.clients import DEFAULT_LIFETIME, digest_of, new_secret
 from trust.oauth.server.registrations import register
@@ -73,7 +74,7 @@ def add(
     rights = {name: value for name, value in rights.items() if value}
     secret = new_secret() if needs_secret else None
     digest = None if secret is None else digest_of(secret)
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         registered = register(opened.clients, client, rights, digest=digest, now=datetime.now(UTC))
     notes = registered.notes()
     if not as_json:
@@ -102,7 +103,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 
     A pattern disables every agent that it names, also one that is registered by itself.
     """
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         known = any(row.name == client for row in opened.clients.all())
         revoked = opened.clients.disable(client, now=datetime.now(UTC))
     if not known and not as_json:
@@ -114,7 +115,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 @_client.command()
 def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Take `disable` back. The tokens that it revoked stay revoked."""
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         opened.clients.enable(client, now=datetime.now(UTC))
     say({"client": client, "disabled": False}, as_json, f"{client}: enabled")
 
@@ -122,7 +123,7 @@ def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, st
 @_client.command()
 def remove(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Forget a client that is disabled."""
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         opened.clients.remove(client)
     say({"client": client, "removed": True}, as_json, f"{client}: removed")
 
@@ -146,7 +147,7 @@ def rotate_secret(
         raise typer.BadParameter("--now or --overlap-hours, not both")
     secret, now = new_secret(), datetime.now(UTC)
     overlap = timedelta(0) if at_once else timedelta(hours=overlap_hours or _OVERLAP_HOURS)
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         opened.clients.rotate_secret(client, digest_of(secret), overlap=overlap, now=now)
     ends = now + overlap
     _tell_secret(
@@ -181,10 +182,20 @@ def _facts(row: Registered, now: datetime) -> dict[str, Any]:
 def _cells(row: Registered, now: datetime) -> tuple[str, ...]:
     rights = row.rights or {}
     factor = f"{len(_living(row, now))} secret(s)" if row.needs_secret else ""
-    others = (*rights.get("exchange_scopes", ()), *rights.get("assertion_scopes", ()))
-    lifetime = f"{rights['lifetime_seconds'] // 60} min" if rights else ""
-    told = (" ".join(rights.get("scopes", ())), " ".join(others), " ".join(rights.get("resources", ())))
+    seconds = rights.get("lifetime_seconds")
+    lifetime = f"{seconds // 60} min" if isinstance(seconds, int) else ""
+    told = (
+        _words(rights, "scopes"),
+        _words(rights, "exchange_scopes", "assertion_scopes"),
+        _words(rights, "resources"),
+    )
     return (row.name, _state(row, now), *told, lifetime, factor, iso(row.changed_at))
+
+
+def _words(rights: Mapping[str, Any], *members: str) -> str:
+    """Of a row that somebody may have damaged."""
+    found = [rights.get(member) for member in members]
+    return " ".join(str(one) for value in found if isinstance(value, list) for one in value)
 
 
 def _state(row: Registered, now: datetime) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from trust.files import WatchedBundles, WatchedCredentials
 from trust.identity import AgentID, trust_domain
 from trust.oauth.keys import StaticKeys
 from trust.oauth.keys.jwks import MAX_JWKS_BYTES
+from trust.oauth.server.store import Operator
 from trust.signing.algorithms import POST_QUANTUM
 from trust.signing.envelope import DEFAULT_ALGORITHMS
 from trust.signing.jws import strict_json
@@ -85,6 +88,24 @@ def bundles_of(given: list[str]) -> WatchedBundles:
     if len(dict(pairs)) != len(given):
         raise typer.BadParameter("--bundles: give either one FILE, or DOMAIN=FILE once for each trust domain")
     return WatchedBundles(dict(pairs))
+
+
+def operator() -> Operator:
+    """The account that this command runs under, on which machine; for the audit trail."""
+    return Operator(account=f"{_account()}@{socket.gethostname()}")
+
+
+def _account() -> str:
+    if sys.platform == "win32":
+        return getpass.getuser()
+    import pwd
+
+    # `getpass` would believe the environment, in which anybody writes what they like.
+    number = os.getuid()
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # a container's user need not have a name
+        return f"uid {number}"
 
 
 def rule_of(allowed: list[str], trusted: BundleSource, option: str) -> Authorizer:

@@ -16,7 +16,7 @@ PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe
 
 
 def say(answer: Any, as_json: bool, *lines: str) -> None:
-    typer.echo(json.dumps(answer) if as_json else "\n".join(lines))
+    typer.echo(json.dumps(answer) if as_json else "\n".join(_printable(line) for line in lines))
 
 
 def show_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

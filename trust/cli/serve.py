@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 
-from trust.agent import agent_client
 from trust.agent import serve as serve_app
 from trust.audit import AuditLog
 from trust.authorize import exactly
@@ -36,11 +34,9 @@ from trust.command_line import Terminated
 from trust.credentials import BUNDLE_FILE, CredentialSource
 from trust.errors import ConfigurationError, TrustError
 from trust.files import WatchedRevocationLists
-from trust.identity import AgentID
-from trust.oauth.metadata import origin_of
 from trust.oauth.server.state import authorization_server
 from trust.peers import PeerVerifier
-from trust.tls.destinations import WebPKI
+from trust.tls.client import fetch_client
 
 
 @app.command()
@@ -115,7 +111,7 @@ def serve(
                     password=password,
                     audit=audit,
                     redis_url=redis,
-                    http=partial(_http, ours, trusted, revoked),
+                    http=partial(fetch_client, source=ours, bundles=trusted, crls=revoked),
                 )
             )
         else:
@@ -131,15 +127,6 @@ def serve(
             host=host,
             port=port,
         )
-
-
-def _http(
-    ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource, url: str, server: AgentID | None
-) -> httpx.AsyncClient:
-    """What fetches the keys of another authorization server: an agent of a bundle's trust domain, or one of the web."""
-    if server is None:
-        return httpx.AsyncClient(transport=WebPKI().transport(None))
-    return agent_client(source=ours, bundles=trusted, crls=revoked, authorize={origin_of(url): exactly(str(server))})
 
 
 def _check_ourselves(ours: CredentialSource, trusted: BundleSource, revoked: RevocationSource) -> None:

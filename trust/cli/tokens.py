@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL
+from trust.cli.options import STATE, StateFolder, StoreURL, operator
 from trust.cli.output import iso, say, show_table
 from trust.errors import ConfigurationError
 from trust.oauth.server.state import open_store
@@ -70,7 +70,7 @@ def revoke(
     """
     if (token_id is None) == (client is None and subject is None):
         raise typer.BadParameter("give either the ID of one token, or --client or --subject")
-    with open_store(state, store, create=False) as opened:
+    with open_store(state, store, create=False, by=operator()) as opened:
         if token_id is None:
             now = datetime.now(UTC)
             if not opened.tokens.living(now=now, client_id=client, subject=subject, limit=1):

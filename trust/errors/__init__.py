@@ -57,7 +57,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |- WebhookRefused           a webhook's URL that no notification is signed for
     |- GrantError               the authorization server's side of OAuth: what its token endpoint refuses
     |  |- TooManyTokenRequests  a client asks too often: 429
-    |  |  `- ClientLockedOut
+    |  |  `- ClientLockedOut, TooManyTokensHeld
     |  |- GrantRequestMalformed, ClientRefused, GrantTypeUnknown, GrantNotAllowed, ScopeRefused, TargetRefused
     |  |- RevocationRefused, TokenNotRevocable
     |  |- IssuanceDenied, ApprovalPending, ApprovalDenied, ApprovalNotWaiting, TooManyApprovals, StepUpUnknown

@@ -56,6 +56,12 @@ class ClientLockedOut(TooManyTokenRequests):
     check = "grant.locked"
 
 
+class TooManyTokensHeld(TooManyTokenRequests):
+    """It has too many tokens that have not expired: revoked, they would fill the list of revoked tokens."""
+
+    check = "grant.held"
+
+
 class GrantTypeUnknown(GrantError):
     check = "grant.type"
     code = "unsupported_grant_type"

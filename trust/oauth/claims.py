@@ -170,7 +170,6 @@ def parsed_token(token: str, algorithms: Collection[str], types: tuple[str, ...]
     Raises:
         TokenMalformed, TokenTypeWrong, TokenAlgorithmRefused: by the check that failed.
     """
-    check_size(token)
     try:
         return jws.parse_compact(token, algorithms=algorithms, typ=types, understood=())
     except TypeWrong as error:
@@ -179,16 +178,6 @@ def parsed_token(token: str, algorithms: Collection[str], types: tuple[str, ...]
         raise TokenAlgorithmRefused(str(error)) from None
     except SignatureError as error:
         raise TokenMalformed(str(error)) from None
-
-
-def check_size(token: str) -> None:
-    """Before anything is made of a token.
-
-    Raises:
-        TokenMalformed: it is larger than any that is made here, or not ASCII.
-    """
-    if not isinstance(token, str) or len(token) > jws.MAX_COMPACT_BYTES or not token.isascii():
-        raise TokenMalformed("token", expected=f"a str of at most {jws.MAX_COMPACT_BYTES} ASCII characters")
 
 
 def claimed_issuer(token: str, algorithms: Collection[str]) -> str:

@@ -91,6 +91,11 @@ def parse_scope_list(text: str) -> tuple[str, ...]:
         raise ScopeMalformed("scope list", got=type(text).__name__, expected="a space-delimited str")
     if len(text) > MAX_LIST_CHARACTERS:
         raise ScopeMalformed("scope list too long", got=f"{len(text)} characters", expected=f"<= {MAX_LIST_CHARACTERS}")
+    return _parse_list(text)
+
+
+@lru_cache(maxsize=256)  # the same few lists come with token after token; 16 KiB is the largest of them
+def _parse_list(text: str) -> tuple[str, ...]:
     if not text:
         return ()
     if not _SCOPE_TOKENS.fullmatch(text):

@@ -122,22 +122,17 @@ def _der(r: bytes, s: bytes) -> bytes:
     """r and s, positive and of one length of at most 48 bytes, as `cryptography` takes them (RFC 3279, 2.2.3)."""
     if not r[0] or not s[0]:  # one in 128: DER has no leading zeros
         return encode_dss_signature(int.from_bytes(r), int.from_bytes(s))
-    content = _der_integer(r) + _der_integer(s)
-    return b"\x30%c%b" % (len(content), content)
-
-
-def _der_integer(number: bytes) -> bytes:
-    """A positive integer whose first byte is not zero; where its first bit is set, a zero says that it is positive."""
-    if number[0] < 0x80:
-        return b"\x02%c%b" % (len(number), number)
-    return b"\x02%c\0%b" % (len(number) + 1, number)
+    # Where the first bit of a number is set, a zero before it says that it is positive.
+    r = b"\0" + r if r[0] > 0x7F else r
+    s = b"\0" + s if s[0] > 0x7F else s
+    return b"\x30%c\x02%c%b\x02%c%b" % (len(r) + len(s) + 4, len(r), r, len(s), s)
 
 
 def _raw(der: bytes, size: int) -> bytes:
     """r || s of a signature that `cryptography` has made: two short integers in one short sequence."""
     s_starts = 4 + der[3] + 2
     r, s = der[4 : s_starts - 2], der[s_starts:]
-    return r[-size:].rjust(size, b"\0") + s[-size:].rjust(size, b"\0")  # a 33rd byte is the zero of `_der_integer`
+    return r[-size:].rjust(size, b"\0") + s[-size:].rjust(size, b"\0")  # a 33rd byte is the zero of `_der`
 
 
 # The key classes are abstract, and `isinstance` of such takes ten times as long as a remembered answer for the type.

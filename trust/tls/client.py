@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from trust.authorize import Authorizer
+from trust.authorize import Authorizer, exactly
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
 from trust.errors import ConfigurationError, NoPeerCertificate
-from trust.identity import PeerIdentity
-from trust.tls.destinations import Destinations, Origin, Rules
+from trust.identity import AgentID, PeerIdentity
+from trust.tls.destinations import Destinations, Origin, Rules, WebPKI
 from trust.tls.engine import PostQuantum, client_context
 from trust.tls.http1 import request_head
 from trust.tls.pool import Pool
@@ -158,6 +158,28 @@ class AgentTransport(httpx.AsyncBaseTransport):
                 raise httpx.ConnectError(f"{doing} to {origin[0]}:{origin[1]} failed: {error}") from None
             raise
         return stream
+
+
+def fetch_client(
+    url: str, server: AgentID | None, *, source: CredentialSource, bundles: BundleSource, crls: RevocationSource
+) -> httpx.AsyncClient:
+    """A client for what is published at one https URL: by an agent, or by a server outside any trust domain.
+
+    Args:
+        url: of the configuration; a request to another origin is refused where an agent serves it.
+        server: the agent, which gets our certificate; None for a server of the web's PKI, which gets none.
+        source, bundles, crls: as for `client_context`.
+
+    Raises:
+        ConfigurationError: not an https URL.
+    """
+    transport: httpx.AsyncBaseTransport
+    if server is None:
+        transport = WebPKI().transport(None)
+    else:
+        origin = str(httpx.URL(url).copy_with(raw_path=b"/", fragment=None))
+        transport = AgentTransport(source, bundles, {origin: exactly(str(server))}, crls=crls)
+    return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
 def peer_of_response(response: httpx.Response | httpx2.Response) -> PeerIdentity:

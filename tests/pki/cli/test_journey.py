@@ -6,15 +6,18 @@ The service, an agent that enrols and renews, and the daemon are processes of th
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
-import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tests.pki.cli.parts import Run, one_line
-from tests.pki.conftest import AGENT, DOMAIN, PASSWORD
+from tests.interop.programs import needs
+from tests.pki.cli.parts import ROOT, SECONDS, Run, Service, answer, one_line
+from tests.pki.conftest import AGENT, DOMAIN
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 from trust.agent import agent_client, serving
 from trust.audit import AuditLog
 from trust.authorize import exactly, members_of
@@ -34,94 +40,67 @@ from trust.bundles import TrustBundles
 from trust.credentials import Credentials
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
+from trust.oauth.denylist import RedisDenylist
 from trust.oauth.keys import RemoteKeys
+from trust.oauth.metadata import ACCESS_TOKEN_TYPE, CLIENT_CREDENTIALS, JWT_BEARER, JWT_TYPE, TOKEN_EXCHANGE
+from trust.oauth.server.state import authorization_server
 from trust.oauth.tokens import TokenValidator
+from trust.peers import PeerVerifier
 
-ROOT = Path(__file__).parents[3]
-SECONDS = 150
 PLANNER, BILLING = f"spiffe://{DOMAIN}/planner", f"spiffe://{DOMAIN}/rates"
 SERVER = exactly(f"spiffe://{DOMAIN}/a2a-pki/server")
+PARTNER, LEDGER = f"spiffe://{DOMAIN}/partner", f"spiffe://{DOMAIN}/ledger"
 CLIENTS = f"""
 [[client]]
 agent_id = "{PLANNER}"
 scopes = ["agent:execute"]
 resources = ["{BILLING}"]
+
+[[client]]
+agent_id = "{BILLING}"
+assertion_scopes = ["agent:execute"]
+resources = ["{LEDGER}"]
+
+[[partner]]
+issuer = "PARTNER"
+jwks_uri = "PARTNER/jwks"
+agent_id = "{PARTNER}"
+trust_domains = ["{DOMAIN}"]
+scopes = ["agent:execute"]
 """
+PARTNERS_CLIENTS = f"""
+[[client]]
+agent_id = "{PLANNER}"
+scopes = ["agent:execute", "delegate:rates"]
+resources = ["{BILLING}"]
 
-
-def a2a_pki(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pki.cli", *map(str, arguments)],
-        env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        cwd=ROOT,
-    )
-
-
-def answer(*arguments: object) -> Any:
-    done = a2a_pki(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-class Service:
-    """A CA in a folder, served by a process of its own."""
-
-    def __init__(self, folder: Path, *more: object) -> None:
-        self.port, self.http_port = free_port(), free_port()
-        self.ca = folder / "ca"
-        made = answer("init", self.ca, "--trust-domain", DOMAIN, "--public-url", f"http://127.0.0.1:{self.http_port}")
-        self.fingerprint = made["root_fingerprint"]
-        self.url = f"https://127.0.0.1:{self.port}"
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pki.cli", "serve", str(self.ca)),
-                *("--port", str(self.port), "--http-port", str(self.http_port)),
-                *(str(argument).replace("{port}", str(self.port)) for argument in more),
-            ],
-            env={**os.environ, "A2A_PKI_PASSWORD": PASSWORD},
-            stderr=self.log,
-            cwd=ROOT,
-        )
-        deadline = time.monotonic() + SECONDS
-        while not self.ready():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
-
-    def ready(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.http_port}/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def said(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
-
-    def enrol(self, token: str, out: Path) -> tuple[object, ...]:
-        return ("enrol", "--ca", self.url, "--root-fingerprint", self.fingerprint, "--token", token, "--out", out)
+[[client]]
+agent_id = "{BILLING}"
+exchange_scopes = ["agent:execute"]
+assertion_audiences = ["ISSUER"]
+resources = []
+"""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    (folder / "clients.toml").write_text(CLIENTS)
-    running = Service(folder, "--authority", folder / "clients.toml", "--issuer", "https://127.0.0.1:{port}")
-    yield running
-    running.process.send_signal(signal.SIGTERM)
-    code = running.process.wait(SECONDS)
-    said = running.said()
-    running.log.close()
+    with contextlib.ExitStack() as stack:
+        partner = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        where = f"https://127.0.0.1:{partner.getsockname()[1]}"
+        (folder / "clients.toml").write_text(CLIENTS.replace("PARTNER", where))
+        more: tuple[object, ...] = ("--authority", folder / "clients.toml", "--issuer", "https://127.0.0.1:{port}")
+        redis = ""
+        if shutil.which("redis-server"):
+            redis = stack.enter_context(RedisServer(folder)).url
+            more += ("--authority-redis", redis)
+        running = Service(folder, *more)
+        running.partner, running.redis = partner, redis
+        yield running
+        running.process.send_signal(signal.SIGTERM)
+        code = running.process.wait(SECONDS)
+        said = running.said()
+        running.log.close()
     assert code == 0
     assert "Traceback" not in said
 
@@ -279,3 +258,102 @@ async def _refused(issuer: str, credentials: Credentials, bundles: TrustBundles)
         assert time.monotonic() < until, "the agent is revoked, and still gets tokens"
         await asyncio.sleep(0.2)
     return answer.status_code, answer.json()
+
+
+async def _token(http: httpx.AsyncClient, issuer: str, **form: str) -> str:
+    answer = await http.post(f"{issuer}/token", data=form)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["access_token"])
+
+
+def test_a_partner_vouches_for_a_caller(service: Service, tmp_path: Path, run: Run, password: None) -> None:
+    """Another authorization server, whose keys are fetched over mutual TLS; each assertion is good for one token."""
+    planner, billing, partner = (
+        enrolled(service, agent, tmp_path / agent.rpartition("/")[2], run) for agent in (PLANNER, BILLING, PARTNER)
+    )
+    bundles = TrustBundles.load(tmp_path / "planner" / "bundle.json")
+    (tmp_path / "clients.toml").write_text(PARTNERS_CLIENTS.replace("ISSUER", service.url))
+    there = f"https://127.0.0.1:{service.partner.getsockname()[1]}"
+    server = authorization_server(
+        clients=tmp_path / "clients.toml",
+        issuer=there,
+        folder=tmp_path / "state",
+        url=None,
+        password="secret",
+        audit=AuditLog(),
+    )
+
+    async def work() -> tuple[dict[str, Any], int]:
+        rule = exactly(PARTNER)
+        with server as app:
+            async with (
+                serving(
+                    app, source=partner, bundles=bundles, authorize=members_of(DOMAIN), sockets=[service.partner.dup()]
+                ),
+                agent_client(source=planner, bundles=bundles, authorize=rule) as of_planner,
+                agent_client(source=billing, bundles=bundles, authorize=rule) as of_billing,
+                agent_client(source=billing, bundles=bundles, authorize=SERVER) as http,
+            ):
+                subject = await _token(
+                    of_planner,
+                    there,
+                    grant_type=CLIENT_CREDENTIALS,
+                    client_id=PLANNER,
+                    resource=BILLING,
+                    scope="agent:execute delegate:rates",
+                )
+                assertion = await _token(
+                    of_billing,
+                    there,
+                    grant_type=TOKEN_EXCHANGE,
+                    client_id=BILLING,
+                    subject_token=subject,
+                    subject_token_type=ACCESS_TOKEN_TYPE,
+                    requested_token_type=JWT_TYPE,
+                    resource=service.url,
+                    scope="agent:execute",
+                )
+                form = {
+                    "grant_type": JWT_BEARER,
+                    "client_id": BILLING,
+                    "assertion": assertion,
+                    "resource": LEDGER,
+                    "scope": "agent:execute",
+                }
+                token = await _token(http, service.url, **form)
+                again = await http.post(f"{service.url}/token", data=form)
+                payload = token.split(".")[1]
+                return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))), again.status_code
+
+    claims, again = asyncio.run(work())
+    assert (claims["iss"], claims["sub"], claims["act"]["sub"]) == (service.url, PLANNER, BILLING)
+    assert again == 400
+    assert "Traceback" not in service.said()
+
+
+@needs("redis-server")
+def test_redis_has_the_list_of_revoked_tokens(service: Service, tmp_path: Path, run: Run, password: None) -> None:
+    planner = enrolled(service, PLANNER, tmp_path / "planner", run)
+    bundles = TrustBundles.load(tmp_path / "planner" / "bundle.json")
+
+    async def work() -> None:
+        async with agent_client(source=planner, bundles=bundles, authorize=SERVER) as http:
+            form = {"client_id": PLANNER, "resource": BILLING, "scope": "agent:execute"}
+            token = await _token(http, service.url, grant_type=CLIENT_CREDENTIALS, **form)
+            keys = RemoteKeys(f"{service.url}/jwks", http)
+            await keys.prepare(None, now=datetime.now(UTC))
+            validator = TokenValidator(issuer=service.url, audience=BILLING, keys=keys)
+            peer = PeerVerifier(bundles).verify(planner.chain_der, now=datetime.now(UTC), usage="client")
+            token_id = validator.validate(token, peer=peer, now=datetime.now(UTC)).token_id
+            answer = await http.post(f"{service.url}/revoke", data={"client_id": PLANNER, "token": token})
+            assert answer.status_code == 200
+            until = time.monotonic() + SECONDS
+            while True:
+                denylist = RedisDenylist(service.redis, issuer=service.url, keys=keys)
+                await denylist.prepare()
+                if denylist.contains(service.url, token_id):
+                    return
+                assert time.monotonic() < until, "the token is revoked, and not on the list"
+                await asyncio.sleep(0.2)
+
+    asyncio.run(work())

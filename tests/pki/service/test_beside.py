@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,10 +16,14 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from pki.service.beside import Beside
+from pki import CertificateAuthority
+from pki.service import upkeep
+from pki.service.beside import Beside, Lent
 from tests.authority import WithPeer
 from tests.forge import NOW, Forge
-from tests.pki.service.parts import Trail
+from tests.pki.service.parts import Trail, started
+from tests.pki.service.test_server import ready, until
+from trust.bundles import RevocationSource
 from trust.errors import ConfigurationError
 from trust.identity import peer_of
 from trust.peers import PeerVerifier
@@ -38,6 +45,11 @@ def app(*paths: str) -> Starlette:
     return Starlette(routes=[Route(path, who) for path in paths])
 
 
+def lent(trail: Trail, crls: RevocationSource) -> Lent:
+    ours = FORGE.leaf("/a2a-pki/server")
+    return Lent(audit=trail, clock=lambda: NOW, credentials=Live(ours), bundles=FORGE.bundles, crls=crls)
+
+
 def asked(beside: Beside, path: str, agent: Any = None) -> str:
     async def work() -> str:
         peer = None
@@ -52,7 +64,7 @@ def asked(beside: Beside, path: str, agent: Any = None) -> str:
 
 def test_each_has_its_paths_and_a_revoked_agent_is_nobody() -> None:
     trail, lists = Trail(), Live(FORGE.crls())
-    beside = Beside(app("/token", "/jwks"), others, bundles=FORGE.bundles, crls=lists, audit=trail, clock=lambda: NOW)
+    beside = Beside(app("/token", "/jwks"), others, lent(trail, lists))
     agent = FORGE.leaf("/planner")
     assert asked(beside, "/token", agent) == "/token spiffe://fleet.example/planner"
     assert asked(beside, "/jwks") == "/jwks nobody"
@@ -66,7 +78,7 @@ def test_each_has_its_paths_and_a_revoked_agent_is_nobody() -> None:
 
 
 def test_what_is_no_request_is_the_services() -> None:
-    beside = Beside(app("/token"), others, bundles=FORGE.bundles, crls=FORGE.crls(), audit=Trail(), clock=lambda: NOW)
+    beside = Beside(app("/token"), others, lent(Trail(), FORGE.crls()))
     seen = []
 
     async def heard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,4 +92,37 @@ def test_what_is_no_request_is_the_services() -> None:
 @pytest.mark.parametrize("path", ["/.well-known/est/simpleenroll", "/crl/x", "/ca/x"])
 def test_a_path_of_the_service_is_not_taken(path: str) -> None:
     with pytest.raises(ConfigurationError, match="paths of the application beside the CA"):
-        Beside(app(path), others, bundles=FORGE.bundles, crls=FORGE.crls(), audit=Trail(), clock=lambda: NOW)
+        Beside(app(path), others, lent(Trail(), FORGE.crls()))
+
+
+@contextlib.contextmanager
+def checked(problems: list[str], _: Lent) -> Iterator[Starlette]:
+    """An application that is not ready while there is a problem."""
+
+    class Readiness:
+        def check(self) -> None:
+            if problems:
+                raise ConfigurationError("authorization server is not ready", got=problems[0])
+
+    beside = app("/health", "/ready", "/eu/ready")
+    beside.state.readiness = Readiness()
+    yield beside
+
+
+def test_the_services_own_ready_speaks_for_both(
+    own_ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.05)
+    problems: list[str] = []
+    with started(own_ca, beside=partial(checked, problems)) as running:
+        assert all(ready(running).values())
+        assert running.ask("GET", "/health").json() == {"status": "ok"}  # and not the application's
+        assert running.ask("GET", "/ready").json()["ready"] is True
+        assert running.ask("GET", "/eu/ready").text == "/eu/ready nobody"
+        problems.append("database away")
+        until(lambda: ready(running).get("upkeep.authorization server") is False)
+        assert running.ask("GET", "/ready").status_code == 503
+        assert "database away" not in running.ask("GET", "/ready").text
+        problems.clear()
+        until(lambda: all(ready(running).values()))
+    assert "authorization server failed, and will be tried again: authorization server is not ready" in caplog.text

@@ -12,6 +12,7 @@ import pytest
 
 from tests.authority import BILLING, LEDGER, PLANNER, STRANGER, Authority, ask
 from trust.cli import main
+from trust.cli.options import operator
 from trust.clock import wall_clock
 from trust.oauth.server.approvals import ApprovalRules
 from trust.oauth.server.store.approvals import Asked
@@ -62,6 +63,10 @@ def test_a_person_sees_all_of_it_and_says_yes(server: Authority, capfd: pytest.C
     assert (code, err) == (0, "")
     assert out.startswith(f"Approved by alice: {PLANNER} may call {BILLING} with ")
     assert run(capfd, "list", "--state", ".") == (0, "Nothing waits.\n", "")
+    decided = server.store.decisions.take(now=wall_clock())
+    assert decided is not None
+    assert (decided.event, decided.by, decided.account) == ("approval approve", "alice", operator().account)
+    assert (decided.target, decided.facts["approval"]) == (BILLING, shown["id"])
     assert asked(server) == (200, "")
     assert server.trail.last["approved_by"] == "alice"
 
@@ -99,6 +104,17 @@ def test_a_person_sees_through_whom_it_came(server: Authority, capfd: pytest.Cap
     names = [line.split("\u2502")[1:3] for line in out.splitlines() if line.startswith("\u2502")]
     assert [value.strip() for name, value in names if name.strip() == "through"] == [LEDGER, STRANGER]
     assert waiting(capfd)["actors"] == [LEDGER, STRANGER]
+
+
+def test_what_somebody_wrote_into_the_database_is_one_line(
+    server: Authority, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown = waiting(capfd)
+    with server.store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE oauth_approvals SET resource = 'x\x1b[2J\nDenied by alice'")
+    code, out, _ = run(capfd, "approve", shown["id"], "--state", ".", "--by", "alice")
+    assert (code, out.count("\n")) == (0, 1)
+    assert "may call x\\x1b[2J\\x0aDenied by alice with" in out
 
 
 def test_whoever_has_no_name_says_who_decides(

@@ -179,6 +179,8 @@ async def _rotated(
     form = {"grant_type": "client_credentials", "client_id": PLANNER, "resource": BILLING, "scope": "agent:execute"}
     async with agent_client(source=planner, bundles=FORGE.bundles, authorize=exactly(AUTHORITY)) as http:
         assert (await http.post(f"{issuer}/token", data=form)).status_code == 200
+        ready = (await http.get(f"{issuer}/ready")).json()
+        assert ready["ready"] and set(ready["checks"]) == {"store", "signing_keys", "decisions"}
         (before,) = (await http.get(f"{issuer}/jwks")).json()["keys"]
         (step,) = await asyncio.to_thread(told, capsys, "authority", "rotate", *where)
         until = time.monotonic() + SECONDS

@@ -14,6 +14,7 @@ import pytest
 
 from tests.authority import BILLING, PLANNER, Authority, ask
 from trust import cli
+from trust.oauth.server.store import Store
 
 WORKER, WORKERS = "spiffe://fleet.example/workers/7", "spiffe://fleet.example/workers/*"
 ADD = ("--scope", "read:rates", "--resource", BILLING)
@@ -124,6 +125,8 @@ def test_what_is_broad_is_said_on_the_way(client: Operator, capsys: pytest.Captu
         (("add", WORKERS, *ADD, "--needs-secret"), "a secret for many agents", 1),
         (("add", WORKER, *ADD, "--lifetime-minutes", "31"), "less than or equal to 30", 2),
         (("disable", "spiffe://fleet.example/work*"), "SPIFFE ID pattern", 1),
+        (("disable", "spiffe://Fleet.example/billing"), "trust domain", 1),
+        (("disable", ""), "name of a client", 1),
         (("enable", WORKER), "none of that name", 1),
         (("remove", WORKER), "got none that was registered by command", 1),
         (("rotate-secret", WORKER), "register it with --needs-secret", 1),
@@ -137,6 +140,13 @@ def test_what_cannot_be_done_is_told_in_one_line(
     line = client(*words, code=code)
     assert told in line and line.startswith("a2a-trust: ") and "\n" not in line
     assert client.json("list") == []
+
+
+def test_a_row_that_somebody_has_damaged_is_listed_too(client: Operator) -> None:
+    client("add", WORKER, *ADD)
+    with Store(client.url) as store, store._engine.begin() as connection:
+        connection.exec_driver_sql("""UPDATE oauth_clients SET rights = '{"scopes": 5, "lifetime_seconds": "x"}'""")
+    assert WORKER in client("list")
 
 
 def test_one_that_is_enabled_is_not_removed(client: Operator) -> None:

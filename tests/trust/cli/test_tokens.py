@@ -13,6 +13,7 @@ import pytest
 
 from tests.authority import BILLING, LEDGER, PLANNER, Authority, ask, exchange
 from trust.cli import main
+from trust.cli.options import operator
 from trust.clock import wall_clock
 from trust.oauth.server.store import Issued
 
@@ -70,6 +71,12 @@ def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: p
     assert sorted(t["revoked"] for t in shown(capfd)) == [False, True, True]
     assert "revoked" in run(capfd, "list")[1]
     assert run(capfd, "revoke", parent) == (0, "Revoked 0 tokens.\n", "")  # it is revoked: that was asked for
+    first, second = (server.store.decisions.take(now=wall_clock()) for _ in range(2))
+    assert first is not None and second is not None
+    assert [(d.event, d.target, d.facts["revoked"], d.by) for d in (first, second)] == [
+        ("token revoke", parent, 2, operator().account),
+        ("token revoke", parent, 0, operator().account),
+    ]
 
 
 def test_all_of_a_client_or_about_a_subject(server: Authority, capfd: pytest.CaptureFixture[str]) -> None:

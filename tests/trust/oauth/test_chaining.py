@@ -27,7 +27,6 @@ from tests.authority import Trail
 from tests.forge import Forge
 from trust.authorize import exactly
 from trust.bundles import RevocationLists, TrustBundles
-from trust.cli.serve import _http
 from trust.credentials import Credentials
 from trust.errors import (
     AuthorizationServerUnavailable,
@@ -46,7 +45,7 @@ from trust.oauth.scopes import invoke_scope
 from trust.oauth.server.state import authorization_server, open_store
 from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
-from trust.tls.client import AgentTransport
+from trust.tls.client import AgentTransport, fetch_client
 from trust.tls.server import serving
 
 FLEET, PARTNER = Forge("fleet.example"), Forge("partner.example")
@@ -121,7 +120,7 @@ class World:
         ours, trail, folder = self.certificates[agent], self.trails[agent], path.with_suffix("")
 
         def http(url: str, server: AgentID | None) -> httpx.AsyncClient:
-            client = _http(ours, BUNDLES, RevocationLists(), url, server)
+            client = fetch_client(url, server, source=ours, bundles=BUNDLES, crls=RevocationLists())
             self.stack.push_async_callback(client.aclose)
             return client
 
@@ -384,7 +383,7 @@ def test_the_keys_of_a_partner_come_from_where_they_are_declared_and_nowhere_els
                 (None, url, httpx.ConnectError),  # no root of the web vouches for it
             )
             for server, asked, expected in rows:
-                async with _http(ours, BUNDLES, RevocationLists(), url, server) as http:
+                async with fetch_client(url, server, source=ours, bundles=BUNDLES, crls=RevocationLists()) as http:
                     if expected is None:
                         assert (await http.get(asked)).status_code == 200
                     else:

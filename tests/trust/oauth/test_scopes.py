@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, time
 from itertools import combinations, product
 from typing import Any
@@ -17,6 +19,7 @@ from trust.oauth.scopes import (
     Catalogue,
     _covers,
     _overlaps,
+    _parse_list,
     attenuates,
     broad,
     check_rules,
@@ -287,6 +290,32 @@ def test_parse_scope_list_never_fails_otherwise(text: str) -> None:
         return
     assert all(re.fullmatch(r"[!#-\[\]-~]+", s) for s in scopes)
     assert set(scopes) == set(filter(None, text.split(" ")))
+
+
+@given(st.lists(st.text(alphabet='ab: "\u00e9', max_size=6), min_size=2, max_size=8))
+def test_a_remembered_scope_list_is_what_it_is_read_as_anew(texts: list[str]) -> None:
+    for text in [*texts, *texts]:  # in any order, known or not, refused before or not
+        assert _outcome(parse_scope_list, text) == _outcome(_parse_list.__wrapped__, text)
+
+
+def _outcome(read: Callable[[str], tuple[str, ...]], text: str) -> tuple[str, ...] | str:
+    try:
+        return read(text)
+    except ScopeMalformed as error:
+        return str(error)
+
+
+def test_remembered_scope_lists_are_few_and_small() -> None:
+    for number in range(400):
+        parse_scope_list(f"r:{number}")
+    before = _parse_list.cache_info().currsize
+    for refused in ("r:refused  ", "x" * (MAX_LIST_CHARACTERS + 1), None, 1, ["r:a"]):
+        with pytest.raises(ScopeMalformed):
+            parse_scope_list(refused)  # type: ignore[arg-type]
+    assert _parse_list.cache_info().currsize == before <= 256
+    many = " ".join(f"r:{number:029}" for number in range(MAX_SCOPES))
+    assert len(many) == MAX_LIST_CHARACTERS - 1
+    assert sum(map(sys.getsizeof, (many, held := parse_scope_list(many), *held))) <= 16 << 10
 
 
 def may(granted: str, required: Any, **changes: Any) -> bool:

@@ -6,6 +6,7 @@
     /introspect                                RFC 7662, and 9701 where the client asks for it
     /revoke                                    RFC 7009
     /revoked                                   the signed list of revoked tokens (`trust.oauth.denylist.document`)
+    /health, /ready                            whether it can do its work (`readiness`)
 
 It decides nothing: `grants` and `approvals` do. It must be served by `trust.tls`, which puts the verified peer into the
 ASGI scope; without a peer no client is authenticated.
@@ -39,6 +40,7 @@ from trust.oauth.server.edge import Endpoint, Parts
 from trust.oauth.server.grants import GrantPolicy, Partners
 from trust.oauth.server.introspection import IntrospectionEndpoint
 from trust.oauth.server.published import Published
+from trust.oauth.server.readiness import HEALTH, READY, Readiness
 from trust.oauth.server.registrations import Registrations
 from trust.oauth.server.revocation import RevocationEndpoint
 from trust.oauth.server.revoked_list import RevokedList, RevokedRoute
@@ -65,6 +67,7 @@ def create_app(
     permit: Permit | None = None,
     requests_per_minute: int = REQUESTS_PER_MINUTE,
     redis_url: str | None = None,
+    readiness: Readiness | None = None,
     clock: Clock = wall_clock,
 ) -> Starlette:
     """The authorization server as an ASGI application.
@@ -84,6 +87,7 @@ def create_app(
         permit: a policy for what registrations cannot say, asked about each token before it is issued.
         requests_per_minute: of one client, to all endpoints together; more get 429.
         redis_url: of a Redis server, where several servers are to count together (`throttle`).
+        readiness: what `/ready` goes by, which is also the application's `state.readiness`; when left out, the store.
         clock: the time, aware.
 
     Raises:
@@ -118,16 +122,20 @@ def create_app(
         "revocation_endpoint": ("/revoke", RevocationEndpoint(parts)),
     }
     revoked = RevokedRoute(RevokedList(issuer=issuer, store=store, keys=ring, clock=clock), parts.threads)
+    readiness = Readiness(store) if readiness is None else readiness
     metadata = _metadata(issuer, {name: where for name, (where, _) in endpoints.items()})
     app = Starlette(
         routes=[
             Route(WELL_KNOWN + path, Published(lambda: metadata).answer),
             Route(f"{path}/jwks", Published(lambda: ring.current().jwks).answer),
             Route(path + REVOKED_PATH, revoked.answer),
+            Route(path + HEALTH, readiness.health),
+            Route(path + READY, readiness.ready),
             *(Route(path + where, endpoint.answer, methods=["POST"]) for where, endpoint in endpoints.values()),
         ],
         exception_handlers={HTTPException: _http_error},
     )
+    app.state.readiness = readiness
     app.router.redirect_slashes = False  # a redirect to a host that the request names is nobody's endpoint
     return app
 

@@ -7,66 +7,19 @@ disabled in the database is refused, wherever the registration is.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from trust.errors import ConfigurationError
-from trust.files import WatchedFile
-from trust.oauth.calendars import calendars_of
 from trust.oauth.scopes import Catalogue
-from trust.oauth.server.clients import BROKEN, RULES, Client, ClientPattern, ClientRegistry, SecretDigest, client_of
+from trust.oauth.server.clients import BROKEN, Client, ClientPattern, ClientRegistry, SecretDigest, client_of
 from trust.oauth.server.store.clients import ClientTable, Registered
 from trust.sources import Source
 
-MAX_FILE_BYTES = 4 << 20  # of a file of clients: some ten thousand
-
 logger = logging.getLogger("a2a_trust.oauth")
-
-
-class WatchedClients:
-    """The clients in a TOML file: a `Source` that follows it. A file that is broken or gone leaves the last good list.
-
-    So does one with other rules (`trust.oauth.server.rules`) than it had at first: those are read once, and a client
-    that was written with them in mind must not be there without them.
-
-    Attributes:
-        problem: what is wrong with the file now, in one line; None when nothing is.
-
-    Raises:
-        ConfigurationError: as `ClientRegistry.load`.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._rules: Mapping[str, object] | None = None
-        self._file = WatchedFile(Path(path), lambda text: self._read(text, str(path)), limit=MAX_FILE_BYTES)
-
-    def current(self) -> ClientRegistry:
-        return self._file.current()
-
-    @property
-    def problem(self) -> str | None:
-        return self._file.problem
-
-    def _read(self, text: bytes, name: str) -> ClientRegistry:
-        registry = ClientRegistry.from_toml(text, name)
-        document = tomllib.loads(text.decode())
-        if never := registry.never(calendars_of(document.get("calendar", []))):
-            raise ConfigurationError(f"{name}: {never[0]}", do="declare it, or mend the scope")
-        rules = {member: document.get(member) for member in RULES}
-        if self._rules is None:
-            self._rules = rules
-        if rules != self._rules:
-            changed = ", ".join(member for member in RULES if rules[member] != self._rules[member])
-            raise ConfigurationError(
-                f"{name}: rules have changed", got=changed, expected="those of the start", do="restart the server"
-            )
-        return registry
 
 
 class Registrations:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from trust.errors import TrustError
+
+STALE_SECONDS = 60.0  # a round that takes longer hangs, on a database that locks or a disk that does not answer
 
 logger = logging.getLogger("a2a_trust.oauth")
 
@@ -15,18 +18,24 @@ class Rounds:
     """Calls `work` in a thread of its own, at once and then every so many seconds, from `start` to `close`.
 
     What it raises ends no more than that round, and is logged once: a database that is away may be back in the next.
-
-    Attributes:
-        problem: why the last round failed, in one line; None where it did not.
     """
 
     def __init__(self, work: Callable[[], None], *, seconds: float, name: str, failing: str, again: str) -> None:
         """Args: name: of the thread. failing, again: what the log says when rounds begin to fail, and no longer do."""
         self._work, self._seconds = work, seconds
         self._failing, self._again = failing, again
-        self.problem: str | None = None
+        self._problem: str | None = None
+        self._began: float | None = None  # of the round that is under way
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._forever, name=name, daemon=True)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last round failed, in one line; None where it did not. Also one that does not come to an end."""
+        began = self._began
+        if began is not None and time.monotonic() - began > STALE_SECONDS:
+            return "hangs"
+        return self._problem
 
     def start(self) -> None:
         self._thread.start()
@@ -38,16 +47,18 @@ class Rounds:
 
     def _forever(self) -> None:
         while True:
+            self._began = time.monotonic()
             try:
                 self._work()
             except Exception as error:
                 told = str(error) if isinstance(error, TrustError) else type(error).__name__
-                if self.problem != told:
+                if self._problem != told:
                     logger.error("%s: %s", self._failing, told)
-                self.problem = told
+                self._problem = told
             else:
-                if self.problem is not None:
+                if self._problem is not None:
                     logger.warning("%s", self._again)
-                self.problem = None
+                self._problem = None
+            self._began = None
             if self._stop.wait(self._seconds):
                 return

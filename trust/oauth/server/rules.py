@@ -1,4 +1,4 @@
-"""What an authorization server declares for all of its clients: in the TOML file of the clients, read once, at start.
+"""What an authorization server declares for all of its clients: in their TOML file; those of the start hold.
 
     policy = "tokens.cedar"                             # beside this file: asked before a token is issued
 
@@ -18,20 +18,18 @@ The receivers of tokens decide by their own catalogue and calendars: they are to
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from trust.credentials import read_bounded
 from trust.errors import ConfigurationError, ScopeMalformed
 from trust.oauth.calendars import Calendar, calendars_of
 from trust.oauth.policy import CedarPolicy, Permit
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server.approvals import DECISION_TIME, MAX_DECISION_TIME, ApprovalRules
-from trust.oauth.server.grants import MAX_FILE_BYTES
 
+RULES = ("policy", "includes", "calendar", "approval")  # the members of the file that are read here
 MAX_INCLUDES = 256  # entries of a hierarchy that somebody can still oversee
 
 
@@ -45,17 +43,15 @@ class Rules:
     approvals: ApprovalRules | None
 
 
-def load_rules(path: Path) -> Rules:
-    """What the file of the clients declares for all of them. Not checked: its other members.
+def rules_of(document: Mapping[str, object], path: Path) -> Rules:
+    """What the parsed file of the clients declares for all of them. Not checked: its members beside `RULES`.
+
+    Args:
+        path: of the file, which a policy is beside.
 
     Raises:
-        ConfigurationError: (or its CredentialsError) unreadable, not TOML, or values as in this module's docstring are
-            not what they should be.
+        ConfigurationError: (or its CredentialsError) values as in this module's docstring are not what they should be.
     """
-    try:
-        document = tomllib.loads(read_bounded(path, MAX_FILE_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML", got=error, expected="[[client]] tables") from None
     policy = document.get("policy")
     if policy is not None and not (isinstance(policy, str) and policy):
         raise ConfigurationError(f"{path}: policy", got=policy, expected="the name of a file")

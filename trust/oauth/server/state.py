@@ -26,12 +26,13 @@ from trust.errors import ConfigurationError, WrongPassword
 from trust.oauth.keys import SigningKey
 from trust.oauth.metadata import check_issuer
 from trust.oauth.server.app import create_app
-from trust.oauth.server.grants import FetchClient, WatchedPartners
-from trust.oauth.server.registrations import WatchedClients
+from trust.oauth.server.decisions import ToldDecisions
+from trust.oauth.server.declared import DeclaredFile
+from trust.oauth.server.grants import FetchClient
+from trust.oauth.server.readiness import Readiness
 from trust.oauth.server.revoked_list import RevokedList, RevokedPublisher
 from trust.oauth.server.rotation import RotatingKeys, at_rest
-from trust.oauth.server.rules import load_rules
-from trust.oauth.server.store import Store
+from trust.oauth.server.store import Operator, Store
 from trust.oauth.server.store.signing_keys import KeyState
 from trust.redis_url import checked_url
 
@@ -61,12 +62,12 @@ def authorization_server(
     """The authorization server as an application, for as long as the block runs; its keys rotate meanwhile.
 
     Args:
-        clients: the TOML file of its clients, and of what holds for all of them (`rules`).
+        clients: the TOML file of its clients, its partners and of what holds for all clients (`declared`).
         issuer: its https URL.
         folder: see this module; made where it is missing.
         url: of a database, in place of the one in the folder.
         password: of the signing keys; None for the one in the folder, where it is generated if there is no key yet.
-        audit: where every issuance, refusal and change of a key is recorded.
+        audit: where every issuance, refusal, change of a key and decision made by command is recorded.
         redis_url: of a Redis server, where several servers count requests together (`throttle`), and where agents find
             the list of revoked tokens (`trust.RedisDenylist`).
         http: makes the clients that fetch the keys of the file's partners (`grants.partners`); without it, it has none.
@@ -75,20 +76,29 @@ def authorization_server(
     Raises:
         ConfigurationError: (or its WrongPassword) what is wrong with one of these; before anything is written.
     """
-    if redis_url is not None:
-        checked_url(redis_url, "authorization server's Redis")
-    registry = declared(clients, issuer)
-    rules = load_rules(clients)
-    partners = WatchedPartners(clients, http)
+    found = declared(clients, issuer, redis_url, http)
+    rules = found.rules
     with (
         open_store(folder, url, create=True) as store,
         RotatingKeys(
             store.signing_keys, _password(store, folder, url, password, clock()), audit=audit, clock=clock
         ) as keys,
+        ToldDecisions(store.decisions, audit, clock=clock) as decisions,
+        contextlib.ExitStack() as stack,
     ):
-        app = create_app(
+        checks = {"signing_keys": lambda: keys.problem, "decisions": lambda: decisions.problem}
+        if redis_url is not None:
+            revoked = RevokedList(issuer=issuer, store=store, keys=keys, clock=clock)
+            publisher = stack.enter_context(RevokedPublisher(revoked, redis_url))
+            checks["revoked_list"] = lambda: publisher.problem
+
+        def file_problem() -> str | None:
+            found.clients.current()  # looks at the file
+            return found.problem
+
+        yield create_app(
             issuer=issuer,
-            clients=registry,
+            clients=found.clients,
             store=store,
             keys=keys,
             audit=audit,
@@ -96,37 +106,33 @@ def authorization_server(
             calendars=rules.calendars,
             permit=rules.permit,
             approvals=rules.approvals,
-            partners=partners,
+            partners=found.partners,
             redis_url=redis_url,
+            readiness=Readiness(store, checks=checks, warnings={"clients_file": file_problem}),
             clock=clock,
         )
-        with contextlib.ExitStack() as stack:
-            if redis_url is not None:
-                revoked = RevokedList(issuer=issuer, store=store, keys=keys, clock=clock)
-                stack.enter_context(RevokedPublisher(revoked, redis_url))
-            yield app
 
 
-def declared(clients: Path, issuer: str) -> WatchedClients:
-    """The clients of the file, for an issuer that can be one; so that what is wrong is said before anything is done.
+def declared(clients: Path, issuer: str, redis_url: str | None, http: FetchClient | None) -> DeclaredFile:
+    """What the file declares, where these arguments of `authorization_server` are right; nothing is done yet.
 
     Raises:
-        ConfigurationError: as `WatchedClients`, `load_rules` and `check_issuer`.
+        ConfigurationError: as `authorization_server`.
     """
-    registry = WatchedClients(clients)
-    load_rules(clients)
+    if redis_url is not None:
+        checked_url(redis_url, "authorization server's Redis")
     check_issuer(issuer)
-    return registry
+    return DeclaredFile(clients, http)
 
 
-def open_store(folder: Path, url: str | None, *, create: bool) -> Store:
-    """The database at the URL, or in the folder.
+def open_store(folder: Path, url: str | None, *, create: bool, by: Operator | None = None) -> Store:
+    """The database at the URL, or in the folder; arguments as of `Store`.
 
     Raises:
         ConfigurationError: there is none, and none is to be made; or it cannot be opened.
     """
     if url is not None:
-        return Store(url, create=create)
+        return Store(url, create=create, by=by)
     file = folder / DATABASE_FILE
     if create:
         try:
@@ -139,7 +145,7 @@ def open_store(folder: Path, url: str | None, *, create: bool) -> Store:
             expected=DATABASE_FILE,
             do="give its folder, which `a2a-trust serve --authority` makes",
         )
-    return Store(f"sqlite:///{file.absolute()}", create=create)
+    return Store(f"sqlite:///{file.absolute()}", create=create, by=by)
 
 
 def kept_password(folder: Path, given: str | None) -> bytes:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 from starlette.responses import JSONResponse
 
-from trust.errors import GrantRequestMalformed, GrantTypeUnknown, KeysUnavailable, PartnerUnavailable
+from trust.errors import (
+    ClientRefused,
+    GrantNotAllowed,
+    GrantRequestMalformed,
+    GrantTypeUnknown,
+    KeysUnavailable,
+    PartnerUnavailable,
+)
 from trust.identity import PeerIdentity
 from trust.oauth.claims import sign_access_token
 from trust.oauth.metadata import CLIENT_CREDENTIALS, JWT_BEARER, JWT_TYPE, TOKEN_EXCHANGE
@@ -43,7 +51,7 @@ class TokenEndpoint(Endpoint):
     def __init__(self, parts: Parts, approvals: Approvals) -> None:
         super().__init__(parts)
         self._approvals = approvals
-        self._issued = Together[tuple[Issued, datetime], None](parts.store.tokens.add_all, parts.in_thread)
+        self._remembered = Together[tuple[Issued, datetime, Client], None](self._remember, parts.in_thread)
 
     async def decide(
         self, form: Form, *, client: Client, peer: PeerIdentity, now: datetime, proofs: Sequence[str]
@@ -58,7 +66,7 @@ class TokenEndpoint(Endpoint):
         used = grant.assertion
         if used is not None:
             await self.parts.in_thread(partial(self.parts.store.assertions.use, used, now=now))
-        await self._issued.ask((grant.issued, now))
+        await self._remembered.ask((grant.issued, now, client))
         token = sign_access_token(grant.claims, self.parts.signing_key, grant.typ)
         return Outcome(
             response=JSONResponse(_answer(grant, token), headers=NO_STORE),
@@ -71,6 +79,19 @@ class TokenEndpoint(Endpoint):
                 **approval,
             },
         )
+
+    def _remember(self, tokens: Sequence[tuple[Issued, datetime, Client]]) -> list[Exception | None]:
+        """Before they are signed; for each, what refuses it.
+
+        Whoever is disabled from now on has these tokens revoked. Whoever was disabled and also removed meanwhile, the
+        store does not know any more: so it is asked afterwards whether each is still the client that it was.
+        """
+        refused = self.parts.store.tokens.add_all([(issued, now) for issued, now, _ in tokens])
+        registered = self.parts.clients.current()
+        return [
+            error or _changed(client, registered.find(client.client_id))
+            for error, (_, _, client) in zip(refused, tokens, strict=True)
+        ]
 
     async def _grant(self, request: TokenRequest) -> Grant:
         grant_type = request.form.get("grant_type")
@@ -91,6 +112,15 @@ class TokenEndpoint(Endpoint):
         if grant_type is None:
             raise GrantRequestMalformed("grant_type", got="none", expected="one")
         raise GrantTypeUnknown("grant_type", got=grant_type, expected=" or ".join(GRANT_TYPES))
+
+
+def _changed(before: Client, after: Client | None) -> Exception | None:
+    """What refuses a token of a client that was authenticated `before`. A new secret is no other client."""
+    if after is None:
+        return ClientRefused("client is gone", got=before.client_id, expected="one that still was when it asked")
+    if replace(after, secrets=before.secrets) != before:
+        return GrantNotAllowed("client was registered anew meanwhile", got=before.client_id, do="ask again")
+    return None
 
 
 def _answer(grant: Grant, token: str) -> dict[str, str | int]:

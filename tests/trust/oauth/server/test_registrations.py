@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.authority import Authority, ask
 from tests.forge import NOW
-from trust import files
-from trust.errors import ConfigurationError, CredentialsError
-from trust.oauth.server import registrations
-from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry, digest_of
-from trust.oauth.server.registrations import Registrations, WatchedClients, register
+from trust.errors import ConfigurationError
+from trust.oauth.server.clients import Client, ClientPattern, ClientRegistry, clients_of, digest_of
+from trust.oauth.server.registrations import Registrations, register
 from trust.oauth.server.store import Store
 from trust.sources import Live
 
@@ -40,16 +38,18 @@ def stores(tmp_path: Path) -> Iterator[list[Store]]:
         store.close()
 
 
+def read(text: str) -> ClientRegistry:
+    return clients_of(tomllib.loads(text)["client"], "clients.toml")
+
+
 @pytest.fixture
-def declared(tmp_path: Path) -> Path:
-    path = tmp_path / "clients.toml"
-    path.write_text(FILE)
-    return path
+def declared() -> ClientRegistry:
+    return read(FILE)
 
 
-def test_both_places_are_one_list_that_changes_at_once(stores: list[Store], declared: Path) -> None:
+def test_both_places_are_one_list_that_changes_at_once(stores: list[Store], declared: ClientRegistry) -> None:
     server, command = stores
-    source = Registrations(WatchedClients(declared), server.clients)
+    source = Registrations(declared, server.clients)
     before = source.current()
     assert before is source.current()  # so that whoever asks at every request pays for changes only
     assert before.find(PLANNER) is not None and before.find(BILLING) is None
@@ -69,10 +69,10 @@ def test_both_places_are_one_list_that_changes_at_once(stores: list[Store], decl
 
 
 def test_who_is_in_both_places_gets_nothing_and_the_log_says_so_once(
-    stores: list[Store], declared: Path, caplog: pytest.LogCaptureFixture
+    stores: list[Store], declared: ClientRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, command = stores
-    source = Registrations(ClientRegistry.load(declared), server.clients)
+    source = Registrations(declared, server.clients)
     register(command.clients, PLANNER, RIGHTS, digest=None, now=NOW)
     with caplog.at_level(logging.WARNING):
         assert source.current().find(PLANNER) is None
@@ -118,7 +118,7 @@ def test_the_trail_says_why_somebody_is_no_client_and_the_wire_never_does(
     table = "[[client]]\nagent_id = '{}'\nscopes = ['read:rates']\nresources = ['spiffe://fleet.example/x']\n"
     text = FILE + table.format(WORKERS) + table.format(NAMED) + "client_id = 'other'\n"
     authority = Authority(tmp_path)
-    authority.clients = Live(ClientRegistry.from_toml(text.encode(), "clients.toml"))
+    authority.clients = Live(read(text))
     authority.serve()
     if change is not None and change[0] == "add":
         register(authority.store.clients, change[1], RIGHTS, digest=None, now=NOW)
@@ -129,23 +129,8 @@ def test_the_trail_says_why_somebody_is_no_client_and_the_wire_never_does(
     assert authority.trail.last["reason"].startswith(f"client is not authenticated: got {told}")
 
 
-def test_the_rules_of_the_start_are_those_of_the_first_whole_file(
-    declared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    half = FILE.replace('"agent:execute"', '"agent:execute", "temporal:office"')
-    declared.write_text(half)
-    calendar = '[[calendar]]\nname = "office"\nzone = "UTC"\ndays = ["mon"]\nopens = "08:00"\ncloses = "18:00"\n'
-    monkeypatch.setattr(time, "sleep", lambda _: declared.write_text(half + calendar))
-    assert WatchedClients(declared).current().find(PLANNER) is not None
-
-
-def test_a_time_scope_that_nobody_could_use_is_told(
-    stores: list[Store], declared: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_time_scope_that_nobody_could_use_is_told(stores: list[Store], caplog: pytest.LogCaptureFixture) -> None:
     server, _ = stores
-    declared.write_text(FILE.replace('"agent:execute"', '"agent:execute", "temporal:nope", "temporal:5min"'))
-    with pytest.raises(ConfigurationError, match=f"{PLANNER}: temporal:nope: no .* of that name"):
-        WatchedClients(declared)
     rights = {**RIGHTS, "scopes": ["read:rates", "temporal:office", "temporal:nope"]}
     register(server.clients, BILLING, rights, digest=None, now=NOW)
     Registrations(Live(ClientRegistry(())), server.clients, calendars=["office"]).current()
@@ -170,8 +155,7 @@ def test_a_row_that_says_nothing_that_can_be_used_is_no_client_and_stops_no_othe
     assert source.current().find(WORKERS.replace("*", "1")) is None
     for name in rows:
         assert f"client {name}: what the database says of it cannot be used" in caplog.text
-    declared = ClientRegistry.from_toml(FILE.encode(), "clients.toml")
-    assert "cannot be used" in Registrations(Live(declared), server.clients).current().why_not(PLANNER)
+    assert "cannot be used" in Registrations(read(FILE), server.clients).current().why_not(PLANNER)
 
 
 @pytest.mark.parametrize(
@@ -199,45 +183,3 @@ def test_what_does_not_go_together_is_not_registered(
         register(command.clients, name, rights, digest=digest, now=NOW)
     assert type(caught.value) is ConfigurationError
     assert server.clients.changes() == before and len(server.clients.all()) == 2
-
-
-def test_a_file_is_followed_and_a_broken_one_leaves_the_last_good_list(
-    declared: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(files, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.0)
-    source = WatchedClients(declared)
-    first = source.current()
-
-    def until(settled: Callable[[], bool]) -> None:
-        for _ in range(10):  # a change is believed at the second look
-            source.current()
-            if settled():
-                return
-        raise AssertionError(source.problem)
-
-    declared.write_text(FILE + FILE)
-    until(lambda: source.problem is not None)
-    assert source.current() is first
-    assert "client is registered twice" in str(source.problem)
-    assert f"{source.problem}; the last good value stays in use" in caplog.text
-    declared.write_text(FILE + FILE.replace("planner", "billing"))
-    until(lambda: source.problem is None)
-    assert source.current().find(BILLING) is not None
-    # Its clients would be there at once, and what must be approved from the next start on alone.
-    declared.write_text('[approval]\nscopes = ["agent:**"]\n' + FILE + FILE.replace("planner", "other"))
-    until(lambda: source.problem is not None)
-    assert "rules have changed: got approval" in str(source.problem)
-    assert source.current().find(PLANNER.replace("planner", "other")) is None
-    declared.unlink()
-    until(lambda: "rules" not in str(source.problem))
-    assert source.problem is not None and source.current().find(BILLING) is not None
-
-
-def test_a_file_that_is_not_there_or_too_large_at_the_start(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.0)
-    with pytest.raises(CredentialsError):
-        WatchedClients(declared.with_name("none.toml"))
-    monkeypatch.setattr(registrations, "MAX_FILE_BYTES", 10)
-    with pytest.raises(CredentialsError, match="10 bytes"):
-        WatchedClients(declared)

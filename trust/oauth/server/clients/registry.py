@@ -21,14 +21,10 @@ there is no other subject field to match. A secret is never enough, and may be a
 from __future__ import annotations
 
 import contextlib
-import os
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
 
-from trust.credentials import read_bounded
 from trust.errors import ConfigurationError, IdentityError
 from trust.identity import AgentID
 from trust.oauth.calendars import unknown_calendars
@@ -36,9 +32,6 @@ from trust.oauth.scopes import Catalogue
 from trust.oauth.server.clients.client import DEFAULT_LIFETIME, Client, ClientPattern
 from trust.oauth.server.clients.patterns import AgentPattern
 from trust.oauth.tokens import MAX_LIFETIME
-
-RULES = ("policy", "includes", "calendar", "approval")  # of the file: for `rules`
-_OTHERS = ("partner", *RULES)
 
 # Why nobody is found.
 NOT_REGISTERED, DISABLED, BROKEN = "no such client", "disabled", "what the database says of it cannot be used"
@@ -72,37 +65,6 @@ class ClientRegistry:
         if not clients:
             raise ConfigurationError("no clients", expected="at least one client")
         return cls(clients)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ClientRegistry:
-        """Read a TOML file of `[[client]]` tables, as in this module's docstring.
-
-        Raises:
-            ConfigurationError: (or its CredentialsError) unreadable, unknown members, or values as in `Client`.
-        """
-        return cls.from_toml(read_bounded(Path(path)), str(path))
-
-    @classmethod
-    def from_toml(cls, text: bytes, name: str) -> ClientRegistry:
-        """As `load`, of the content of the file `name`."""
-        try:
-            document = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[client]] tables") from None
-        if any("policy" in table for table in _tables(document)):  # TOML takes it for a member of the table above it
-            raise ConfigurationError(f"{name}: policy belongs at the top", expected="before the first table")
-        for member in _OTHERS:
-            document.pop(member, None)
-        tables = document.pop("client", None)
-        if document:
-            raise ConfigurationError(
-                f"{name}: unknown members",
-                got=", ".join(document),
-                expected="[[client]], [[partner]], [[calendar]], [includes], [approval], policy",
-            )
-        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-            raise ConfigurationError(name, got="no client", expected="[[client]] tables")
-        return cls.of(*(client_of(table, number) for number, table in enumerate(tables, 1)))
 
     def joined(
         self, others: Iterable[Client | ClientPattern], disabled: Iterable[str], broken: Iterable[str] = ()
@@ -253,12 +215,20 @@ class ClientRegistry:
         return None
 
 
-def _tables(document: Mapping[str, object]) -> Iterable[Mapping[str, object]]:
-    """Of a TOML file: those that are there once, and those that are there several times."""
-    for value in document.values():
-        for table in value if isinstance(value, list) else [value]:
-            if isinstance(table, dict):
-                yield table
+def clients_of(tables: object, name: str) -> ClientRegistry:
+    """The clients that `[[client]]` tables of a TOML file declare, as in this module's docstring.
+
+    Args:
+        tables: what the parsed file has under `client`; None where it has none.
+        name: of the file.
+
+    Raises:
+        ConfigurationError: not such tables, unknown or missing members, or values that `Client` and `ClientRegistry.of`
+            do not take.
+    """
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigurationError(name, got="no client", expected="[[client]] tables")
+    return ClientRegistry.of(*(client_of(table, number) for number, table in enumerate(tables, 1)))
 
 
 _TEXTS = ("scopes", "exchange_scopes", "resources", "audiences", "assertion_audiences", "assertion_scopes")

@@ -9,21 +9,20 @@ from trust.oauth.server.grants.assertions import (
 from trust.oauth.server.grants.dpop import bound_to_key
 from trust.oauth.server.grants.exchange import read_subject_token, token_exchange
 from trust.oauth.server.grants.grant import Grant, GrantPolicy, TokenRequest, check_permit, client_credentials
-from trust.oauth.server.grants.partners import MAX_FILE_BYTES, FetchClient, PartnerIssuer, Partners, WatchedPartners
+from trust.oauth.server.grants.partners import FetchClient, PartnerIssuer, Partners, partners_of
 
 __all__ = [
-    "MAX_FILE_BYTES",
     "FetchClient",
     "Grant",
     "GrantPolicy",
     "PartnerIssuer",
     "Partners",
     "TokenRequest",
-    "WatchedPartners",
     "assertion_for_partner",
     "bound_to_key",
     "check_permit",
     "client_credentials",
+    "partners_of",
     "presented_assertion",
     "read_assertion",
     "read_subject_token",

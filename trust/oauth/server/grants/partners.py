@@ -13,24 +13,18 @@ A client of a partner's trust domain brings an assertion of that partner, and ge
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
 import httpx
 
 from trust.errors import ConfigurationError, IdentityError, ScopeMalformed
-from trust.files import WatchedFile
 from trust.identity import AgentID, trust_domain
-from trust.oauth.keys import KeySource, RemoteKeys
-from trust.oauth.metadata import check_issuer
+from trust.oauth.keys import KeySource
+from trust.oauth.metadata import check_endpoint, check_issuer
 from trust.oauth.scopes import parse
 
 MAX_PARTNERS = 64  # a server that knows more is a hub, and wants a program that declares them
-MAX_FILE_BYTES = 4 << 20  # as of the clients, whose file it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,47 +82,27 @@ class Partners:
         return self
 
 
-class WatchedPartners:
-    """The partners in a TOML file, as in this module's docstring: a `Source` that follows it.
-
-    A partner whose table is gone is refused about a second later. A file that is broken or gone leaves the last good
-    list, and is logged.
-
-    Args:
-        path: the file of the clients.
-        http: makes the client that fetches a partner's keys from a URL: mutual TLS with the agent that the table
-            names, or the web's PKI where it names none. It is called once for each; what it makes belongs to the event
-            loop of the server. None where there is no such client: then the file must have no partner.
-
-    Raises:
-        ConfigurationError: (or its CredentialsError) unreadable, unknown or missing members, values as in
-            `PartnerIssuer`, or a partner and no `http`.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], http: FetchClient | None) -> None:
-        # Kept when the file changes: keys that are known outlast a partner that is away.
-        keys: _Keys | None = None if http is None else cache(lambda uri, agent: RemoteKeys(uri, http(uri, agent)))
-        self._file = WatchedFile(Path(path), lambda text: _read(text, str(path), keys), limit=MAX_FILE_BYTES)
-
-    def current(self) -> Partners:
-        return self._file.current()
-
-
 FetchClient = Callable[[str, AgentID | None], httpx.AsyncClient]
 _Keys = Callable[[str, AgentID | None], KeySource]
 
 
-def _read(text: bytes, name: str, keys: _Keys | None) -> Partners:
-    try:
-        tables = tomllib.loads(text.decode()).get("partner", [])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[partner]] tables") from None
+def partners_of(tables: object, name: str, keys: _Keys | None) -> Partners:
+    """The partners that `[[partner]]` tables of a TOML file declare, as in this module's docstring.
+
+    Args:
+        tables: what the parsed file has under `partner`; an empty list for none.
+        name: of the file.
+        keys: makes the source of keys at a URL that the agent serves, or a server of the web's PKI where it is None.
+            None where keys cannot be fetched: then there must be no partner.
+
+    Raises:
+        ConfigurationError: (or its IdentityError) not such tables, unknown or missing members, values as in
+            `PartnerIssuer`, an issuer twice, or a partner and no `keys`.
+    """
     if not isinstance(tables, list) or len(tables) > MAX_PARTNERS or not all(isinstance(t, dict) for t in tables):
         raise ConfigurationError(f"{name}: partner", expected=f"at most {MAX_PARTNERS} [[partner]] tables")
     if tables and keys is None:
-        raise ConfigurationError(
-            f"{name} has a partner", expected="none, where keys cannot be fetched", do="use a2a-trust serve --authority"
-        )
+        raise ConfigurationError(f"{name} has a partner", expected="none, where keys cannot be fetched")
     return Partners(_partner(table, number, keys) for number, table in enumerate(tables, 1) if keys is not None)
 
 
@@ -148,9 +122,13 @@ def _partner(table: Mapping[str, object], number: int, keys: _Keys) -> PartnerIs
         agent_id = AgentID.parse(table["agent_id"]) if "agent_id" in table else None  # type: ignore[arg-type]  # parse refuses other types
     except IdentityError as error:
         raise ConfigurationError(f"{name}: agent_id: {error}") from None
+    try:
+        url = check_endpoint(str(table["jwks_uri"]))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: jwks_uri: {error}") from None
     return PartnerIssuer(
         issuer=str(table["issuer"]),
-        keys=keys(str(table["jwks_uri"]), agent_id),
+        keys=keys(url, agent_id),
         trust_domains=tuple(table["trust_domains"]),  # type: ignore[arg-type]  # a list of strings: seen above
         scopes=tuple(table["scopes"]),  # type: ignore[arg-type]
     )

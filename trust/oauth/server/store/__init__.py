@@ -7,6 +7,7 @@ method returns: a revocation that a power cut undid would let a thief back in.
 from trust.oauth.server.store.approvals import Approval, Asked
 from trust.oauth.server.store.assertions import UsedAssertion
 from trust.oauth.server.store.database import Store
+from trust.oauth.server.store.decisions import Operator
 from trust.oauth.server.store.tokens import Issued
 
-__all__ = ["Approval", "Asked", "Issued", "Store", "UsedAssertion"]
+__all__ = ["Approval", "Asked", "Issued", "Operator", "Store", "UsedAssertion"]

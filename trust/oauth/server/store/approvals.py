@@ -1,7 +1,7 @@
 """Requests that wait for a person, and what that person said.
 
-A row is one request of one client. It goes when it is used or has expired. The audit trail says who decided when the
-client asks again: where the token is issued, or the request refused.
+A row is one request of one client. It goes when it is used or has expired. The audit trail says who decided at once
+(`decisions`), and again when the client asks: where the token is issued, or the request refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import sqlalchemy as sa
 
 from trust.errors import ApprovalNotWaiting, TooManyApprovals
+from trust.oauth.server.store.decisions import Operator, note
 from trust.oauth.server.store.schema import APPROVALS, seconds_of, time_of
 
 State = Literal["pending", "approved", "denied"]
@@ -24,6 +25,7 @@ MAX_WAITING = 16
 MAX_ON_BEHALF = 8  # of them, for one other agent: so that it alone does not use up what the client may ask for all
 USE_WITHIN = timedelta(minutes=5)  # what was approved and is not fetched by then has to be asked for again
 
+_COUNTING = 0x61326171  # "a2aq": the advisory lock of PostgreSQL under which new requests are counted
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # what people do not take for one another when they read it aloud
 
 
@@ -57,8 +59,9 @@ class Approval:
 class ApprovalTable:
     """Thread-safe; every method blocks, so call it from a worker thread."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, by: Operator | None = None) -> None:
         self._engine = engine
+        self._by = by
 
     def ask(self, asked: Asked, *, now: datetime, lifetime: timedelta) -> tuple[Approval, bool]:
         """The approval for this request, made where there is none; and whether it is new.
@@ -78,6 +81,8 @@ class ApprovalTable:
             row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.request == asked.request)).first()
             if row is not None:
                 return _approval(row), False
+            if connection.dialect.name == "postgresql":  # or those who ask at the same time would not count one another
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_COUNTING})")
             of_client = sa.select(APPROVALS.c.subject).where(APPROVALS.c.client_id == asked.client_id)
             subjects = list(connection.execute(of_client).scalars())
             if len(subjects) >= MAX_WAITING:
@@ -137,6 +142,9 @@ class ApprovalTable:
                     do="list those that wait",
                 )
             row = connection.execute(sa.select(APPROVALS).where(APPROVALS.c.approval_id == approval_id)).one()
+            facts = {"subject": row.subject, "client": row.client_id, "scope": row.scope, "approval": approval_id}
+            event = "approval approve" if approve else "approval deny"
+            note(connection, self._by, event, row.resource, by=by, **facts)
             return _approval(row)
 
     def use(self, approval: Approval, *, now: datetime) -> bool:

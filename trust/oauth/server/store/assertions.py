@@ -12,6 +12,8 @@ from trust.errors import AssertionUsed
 from trust.oauth.server.store.schema import ASSERTIONS, seconds_of
 
 PURGE_BATCH = 16  # expired rows that each insertion removes: more than the one it adds, so the table shrinks
+# After its end by the clock of one server: by that of another one, with the same database, it may not have ended.
+KEPT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class UsedAssertion:
 
 
 class AssertionTable:
-    """Used assertions, until they would have expired. Thread-safe; `use` blocks, so call it from a worker thread."""
+    """Used assertions, until after their end. Thread-safe; `use` blocks, so call it from a worker thread."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -39,7 +41,7 @@ class AssertionTable:
         name = hashlib.sha256(f"{assertion.issuer}\n{assertion.token_id}".encode()).hexdigest()
         try:
             with self._engine.begin() as connection:
-                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < seconds_of(now))
+                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < seconds_of(now) - KEPT_SECONDS)
                 connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired.limit(PURGE_BATCH))))
                 ends = seconds_of(assertion.expires_at)
                 connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=ends))

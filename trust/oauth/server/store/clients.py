@@ -15,14 +15,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from trust.errors import ClientNotRegistered, ConfigurationError
+from trust.errors import ClientNotRegistered, ConfigurationError, IdentityError
+from trust.identity import AgentID
 from trust.oauth.server.clients import AgentPattern
+from trust.oauth.server.store.decisions import Operator, note
 from trust.oauth.server.store.disabled import is_within
 from trust.oauth.server.store.schema import CLIENT_CHANGES, CLIENT_SECRETS, CLIENTS, TOKENS, seconds_of, time_of
-from trust.oauth.server.store.tokens import revoke_chosen
+from trust.oauth.server.store.tokens import KEPT_SECONDS, revoke_chosen
 
 _HOLDERS = (TOKENS.c.client_id, TOKENS.c.agent_id)  # an agent may be disabled by either name of it
 
+HOLDERS_AT_ONCE = 500  # of tokens that are revoked together; a database takes only so many names in one statement
 MAX_CLIENTS = 10_000  # of one server, and of the names that are disabled: as many agents are a pattern
 
 
@@ -41,8 +44,9 @@ class Registered:
 class ClientTable:
     """Clients. Thread-safe; every method blocks, so call it from a worker thread."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, by: Operator | None = None) -> None:
         self._engine = engine
+        self._by = by
 
     def changes(self) -> int:
         """How many there were so far: when it has grown, `all` says something else."""
@@ -87,6 +91,10 @@ class ClientTable:
             connection.execute(sa.insert(CLIENTS).values(needs_secret=digest is not None, **row))
             if digest is not None:
                 connection.execute(sa.insert(CLIENT_SECRETS).values(digest=digest.hex(), name=name))
+            told = {k: " ".join(v) if isinstance(v, list) else v for k, v in rights.items()}
+            # Its own scopes by the name of which the trail cuts nothing.
+            told["scope"] = told.pop("scopes", "")
+            note(connection, self._by, "client add", name, **told)
 
     def disable(self, name: str, *, now: datetime) -> int:
         """Refuse a client, or all that a pattern names, from now on, wherever it is registered, and revoke its tokens.
@@ -94,24 +102,33 @@ class ClientTable:
         Returns how many were revoked, with those that others have exchanged from them.
 
         Raises:
-            IdentityError: it looks like a pattern, and is none.
+            IdentityError: it looks like a SPIFFE ID or a pattern, and is none; or it can be nobody's.
             ConfigurationError: there are too many.
         """
         if "*" in name:
             AgentPattern.parse(name)
+        elif name.startswith("spiffe:"):  # misspelt, it would be nobody's, and the agent that is meant would go on
+            AgentID.parse(name)
+        elif not name or not name.isprintable():
+            raise IdentityError("name of a client", got=name, expected="its SPIFFE ID, or its client_id")
         with self._changing() as connection:
             values = {"disabled": True, "changed_at": seconds_of(now)}
             if not connection.execute(sa.update(CLIENTS).values(values).where(CLIENTS.c.name == name)).rowcount:
                 if connection.execute(sa.select(sa.func.count()).select_from(CLIENTS)).scalar_one() >= MAX_CLIENTS:
                     raise ConfigurationError("clients", got=MAX_CLIENTS, expected="fewer", do="remove some first")
                 connection.execute(sa.insert(CLIENTS).values(name=name, needs_secret=False, **values))
-            living = (TOKENS.c.expires_at > seconds_of(now),)
+            # By another clock, a server's or an agent's, one may live that has ended by ours.
+            living = (TOKENS.c.expires_at > seconds_of(now) - KEPT_SECONDS,)
             holders = [name]
             if "*" in name:
                 found = connection.execute(sa.select(*_HOLDERS).distinct().where(*living)).all()
                 holders = sorted({one for row in found for one in row if one is not None and is_within(one, name)})
-            held = [sa.or_(*(column == holder for column in _HOLDERS)) for holder in holders]
-            return sum(revoke_chosen(connection, *living, by_it) for by_it in held)
+            # Nobody gets a token meanwhile, and each look goes through all tokens: so for many at a time.
+            parts = [holders[n : n + HOLDERS_AT_ONCE] for n in range(0, len(holders), HOLDERS_AT_ONCE)]
+            held = [sa.or_(*(column.in_(part) for column in _HOLDERS)) for part in parts]
+            revoked = sum(revoke_chosen(connection, *living, by_it) for by_it in held)
+            note(connection, self._by, "client disable", name, revoked=revoked)
+            return revoked
 
     def enable(self, name: str, *, now: datetime) -> None:
         """Take a `disable` back; its revoked tokens stay revoked.
@@ -125,6 +142,7 @@ class ClientTable:
             values = {"disabled": False, "changed_at": seconds_of(now)}
             if not gone and not connection.execute(sa.update(CLIENTS).values(values).where(*disabled)).rowcount:
                 raise ClientNotRegistered(f"client {name}", got="none of that name", expected="one that is disabled")
+            note(connection, self._by, "client enable", name)
 
     def remove(self, name: str) -> None:
         """Forget a client that is disabled, and its secrets.
@@ -147,6 +165,7 @@ class ClientTable:
                     do="disable it first" if is_enabled else "see `client list`",
                 )
             connection.execute(sa.delete(CLIENT_SECRETS).where(CLIENT_SECRETS.c.name == name))
+            note(connection, self._by, "client remove", name)
 
     def rotate_secret(self, name: str, digest: bytes, *, overlap: timedelta, now: datetime) -> None:
         """Give a client a new secret. The one before counts for `overlap` more, and all others end.
@@ -172,6 +191,7 @@ class ClientTable:
                 connection.execute(sa.delete(CLIENT_SECRETS).where(of_it))
             connection.execute(sa.insert(CLIENT_SECRETS).values(digest=digest.hex(), name=name))
             connection.execute(sa.update(CLIENTS).values(changed_at=seconds_of(now)).where(CLIENTS.c.name == name))
+            note(connection, self._by, "client rotate-secret", name, old_ends_at=(now + overlap).isoformat())
 
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
@@ -188,14 +208,37 @@ class ClientTable:
 def _read(connection: sa.Connection) -> Iterator[Registered]:
     secrets: dict[str, list[tuple[bytes, datetime | None]]] = {}
     for row in connection.execute(sa.select(CLIENT_SECRETS)):
-        ends_at = None if row.ends_at is None else time_of(row.ends_at)
-        secrets.setdefault(row.name, []).append((bytes.fromhex(row.digest), ends_at))
+        ends_at = None if row.ends_at is None else _time(row.ends_at)
+        secrets.setdefault(row.name, []).append((_digest(row.digest), ends_at))
     for row in connection.execute(sa.select(CLIENTS).order_by(CLIENTS.c.name)):
         yield Registered(
             name=row.name,
-            rights=None if row.rights is None else json.loads(row.rights),
+            rights=None if row.rights is None else _rights(row.rights),
             needs_secret=row.needs_secret,
             secrets=tuple(secrets.get(row.name, ())),
             disabled=row.disabled,
-            changed_at=time_of(row.changed_at),
+            changed_at=_time(row.changed_at),
         )
+
+
+# One row that is damaged must not stop the clients of all others: what it says is such that it gets nothing.
+def _rights(text: str) -> Mapping[str, Any]:
+    try:
+        rights = json.loads(text)
+    except (ValueError, RecursionError):
+        rights = None
+    return rights if isinstance(rights, dict) else {"damaged": True}
+
+
+def _digest(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _time(seconds: int) -> datetime:
+    try:
+        return time_of(seconds)
+    except (ValueError, OverflowError, OSError):
+        return time_of(0)

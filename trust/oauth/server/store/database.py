@@ -10,6 +10,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store.approvals import ApprovalTable
 from trust.oauth.server.store.assertions import AssertionTable
 from trust.oauth.server.store.clients import ClientTable
+from trust.oauth.server.store.decisions import DecisionTable, Operator
 from trust.oauth.server.store.engines import engine_for, name_of
 from trust.oauth.server.store.signing_keys import SigningKeyTable
 from trust.oauth.server.store.tokens import TokenTable
@@ -22,13 +23,15 @@ class Store:
     As a `with` block it is closed at the end; and what goes wrong with the database in there is a ConfigurationError.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, by: Operator | None = None) -> None:
         """Open the database; what it lacks is made, in a database of before, too.
 
         Args:
             url: `sqlite:////var/lib/a2a-trust/oauth.db`, or `postgresql://user:password@host/database` (extra
                 `postgresql`).
             create: False to leave a database as it is that no authorization server has used.
+            by: who decides here about clients, tokens, approvals and keys: each such decision comes into the server's
+                audit trail. None for a server, which records what it does itself.
 
         Raises:
             ConfigurationError: the URL cannot be used, names a database that would be lost with the process, or one
@@ -47,11 +50,12 @@ class Store:
         except BaseException:
             self._engine.dispose()
             raise
-        self.tokens = TokenTable(self._engine)
-        self.clients = ClientTable(self._engine)
-        self.signing_keys = SigningKeyTable(self._engine)
-        self.approvals = ApprovalTable(self._engine)
+        self.tokens = TokenTable(self._engine, by)
+        self.clients = ClientTable(self._engine, by)
+        self.signing_keys = SigningKeyTable(self._engine, by)
+        self.approvals = ApprovalTable(self._engine, by)
         self.assertions = AssertionTable(self._engine)
+        self.decisions = DecisionTable(self._engine)
 
     def __enter__(self) -> Store:
         return self

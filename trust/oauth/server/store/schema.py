@@ -20,6 +20,7 @@ TOKENS = sa.Table(
     sa.Column("issued_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("revoked", sa.Boolean, nullable=False),
+    sa.Index("ix_oauth_tokens_held", "client_id", "expires_at"),  # how many a client holds (`allowances`)
 )
 
 ASSERTIONS = sa.Table(
@@ -94,6 +95,21 @@ CLIENT_CHANGES = sa.Table(
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+# What people have decided by command, until a running server has told its audit trail (`decisions`).
+DECISIONS = sa.Table(
+    "oauth_decisions",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("decided_by", sa.Text, nullable=False),
+    sa.Column("account", sa.Text, nullable=False),
+    sa.Column("decided_at", sa.BigInteger, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False),  # JSON
+    sa.Column("taken_until", sa.BigInteger, nullable=True),  # by a server that is telling it
+    sqlite_autoincrement=True,  # no number is used twice
 )
 
 # One row: the form of the database, `upgrading.VERSION`. A database of before has no such table, and only tokens.

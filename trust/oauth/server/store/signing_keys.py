@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
+from trust.oauth.server.store.decisions import Operator, note
 from trust.oauth.server.store.schema import SIGNING_KEYS, seconds_of, time_of
 
 
@@ -36,8 +37,9 @@ class KeyRecord:
 class SigningKeyTable:
     """Signing keys. Thread-safe; every method blocks, so call it from a worker thread."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, by: Operator | None = None) -> None:
         self._engine = engine
+        self._by = by
 
     def all(self) -> tuple[KeyRecord, ...]:
         """Every key that is published, oldest first."""
@@ -59,7 +61,10 @@ class SigningKeyTable:
         """Add the newest key; False where another process has made one of this number, or a later one."""
         try:
             with self._engine.begin() as connection:
-                return connection.execute(_insert(record)).first() is not None
+                made = connection.execute(_insert(record)).first() is not None
+                if made:
+                    note(connection, self._by, "authority rotate", record.kid, alg=record.alg)
+                return made
         except sa.exc.IntegrityError:  # at the same moment
             return False
 
@@ -98,6 +103,8 @@ class SigningKeyTable:
                     transaction.rollback()
                     return False
                 connection.execute(sa.delete(SIGNING_KEYS).where(SIGNING_KEYS.c.number < record.number))
+                facts = {"alg": record.alg, "compromised": "all keys before"}
+                note(connection, self._by, "authority rotate", record.kid, **facts)
                 return True
         except sa.exc.IntegrityError:
             return False

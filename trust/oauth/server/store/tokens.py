@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from trust.errors import ClientRefused, SubjectTokenRefused
+from trust.oauth.server.store.allowances import Allowances
+from trust.oauth.server.store.decisions import Operator, note
 from trust.oauth.server.store.disabled import disabled_of
 from trust.oauth.server.store.schema import REVOCATIONS, TOKENS, seconds_of, time_of
 
@@ -48,8 +50,10 @@ class Issued:
 class TokenTable:
     """Issued tokens. Thread-safe; every method blocks, so call it from a worker thread."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, by: Operator | None = None) -> None:
         self._engine = engine
+        self._by = by
+        self._allowances = Allowances()
 
     def add(self, issued: Issued, *, now: datetime) -> None:
         """Record a token before it is handed out, and remove a few that expired before `now`.
@@ -59,6 +63,7 @@ class TokenTable:
         Raises:
             SubjectTokenRefused: the parent is unknown here, revoked or expired.
             ClientRefused: the client was disabled since it was authenticated.
+            TooManyTokensHeld: it has too many that have not expired (`allowances`).
         """
         (refused,) = self.add_all([(issued, now)])
         if refused is not None:
@@ -86,7 +91,10 @@ class TokenTable:
                 # In one order for everybody: of two transactions that wait for each other's rows, one would fail.
                 rows = connection.execute(found.order_by(TOKENS.c.token_id).with_for_update())
                 living = {row.token_id: row.expires_at for row in rows}
-            refused = [_refused(issued, living, disabled, now) for issued, now in tokens]
+            refused = [
+                _refused(issued, living, disabled, now) or self._allowances.refused(connection, issued.client_id, now)
+                for issued, now in tokens
+            ]
             rows_to_be = [_row(issued) for (issued, _), error in zip(tokens, refused, strict=True) if error is None]
             if rows_to_be:
                 connection.execute(sa.insert(TOKENS), rows_to_be)
@@ -111,22 +119,25 @@ class TokenTable:
 
     def revoke(self, token_id: str) -> int:
         """Revoke a token and every token that was exchanged from it; returns how many that were."""
-        return self._revoke(TOKENS.c.token_id == token_id)
+        return self._revoke(TOKENS.c.token_id == token_id, target=token_id)
 
     def revoke_all(self, *, now: datetime, client_id: str | None = None, subject: str | None = None) -> int:
         """Revoke what a client holds, or what is about a subject, and all that was exchanged from it; how many."""
         if client_id is None and subject is None:
             raise ValueError("neither a client nor a subject")
-        return self._revoke(*_of(client_id, subject, now))
+        facts = {"client": client_id or "", "subject": subject or ""}
+        return self._revoke(*_of(client_id, subject, now), target="", **facts)
 
-    def _revoke(self, *chosen: sa.ColumnElement[bool]) -> int:
-        return _repeated(partial(self._revoke_once, *chosen))
+    def _revoke(self, *chosen: sa.ColumnElement[bool], target: str, **facts: str) -> int:
+        return _repeated(partial(self._revoke_once, *chosen, target=target, **facts))
 
-    def _revoke_once(self, *chosen: sa.ColumnElement[bool]) -> int:
+    def _revoke_once(self, *chosen: sa.ColumnElement[bool], target: str, **facts: str) -> int:
         with self._engine.connect() as connection, connection.begin() as transaction:
             total = revoke_chosen(connection, *chosen)
-            if not total:
+            if not total and self._by is None:
                 transaction.rollback()  # there was none to count
+            else:  # a person's word is kept also where it changes nothing
+                note(connection, self._by, "token revoke", target, revoked=total, **facts)
         return total
 
     def revocations(self) -> int:

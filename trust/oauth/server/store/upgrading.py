@@ -9,7 +9,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store.engines import name_of
 from trust.oauth.server.store.schema import CLIENT_CHANGES, METADATA, REVOCATIONS, SCHEMA, TOKENS
 
-VERSION = 2  # 1, a database of before: `oauth_tokens` alone
+VERSION = 3  # 1, a database of before: `oauth_tokens` alone; 2 had no decisions
 
 _UPGRADING = 0x61326175  # "a2au": the advisory lock of PostgreSQL under which one process makes tables
 
@@ -46,8 +46,12 @@ def prepare(engine: sa.Engine, *, create: bool = True) -> None:
         if version < VERSION:
             _add_columns(connection)
             METADATA.create_all(connection)
-            connection.execute(sa.insert(CLIENT_CHANGES).values(id=1, number=0))
-            connection.execute(sa.insert(REVOCATIONS).values(id=1, sequence=0))
+            for table in METADATA.sorted_tables:
+                for index in table.indexes:
+                    index.create(connection, checkfirst=True)  # of a table that was there before it
+            for counter, column in ((CLIENT_CHANGES, "number"), (REVOCATIONS, "sequence")):
+                if connection.execute(sa.select(counter.c.id)).first() is None:
+                    connection.execute(sa.insert(counter).values({"id": 1, column: 0}))
             connection.execute(sa.delete(SCHEMA))
             connection.execute(sa.insert(SCHEMA).values(version=VERSION))
         connection.commit()

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+import tomllib
+from typing import Any
 
-import httpx
 import pytest
 
-from trust.errors import ConfigurationError, CredentialsError
+from trust.errors import ConfigurationError
 from trust.identity import AgentID
-from trust.oauth.keys import SigningKey, StaticKeys, public_jwks
-from trust.oauth.server.clients import ClientRegistry
-from trust.oauth.server.grants.partners import MAX_PARTNERS, PartnerIssuer, Partners, WatchedPartners
+from trust.oauth.keys import KeySource, SigningKey, StaticKeys, public_jwks
+from trust.oauth.server.grants.partners import MAX_PARTNERS, PartnerIssuer, Partners, partners_of
 
 PARTNER = {
     "issuer": '"https://auth.partner.example"',
@@ -21,10 +17,6 @@ PARTNER = {
     "trust_domains": '["partner.example", "other.example"]',
     "scopes": '["read:ledger.*"]',
 }
-CLIENT = (
-    '[[client]]\nagent_id = "spiffe://fleet.example/a"\nscopes = ["x:y"]\nresources = ["spiffe://fleet.example/b"]\n'
-)
-T = TypeVar("T")
 KEYS = StaticKeys(public_jwks([SigningKey.generate()]))
 
 
@@ -38,62 +30,37 @@ def partner(**changes: Any) -> PartnerIssuer:
     return PartnerIssuer(**{**wanted, "scopes": ("read:x",), **changes})
 
 
-class Clients:
-    """What is asked to make the clients that fetch keys."""
+class Keys:
+    """What is asked to make the sources of keys."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, AgentID | None]] = []
 
-    def __call__(self, url: str, agent: AgentID | None) -> httpx.AsyncClient:
+    def __call__(self, url: str, agent: AgentID | None) -> KeySource:
         self.asked.append((url, agent))
-        return httpx.AsyncClient()
+        return KEYS
 
 
-def test_partners_stand_beside_the_clients(tmp_path: Path) -> None:
-    path, http = tmp_path / "clients.toml", Clients()
-    path.write_text(CLIENT + table() + table(issuer='"https://second.example"', agent_id=None))
-    partners = WatchedPartners(path, http).current()
+def read(text: str, keys: Keys | None) -> Partners:
+    return partners_of(tomllib.loads(text).get("partner", []), "clients.toml", keys)
+
+
+def test_what_the_tables_declare() -> None:
+    keys = Keys()
+    partners = read(table() + table(issuer='"https://second.example"', agent_id=None), keys)
     first, second = partners.find("https://auth.partner.example"), partners.find("https://second.example")
     assert first is not None
     assert second is not None
     assert (first.trust_domains, first.scopes) == (("partner.example", "other.example"), ("read:ledger.*",))
     where = "https://auth.partner.example/jwks"
-    assert http.asked == [(where, AgentID.parse("spiffe://partner.example/authority")), (where, None)]
+    assert keys.asked == [(where, AgentID.parse("spiffe://partner.example/authority")), (where, None)]
     assert partners.find("https://auth.partner.example/") is None
-    assert ClientRegistry.load(path).find("spiffe://fleet.example/a") is not None
 
 
-def test_the_file_is_followed_and_known_keys_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trust.files.LOOK_SECONDS", 0.0)
-    path, http = tmp_path / "clients.toml", Clients()
-    path.write_text(CLIENT + table())
-    partners = WatchedPartners(path, http)
-    before = partners.current().find("https://auth.partner.example")
-    path.write_text(CLIENT + table(scopes='["read:x"]'))
-    after = eventually(lambda: partners.current().find("https://auth.partner.example"), lambda p: p != before)
-    assert before is not None
-    assert after is not None
-    assert after.keys is before.keys
-    assert len(http.asked) == 1
-    path.write_text(CLIENT)
-    assert eventually(lambda: partners.current().find("https://auth.partner.example"), lambda p: p is None) is None
-
-
-def eventually(read: Callable[[], T], wanted: Callable[[T], bool]) -> T:
-    """What it reads, once it is as wanted: files are looked at about once a second."""
-    end = time.monotonic() + 20
-    while not wanted(value := read()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return value
-
-
-def test_without_a_way_to_their_keys_there_are_no_partners(tmp_path: Path) -> None:
-    path = tmp_path / "clients.toml"
-    path.write_text(CLIENT)
-    assert WatchedPartners(path, None).current().find("https://auth.partner.example") is None
-    path.write_text(CLIENT + table())
-    with pytest.raises(ConfigurationError, match="serve --authority"):
-        WatchedPartners(path, None)
+def test_without_a_way_to_their_keys_there_are_no_partners() -> None:
+    assert read("", None).find("https://auth.partner.example") is None
+    with pytest.raises(ConfigurationError, match="has a partner: expected none"):
+        read(table(), None)
 
 
 WRONG: dict[str, tuple[str, type[Exception]]] = {
@@ -102,6 +69,7 @@ WRONG: dict[str, tuple[str, type[Exception]]] = {
     "issuer a number": (table(issuer="7"), ConfigurationError),
     "no jwks_uri": (table(jwks_uri=None), ConfigurationError),
     "jwks_uri not https": (table(jwks_uri='"http://auth.partner.example/jwks"'), ConfigurationError),
+    "jwks_uri with a password": (table(jwks_uri='"https://u:secret@auth.partner.example/jwks"'), ConfigurationError),
     "agent_id no agent": (table(agent_id='"spiffe://partner.example"'), ConfigurationError),
     "agent_id a number": (table(agent_id="7"), ConfigurationError),
     "no trust domains": (table(trust_domains=None), ConfigurationError),
@@ -117,24 +85,17 @@ WRONG: dict[str, tuple[str, type[Exception]]] = {
     "one table": (table().replace("[[partner]]", "[partner]"), ConfigurationError),
     "a list of texts": ('partner = ["https://auth.partner.example"]', ConfigurationError),
     "too many": ("".join(table() for _ in range(MAX_PARTNERS + 1)), ConfigurationError),
-    "not TOML": ("[[partner", ConfigurationError),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_partner(tmp_path: Path, name: str) -> None:
+def test_what_is_no_partner(name: str) -> None:
     text, expected = WRONG[name]
-    path = tmp_path / "clients.toml"
-    path.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
-        WatchedPartners(path, Clients())
+        read(text, Keys())
     assert type(caught.value) is expected
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CredentialsError):
-        WatchedPartners(tmp_path / "nothing.toml", Clients())
+    assert "secret" not in str(caught.value)
 
 
 def test_each_issuer_is_one_partner() -> None:

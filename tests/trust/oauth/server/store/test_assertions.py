@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests.forge import NOW
 from trust.errors import AssertionUsed
 from trust.oauth.server.store import Store, UsedAssertion
-from trust.oauth.server.store.assertions import PURGE_BATCH
+from trust.oauth.server.store.assertions import KEPT_SECONDS, PURGE_BATCH
 from trust.oauth.server.store.schema import ASSERTIONS
 
 ONE = UsedAssertion(issuer="https://auth.fleet.example", token_id="one", expires_at=NOW + timedelta(seconds=60))
@@ -61,7 +61,10 @@ def test_none_is_forgotten_before_its_end_and_the_table_does_not_grow(url: str) 
             store.assertions.use(part, now=ONE.expires_at + timedelta(milliseconds=899))
         for number in range(PURGE_BATCH + 4):
             store.assertions.use(replace(ONE, token_id=str(number)), now=NOW)
-        late = ONE.expires_at + timedelta(seconds=3)
+        # By the clock of another server, which is behind this one's, it has not ended.
+        with pytest.raises(AssertionUsed):
+            store.assertions.use(part, now=ONE.expires_at + timedelta(seconds=30))
+        late = ONE.expires_at + timedelta(seconds=KEPT_SECONDS + 3)
         for number in (1, 2):
             store.assertions.use(replace(ONE, token_id=f"late {number}", expires_at=late), now=late)
         assert rows(store) == 2

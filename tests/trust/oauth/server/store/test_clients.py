@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tests.forge import HOUR, NOW
 from trust.errors import ClientNotRegistered, ClientRefused, ConfigurationError, IdentityError
-from trust.oauth.server.clients import digest_of
+from trust.oauth.server.clients import SecretDigest, client_of, digest_of, is_one_of
 from trust.oauth.server.store import Issued, Store, clients
 
 BILLING = "spiffe://fleet.example/billing"
@@ -108,11 +108,16 @@ def test_a_client_that_is_disabled_holds_no_token_and_gets_none(opened: Opened) 
         store.clients.enable(BILLING, now=NOW)
 
 
-def test_a_pattern_disables_all_that_it_names_and_nobody_else(opened: Opened) -> None:
+def test_a_pattern_disables_all_that_it_names_and_nobody_else(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "HOLDERS_AT_ONCE", 2)
     store = opened()
-    for n, holder in enumerate((WORKER, "spiffe://fleet.example/workers/7/8", "the-planner")):
+    others = [f"spiffe://fleet.example/workers/{n}" for n in range(4)]
+    for n, holder in enumerate((WORKER, *others, "spiffe://fleet.example/workers/7/8", "the-planner")):
         store.tokens.add(replace(TOKEN, token_id=str(n), root_id=str(n), client_id=holder), now=NOW)
-    assert store.clients.disable(WORKERS, now=NOW) == 1
+    assert store.clients.disable(WORKERS, now=NOW) == 5
+    assert [(t.token_id, t.revoked) for t in store.tokens.living(now=NOW, limit=9)] == [
+        (str(n), n < 5) for n in range(7)
+    ]
     with pytest.raises(ClientRefused):
         store.tokens.add(replace(TOKEN, client_id=WORKER), now=NOW)
     store.tokens.add(replace(TOKEN, client_id="the-planner"), now=NOW)
@@ -133,6 +138,14 @@ def test_a_client_with_a_name_of_its_own_is_disabled_by_each(opened: Opened, nam
     assert [i.revoked for token in ("root", "other") if (i := store.tokens.find(token))] == [True, False]
     with pytest.raises(ClientRefused):
         store.tokens.add(replace(held, token_id="late", root_id="late"), now=NOW)
+
+
+def test_a_token_that_has_ended_by_our_clock_alone_is_revoked_too(opened: Opened) -> None:
+    store = opened()
+    store.tokens.add(TOKEN, now=NOW)
+    assert store.clients.disable(WORKERS, now=TOKEN.expires_at) == 0
+    assert store.clients.disable(BILLING, now=TOKEN.expires_at + timedelta(seconds=9)) == 1
+    assert "root" in store.tokens.revoked(now=TOKEN.expires_at, limit=9)
 
 
 def test_no_token_slips_through_while_its_client_is_being_disabled(opened: Opened) -> None:
@@ -215,6 +228,33 @@ def test_a_new_secret_ends_the_one_before_after_a_while_and_all_others_now(opene
     for name in (WORKERS, "unknown"):
         with pytest.raises(ClientNotRegistered, match="needs a secret"):
             store.clients.rotate_secret(name, digest_of("5"), overlap=day, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "oauth_clients SET rights = '{'",
+        "oauth_clients SET rights = '[]'",
+        "oauth_clients SET changed_at = 9999999999999999",
+        "oauth_client_secrets SET digest = 'zz'",
+        "oauth_client_secrets SET ends_at = 9999999999999999",
+    ],
+)
+def test_a_row_that_is_damaged_stops_no_other_client(opened: Opened, damage: str) -> None:
+    store = opened()
+    add(store, secret="s")
+    add(store, WORKER)
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {damage} WHERE name = '{BILLING}'")
+    damaged, whole = store.clients.all()
+    assert (whole.name, whole.rights) == (WORKER, RIGHTS)
+    if "rights" in damage:  # of which no client is made
+        with pytest.raises(ConfigurationError):
+            client_of({**(damaged.rights or {}), "agent_id": BILLING})
+    if "secrets" in damage:
+        counting = [SecretDigest(digest=digest, ends_at=ends_at) for digest, ends_at in damaged.secrets]
+        assert counting and not is_one_of("zz" if "digest" in damage else "s", counting, now=NOW)
+    store.clients.disable(BILLING, now=NOW)
 
 
 def secrets(store: Store) -> dict[bytes, Any]:
