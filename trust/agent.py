@@ -10,7 +10,7 @@ import httpx
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.credentials import CredentialSource
-from trust.errors import ConfigurationError, WebhookRefused
+from trust.errors import ConfigurationError, WebhookRefused, must_be
 from trust.oauth.client import BearerAuth
 from trust.signing.http import MessageSigner, SigningTransport
 from trust.signing.push import WEBHOOK_EXTENSION, PushSigningTransport
@@ -93,6 +93,7 @@ def agent_client(
         SignatureError, SignerMismatch: the answer.
         TokenRequestError: no token could be had.
     """
+    _check_tokens(tokens)
     transport = _transport(source, bundles, authorize, signer, crls, post_quantum, proxy)
     return _Client(transport=transport, auth=tokens, timeout=timeout, trust_env=False)
 
@@ -144,6 +145,7 @@ def httpx2_agent_client(
         from trust.tls.httpx2 import Httpx2Auth, Httpx2Transport
     except ImportError:
         raise ConfigurationError("this client needs httpx2", do="pip install 'a2a-trust[httpx2]'") from None
+    _check_tokens(tokens)
     return httpx2.AsyncClient(
         transport=Httpx2Transport(_transport(source, bundles, authorize, signer, crls, post_quantum, proxy)),
         auth=None if tokens is None else Httpx2Auth(tokens),
@@ -198,6 +200,11 @@ def push_client(
         crls=RevocationLists() if crls is None else crls,
     )
     return _PushClient(transport=PushSigningTransport(transport, source), timeout=TIMEOUT, trust_env=False)
+
+
+def _check_tokens(tokens: BearerAuth | None) -> None:
+    if tokens is not None:
+        must_be("tokens", tokens, httpx.Auth, expected="a TokenSource")
 
 
 def _transport(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import NamedTuple, TypedDict
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from trust.clock import Clock
 from trust.credentials import Credentials, CredentialSource
-from trust.errors import ConfigurationError, ResponseTooLarge, StreamNotSigned
+from trust.errors import ConfigurationError, ResponseTooLarge, StreamNotSigned, TrustError
+from trust.identity import PRESENTED_EXTENSION, peer_of
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.events import is_event_stream
 from trust.signing.http import HEADER, MAX_RESPONSE_BYTES, RequestReference, content_type_of, new_message_id
@@ -20,6 +22,8 @@ from trust.signing.streams import StreamSigner
 Signed = VerifiedMessage | RequestReference
 Headers = list[tuple[bytes, bytes]]
 
+CHECK_SECONDS = 1.0  # between two questions of one stream
+
 _NOT_OF_A_STREAM = (b"content-length", HEADER.lower().encode())
 
 
@@ -27,6 +31,65 @@ class _Facts(TypedDict):
     credentials: Credentials
     chain: bool
     now: datetime
+
+
+def presented_to(scope: Scope, request: Signed) -> str | None:
+    """Which certificate of ours whoever asked knows from the connection, by its thumbprint; it may be renewed since.
+
+    Empty for an agent behind a proxy that ends TLS: its request is signed by another certificate than the connection's.
+    None where the server does not say.
+    """
+    peer = peer_of(scope)
+    if isinstance(request, VerifiedMessage) and peer is not None and request.header["x5t#S256"] != peer.thumbprint:
+        return ""
+    presented: str | None = (scope.get("extensions") or {}).get(PRESENTED_EXTENSION)
+    return presented
+
+
+class WhileAllowed:
+    """An ASGI `send` that asks again, while a long answer goes out, whether its caller may have the rest.
+
+    What begins and ends with one message of a body goes out; so does a stream, for `CHECK_SECONDS` without a question.
+    While it is asked, everybody waits who sends. Once `check` has refused, nothing is sent any more, and the server
+    cuts the stream.
+
+    Args:
+        check: raises where the caller may have no more. What it raises beside a TrustError, whoever sends gets; the next
+            message is asked for again.
+        denied: is told so, once.
+
+    Attributes:
+        refused: what `check` has raised.
+    """
+
+    def __init__(self, send: Send, check: Callable[[], Awaitable[None]], denied: Callable[[TrustError], None]) -> None:
+        self.refused: TrustError | None = None
+        self._send = send
+        self._check = check
+        self._denied = denied
+        self._begun = False
+        self._next = time.monotonic() + CHECK_SECONDS
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            is_whole = not (self._begun or message.get("more_body", False))
+            if not is_whole and self.refused is None and time.monotonic() >= self._next:
+                await self._ask()
+            self._begun = True
+        if self.refused is not None:
+            raise self.refused
+        await self._send(message)
+
+    async def _ask(self) -> None:
+        try:
+            await self._check()
+        except TrustError as error:
+            if self.refused is None:  # of several that asked at once, the first
+                self._denied(error)  # before it counts as told: a trail that fails is the sender's to hear of
+                self.refused = error
+        else:
+            # Only now: who is cancelled while it waits has not asked, and nobody goes past one who waits.
+            self._next = time.monotonic() + CHECK_SECONDS
 
 
 class Answer(NamedTuple):
@@ -104,8 +167,7 @@ class SignedStream:
     Args:
         request: what the stream answers.
         resumes: `named_event` of the request.
-        presented: the thumbprint of the certificate of the connection; empty or another one where whoever asked does
-            not know ours, and it has to come along.
+        presented: `presented_to` whoever asked; where it is another than ours, that has to come along.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ from trust.oauth import dpop
 from trust.oauth.calendars import TIME_PREFIX, unknown_calendars
 from trust.oauth.claims import AccessToken
 from trust.oauth.metadata import APPROVED
-from trust.oauth.operations import Operation, SkillScopes
+from trust.oauth.operations import SKILL_MEMBER, Operation, SkillScopes
 from trust.oauth.policy import REQUEST, Question, ask
 from trust.oauth.presented import Presented, presented_token
 from trust.oauth.scopes import parse_scope_list, satisfies, touches
@@ -69,12 +69,13 @@ from trust.signing.http import HEADER, authenticate_request, content_type_of, si
 class Admission:
     """The caller, and the signed request that an answer must be bound to (None where it was not signed).
 
-    `operation` is what it asks for, where the policy's scope is a `SkillScopes`; `approved`, that a person has approved
-    the token.
+    `issuer` is of the token; `operation` is what it asks for, where the policy's scope is a `SkillScopes`; `approved`,
+    that a person has approved the token.
     """
 
     caller: Caller
     message: VerifiedMessage | None
+    issuer: str
     operation: Operation | None = None
     approved: bool = False
 
@@ -146,7 +147,7 @@ def judge(facts: RequestFacts, policy: GatePolicy) -> Admission | Refusal:
             ask(policy.permit, question)
     except TrustError as error:
         return Refusal(error=error, message=message)
-    return Admission(caller=caller, message=message, operation=operation, approved=token.approved)
+    return Admission(caller=caller, message=message, issuer=token.issuer, operation=operation, approved=token.approved)
 
 
 def _presented(headers: Headers, policy: GatePolicy) -> Presented:
@@ -197,10 +198,12 @@ def _received(
 
 def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) -> Operation | None:
     """Check 7, the policy's `permit` apart."""
-    operation = None
+    operation, needed_by = None, "the request"
     if isinstance(policy.scope, SkillScopes):
         operation = policy.scope.operation(method=facts.method, path=facts.path, body=facts.body)
         required = policy.scope.required(operation)
+        if policy.scope.for_any_skill(operation):
+            needed_by = f"a message without {SKILL_MEMBER} in its metadata"
     else:
         required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)
     try:
@@ -211,6 +214,7 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
             issued_at=token.issued_at,
             approved=token.approved,
             now=facts.now,
+            needed_by=needed_by,
         )
     except ScopeMalformed as error:  # `required` is ours: a mistake of the configuration, and no reason to let pass
         raise ConfigurationError(f"gate's scope: {error}") from None
@@ -225,11 +229,13 @@ def check_granted(
     issued_at: datetime,
     approved: bool,
     now: datetime,
+    needed_by: str = "the request",
 ) -> None:
     """That a token grants these scopes now, and that a person has approved it where they need that.
 
     Args:
         scopes, issued_at, approved: of the token.
+        needed_by: what needs them, for the reason in the trail.
 
     Raises:
         InsufficientScope, ApprovalMissing: it does not.
@@ -241,7 +247,7 @@ def check_granted(
         if satisfies(others, required, policy.catalogue, issued_at=issued_at, now=now):
             raise _not_now(required, caveats, policy)
         raise InsufficientScope(
-            "token does not grant what the request needs",
+            f"token does not grant what {needed_by} needs",
             required=required,
             got=" ".join(scopes) or "no scope",
             expected=required,

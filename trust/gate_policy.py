@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from trust.authorize import Authorizer, a_rule
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, must_be
 from trust.extension import Signatures
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth import dpop
-from trust.oauth.calendars import Calendar
+from trust.oauth.calendars import Calendar, check_calendars
 from trust.oauth.claims import AccessToken
 from trust.oauth.operations import SkillScopes
 from trust.oauth.policy import Permit
@@ -60,6 +60,8 @@ class TokenRules(Protocol):
         self, token: str, *, peer: PeerIdentity | None, now: datetime, proof: dpop.Proof | None
     ) -> AccessToken: ...
 
+    async def check_denylist(self, issuer: str, token_id: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePolicy:
@@ -73,9 +75,9 @@ class GatePolicy:
         signatures: "required" refuses unsigned requests; "optional" accepts them, and still refuses bad signatures, and
             requests that name the extension for signed messages but lost theirs on the way.
         replay: remembers messages, and the proofs of tokens.
-        scope: what a request needs: one scope for all, a `SkillScopes` for A2A's operations and the agent's skills, or
-            a function of the request. It must decide by `facts.path`, which is what the application routes by;
-            `facts.url` can spell one path in many ways.
+        scope: what a request needs: one scope for all (or several, space-delimited), a `SkillScopes` for A2A's
+            operations and the agent's skills, or a function of the request. It must decide by `facts.path`, which is
+            what the application routes by; `facts.url` can spell one path in many ways.
         relays: for each peer that forwards messages of others, or requests with their tokens (DPoP): whose. Without an
             entry a peer speaks for itself only.
         catalogue: the declared scope hierarchy.
@@ -86,8 +88,8 @@ class GatePolicy:
         permit: a policy for what scopes cannot say, asked where they suffice (`trust.oauth.policy`).
 
     Raises:
-        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule; no scope,
-            or a time scope, in `approvals`.
+        ConfigurationError: `authorize` is no rule; a key of `relays` is not an AgentID, or its value no rule; `scope`,
+            or one of `approvals`, is no scope, or a time scope; or another type, such as a file's name for a policy.
     """
 
     verifier: PeerVerifier
@@ -100,12 +102,26 @@ class GatePolicy:
     relays: Mapping[AgentID, Authorizer] = field(default_factory=dict)
     catalogue: Catalogue | None = None
     calendars: Mapping[str, Calendar] = field(default_factory=dict)
-    approvals: tuple[str, ...] = ()
+    approvals: Collection[str] = ()
     permit: Permit | None = None
 
     def __post_init__(self) -> None:
         a_rule(self.authorize)
+        must_be("tokens", self.tokens, "validate", expected="a TokenValidator")
+        must_be("replay", self.replay, "remember", expected="a replay guard", do="use one of trust.replay")
+        if isinstance(self.scope, str):
+            check_rules(self.scope.split(" "), "gate's scope")
+        elif not isinstance(self.scope, SkillScopes):
+            must_be("scope", self.scope, "__call__", expected="one scope, a SkillScopes or a function")
+        if self.catalogue is not None:
+            must_be("catalogue", self.catalogue, Catalogue, expected="a Catalogue", do="use Catalogue({...})")
+        check_calendars(self.calendars)
+        must_be("approvals", self.approvals, Collection, expected="a collection of scopes")
         check_rules(self.approvals, "approvals")
+        object.__setattr__(self, "approvals", tuple(self.approvals))
+        if self.permit is not None:
+            must_be("permit", self.permit, "check", expected="a policy", do="use CedarPolicy.load(path)")
+        must_be("relays", self.relays, Mapping, expected="{peer: rule}")
         for relay, rule in self.relays.items():
             a_rule(rule)
             if not isinstance(relay, AgentID):  # another key would never match, and the relay be refused for ever

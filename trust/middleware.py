@@ -17,7 +17,7 @@ from typing import Any
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trust.answers import Answer, Collected, Signed, SignedStream
+from trust.answers import Answer, Collected, Signed, SignedStream, WhileAllowed, presented_to
 from trust.asgi import MAX_BODY_BYTES, Headers, body_of, check_declared_size, headers_of, origin_of, url_of, with_body
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import Authorizer
@@ -33,17 +33,18 @@ from trust.errors import (
     StreamError,
     TrustError,
     WebSocketRefused,
+    must_be,
 )
 from trust.extension import Signatures, declaration, echoed, required_error, under_both_names
 from trust.gate import Admission, Refusal, judge, may_speak
 from trust.gate_policy import GatePolicy, RequestFacts, TokenRules
-from trust.identity import PRESENTED_EXTENSION, PROXY_EXTENSION, AgentID, PeerIdentity, peer_of
+from trust.identity import PROXY_EXTENSION, AgentID, PeerIdentity, peer_of
 from trust.oauth.calendars import Calendar
 from trust.oauth.cards import Form, policies_of, secured
 from trust.oauth.operations import SkillScopes
 from trust.oauth.policy import Permit
 from trust.oauth.resource import ProtectedResource
-from trust.oauth.scopes import Catalogue, parse
+from trust.oauth.scopes import Catalogue
 from trust.peers import PeerVerifier
 from trust.replay import MemoryReplayGuard, OffTheLoop, ReplayGuard
 from trust.signing.algorithms import signer
@@ -94,6 +95,9 @@ class Gate:
     event that is not a JSON object. Its end is signed and sent when the application has returned, and only if it has:
     what it does after its last event delays the end.
 
+    A stream, or another answer in many parts, is cut when its token is revoked, within a second of the denylist's
+    knowing it. One whose token expires meanwhile goes on: the next request needs a new one.
+
     Not checked: WebSockets are refused as a whole.
 
     Raises:
@@ -123,13 +127,13 @@ class Gate:
         max_body_bytes: int = MAX_BODY_BYTES,
         clock: Clock = wall_clock,
     ) -> None:
-        if isinstance(public_paths, str):
-            raise ConfigurationError("public_paths", got="a str", expected="a collection of exact paths")
+        must_be("public_paths", public_paths, Collection, expected="a collection of exact paths")
+        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        if audit is not None:
+            must_be("audit", audit, "record", expected="an AuditSink", do="use trust.audit.AuditLog()")
         if signatures not in ("required", "optional"):
             raise ConfigurationError("signatures", got=signatures, expected='"required" or "optional"')
-        if isinstance(scope, str):
-            parse(scope)  # a malformed one is told now, and not to each caller
-        signer(source.current().private_key)  # and so is a key that signs no answers
+        signer(source.current().private_key)  # one that signs no answers is told now, and not to each caller
         self._app = app
         self._source = source
         self._public_paths = frozenset(public_paths)
@@ -148,7 +152,7 @@ class Gate:
             relays={} if relays is None else relays,
             catalogue=catalogue,
             calendars={} if calendars is None else calendars,
-            approvals=tuple(approvals),
+            approvals=approvals,
             permit=permit,
         )
         self._resource = ProtectedResource(
@@ -238,10 +242,16 @@ class Gate:
             # Those that were judged: a server may still add to the list in the scope (trailers, by httptools).
             "headers": _without_token(facts.headers),
         }
+        check = partial(self._policy.tokens.check_denylist, admission.issuer, caller.token_id)
+        send = allowed = WhileAllowed(send, check, partial(self._denied, scope))
         if admission.message is not None:
             admitted["headers"] = under_both_names(admitted["headers"])
             send = _echoing(facts, send)
-        await self._run(admitted, with_body(facts.body, receive), send, admission.message)
+        try:
+            await self._run(admitted, with_body(facts.body, receive), send, admission.message)
+        except Exception:
+            if allowed.refused is None:
+                raise  # what the application raises because it cannot go on, the trail has already
 
     async def _facts(self, scope: Scope, receive: Receive) -> RequestFacts:
         """Collect what arrived. In this order: what is cheap to refuse costs nobody memory, time or a fetch of keys."""
@@ -276,7 +286,7 @@ class Gate:
                 request=request,
                 resumes=named_event(scope["headers"]),
                 source=self._source,
-                presented=offered.get(PRESENTED_EXTENSION),
+                presented=presented_to(scope, request),
                 clock=self._clock,
             ),
             streams=scope["method"] != "HEAD",
@@ -315,11 +325,9 @@ class Gate:
         headers = answer.headers
         if request is not None:
             credentials = self._source.current()
-            # Whoever asked knows the certificate of the connection. When ours was renewed since, it has to come along.
-            presented = (scope.get("extensions") or {}).get(PRESENTED_EXTENSION, credentials.thumbprint)
             signature = sign_response(
                 credentials,
-                chain=presented != credentials.thumbprint,
+                chain=presented_to(scope, request) not in (None, credentials.thumbprint),
                 request=request,
                 status=answer.status,
                 body=body,

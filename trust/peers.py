@@ -25,6 +25,7 @@ from trust.errors import (
     UnknownTrustDomain,
     UntrustedChain,
     WrongKeyUsage,
+    must_be,
 )
 from trust.identity import AgentID, PeerIdentity, thumbprint
 from trust.paths import PURPOSES, Root, build_path, check_end_entity
@@ -72,6 +73,8 @@ class PeerVerifier:
         *,
         previous: PeerVerifier | None = None,
     ) -> None:
+        must_be("bundles", bundles, "current", expected="TrustBundles", do="use TrustBundles.load(path)")
+        must_be("crls", crls, "current", expected="RevocationLists", do="use RevocationLists.load(path)")
         self._bundles = bundles
         self._crls = crls
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -21,11 +22,14 @@ from a2a.types import AgentCard, Role, SendMessageRequest, SubscribeToTaskReques
 from google.protobuf.json_format import ParseDict
 from starlette.applications import Starlette
 
-from tests.world import World
+from tests.world import ISSUER, World
+from trust import answers
 from trust.agent import agent_client, serving
 from trust.authorize import exactly
+from trust.clock import wall_clock
 from trust.errors import StreamTruncated
 from trust.middleware import Gate
+from trust.oauth.denylist import MemoryDenylist
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import MessageSigner
 
@@ -33,6 +37,7 @@ W = World()
 PATIENCE = 20.0
 TEXT = 'Grüße\u2028data: {"jsonrpc":"2.0"}\n\ndata: x'  # a text that would be several lines to a reader of lines
 BINDINGS = ("JSONRPC", "HTTP+JSON")
+TOKEN_ID = "token-1"
 
 
 class Worker(AgentExecutor):
@@ -110,7 +115,12 @@ class SignsOnly(httpx.AsyncBaseTransport):
 
 @contextlib.asynccontextmanager
 async def called(
-    worker: Worker, binding: str, seen: list[VerifiedMessage], *, verifying: bool = True
+    worker: Worker,
+    binding: str,
+    seen: list[VerifiedMessage],
+    *,
+    verifying: bool = True,
+    denylist: MemoryDenylist | None = None,
 ) -> AsyncIterator[tuple[Any, Cutting]]:
     handler = DefaultRequestHandler(worker, InMemoryTaskStore(), card("https://localhost"))
     gate = Gate(
@@ -118,7 +128,7 @@ async def called(
         source=W.billing,
         bundles=W.forge.bundles,
         authorize=exactly(W.planner.agent_id),
-        tokens=W.validator(),
+        tokens=W.validator(denylist=denylist),
         scope="agent:execute",
         signatures="required",
         public_paths=(),
@@ -134,7 +144,7 @@ async def called(
         issued = int(time.time())
         if not verifying:
             http._transport = SignsOnly(http, signer)
-        http.headers["authorization"] = f"Bearer {W.token(iat=issued, exp=issued + 600)}"
+        http.headers["authorization"] = f"Bearer {W.token(iat=issued, exp=issued + 600, jti=TOKEN_ID)}"
         config = ClientConfig(httpx_client=http, streaming=True, supported_protocol_bindings=[binding])
         yield ClientFactory(config).create(card(server.url)), app
 
@@ -212,3 +222,29 @@ def test_an_error_event_is_signed_like_any_other(binding: str) -> None:
         assert seen and b"error" in b"".join(message.payload for message in seen)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_a_stream_whose_token_is_revoked_is_cut(
+    binding: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
+    worker, denylist = Worker(), MemoryDenylist()
+
+    async def main() -> list[str]:
+        got: list[str] = []
+        async with called(worker, binding, [], denylist=denylist) as (client, _):
+            with pytest.raises(StreamTruncated):
+                async for event in client.send_message(says("work")):
+                    got.append(shown(event))
+                    if TEXT in got[-1]:
+                        now = wall_clock()
+                        denylist.deny(ISSUER, TOKEN_ID, expires_at=now + timedelta(minutes=10), now=now)
+                        worker.go_on[0].set()
+                        worker.go_on[1].set()
+        return got
+
+    got = asyncio.run(main())
+    assert any(TEXT in text for text in got)
+    assert not any("done" in text or "still" in text for text in got)
+    assert [record for record in caplog.records if record.name == "a2a_trust"] == []

@@ -191,6 +191,22 @@ def test_a_token_and_a_signature_with_httpx2(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("make", [agent_client, httpx2_agent_client])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"source": "creds/x"}, "source: got a value of type str, expected Credentials; use Credentials.load(path)"),
+        ({"bundles": "b.json"}, "bundles: got a value of type str, expected TrustBundles; use TrustBundles.load(path)"),
+        ({"tokens": "abc"}, "tokens: got a value of type str, expected a TokenSource"),
+    ],
+    ids=["source", "bundles", "tokens"],
+)
+def test_a_path_or_a_token_is_no_argument(make: Any, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make(**{**ARGUMENTS, **changes})
+    assert str(caught.value) == expected
+
+
 def test_without_httpx2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "trust.tls.httpx2", raising=False)
     monkeypatch.setitem(sys.modules, "httpx2", None)

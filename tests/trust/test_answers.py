@@ -15,20 +15,29 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from tests.forge import NOW
 from tests.world import World
+from trust import answers
 from trust.agent import agent_client, httpx2_agent_client, serving, sync_agent_client
 from trust.authorize import exactly
 from trust.clock import wall_clock
-from trust.errors import ConfigurationError, ResponseNotSigned, StreamNotSigned, StreamTruncated
+from trust.errors import (
+    ConfigurationError,
+    DenylistUnavailable,
+    ResponseNotSigned,
+    StreamNotSigned,
+    StreamTruncated,
+    TrustError,
+)
 from trust.identity import PEER_EXTENSION
 from trust.middleware import Gate
 from trust.oauth.client import BearerAuth
 from trust.oauth.client.asks import ask_for
 from trust.oauth.metadata import origin_of
+from trust.oauth.tokens import TokenValidators
 from trust.peers import PeerVerifier
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.http import HEADER, MessageSigner, SigningTransport
@@ -104,6 +113,10 @@ def bearer() -> dict[str, str]:
 def agent(make: Any = agent_client, **signing: Any) -> Any:
     signer = MessageSigner(W.planner, audience=W.billing.agent_id, bundles=W.forge.bundles, **signing)
     return make(source=W.planner, bundles=W.forge.bundles, authorize=exactly(W.billing.agent_id), signer=signer)
+
+
+def unsigned() -> httpx.AsyncClient:
+    return agent_client(source=W.planner, bundles=W.forge.bundles, authorize=exactly(W.billing.agent_id))
 
 
 @contextlib.asynccontextmanager
@@ -447,6 +460,12 @@ def test_a_certificate_that_is_renewed_while_events_are_sent() -> None:
     assert ["x5c" in message.header for message in seen] == [False, True, True]
 
 
+def test_certificates_do_not_come_along_where_the_channel_has_them() -> None:
+    seen: list[VerifiedMessage] = []
+    run(collect(gate(Stream(event(0))), received=seen.append, chain=True))
+    assert ["x5c" in message.header for message in seen] == [False, False]
+
+
 def test_a_resubscription_names_what_it_goes_on_from() -> None:
     async def main() -> None:
         seen: list[VerifiedMessage] = []
@@ -523,3 +542,200 @@ def test_two_tasks_that_send_at_once_do_not_come_between_one_another() -> None:
 
     run(main())
     assert [b'"n":%d' % n in body for n, body in enumerate(wire)] == [True] * 3
+
+
+class Denied:
+    """A denylist that a test writes to while a stream is under way."""
+
+    def __init__(self, answer: bool | TrustError = True) -> None:
+        self.answer = answer
+        self.written = False
+        self.asked = 0
+
+    async def prepare(self) -> None:
+        self.asked += 1
+
+    def contains(self, issuer: str, jti: str) -> bool:
+        if self.written and isinstance(self.answer, TrustError):
+            raise self.answer
+        return self.written
+
+    def write(self) -> None:
+        self.written = True
+
+
+AWAY = DenylistUnavailable("list of revoked tokens is not available")
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("answer", "check"), [(True, "token.revoked"), (AWAY, AWAY.check)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_stream_is_cut_when_its_token_is_revoked(
+    signed: bool, answer: bool | TrustError, check: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
+    denylist, trail = Denied(answer), Trail()
+    tokens: Any = W.validator(denylist=denylist)
+    if several:
+        tokens = TokenValidators(W.validator(issuer="https://other.example"), tokens)
+
+    async def main() -> bytes:
+        app = Stream(event(0), event(1), denylist.write, event(2), event(3))
+        got = b""
+        async with (
+            over_tls(gate(app, audit=trail, tokens=tokens, signatures="optional")) as url,
+            agent() if signed else unsigned() as client,
+            asyncio.timeout(PATIENCE),
+        ):
+            with pytest.raises(StreamTruncated if signed else httpx.RemoteProtocolError):
+                async with client.stream("POST", url, headers=bearer()) as response:
+                    assert response.status_code == 200
+                    async for part in response.aiter_raw():
+                        got += part
+            assert (await client.post(url, headers=bearer())).status_code == (401 if answer is True else 503)
+        return got
+
+    assert run(main()) == event(0) + event(1)
+    assert trail.denied == [check, check]
+
+
+def test_a_whole_answer_goes_out_though_its_token_was_revoked_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for is done by then; whoever asked is told."""
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
+    denylist = Denied()
+
+    async def slow(request: Request) -> JSONResponse:
+        denylist.write()
+        return JSONResponse({"done": True})
+
+    app = Starlette(routes=[Route("/", slow, methods=["POST"])])
+    response, got, _ = run(collect(gate(app, tokens=W.validator(denylist=denylist))))
+    assert (response.status_code, b"".join(got)) == (200, b'{"done":true}')
+
+
+def test_nothing_is_sent_after_a_refusal_and_nothing_asked_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sent, asked = [0.0], list[Any](), list[TrustError | None]()
+    denied: list[TrustError] = []
+    monkeypatch.setattr(answers.time, "monotonic", lambda: now[0])
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+
+    async def check() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise AWAY
+
+    async def main() -> None:
+        guarded = answers.WhileAllowed(send, check, denied.append)
+        for second in range(25):
+            now[0] = second / 10
+            with contextlib.suppress(DenylistUnavailable):
+                await guarded({"type": "http.response.body", "body": second, "more_body": True})
+
+    run(main())
+    assert (len(asked), denied) == (2, [AWAY])
+    assert sent == list(range(20))
+
+
+def part(number: int, *, more: bool = True) -> Any:
+    return {"type": "http.response.body", "body": number, "more_body": more}
+
+
+def test_a_stream_that_begins_late_is_asked_for_at_its_first_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
+    sent: list[Any] = []
+    denied: list[TrustError] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+
+    async def check() -> None:
+        raise AWAY
+
+    async def main() -> None:
+        await answers.WhileAllowed(send, check, denied.append)(part(0, more=False))
+        guarded = answers.WhileAllowed(send, check, denied.append)
+        for number in (1, 2):
+            with pytest.raises(DenylistUnavailable):
+                await guarded(part(number))
+
+    run(main())
+    assert (sent, denied) == ([0], [AWAY])
+
+
+@pytest.mark.parametrize("asks", ["fails", "is cancelled"])
+def test_nothing_goes_past_a_question_without_an_answer(asks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the application makes of the error: there was no answer yet, so the next part is asked for, too."""
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 3600.0)
+    sent: list[Any] = []
+    questions = 0
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+
+    async def check() -> None:
+        nonlocal questions
+        questions += 1
+        if questions < 3:
+            raise OSError if asks == "fails" else asyncio.CancelledError
+
+    async def main() -> None:
+        guarded = answers.WhileAllowed(send, check, lambda error: None)
+        guarded._next = 0.0
+        for number in range(5):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await guarded(part(number))
+
+    run(main())
+    assert (sent, questions) == ([2, 3, 4], 3)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tasks_that_send_while_it_is_asked_wait_for_the_answer(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 3600.0)
+    sent: list[Any] = []
+    denied: list[TrustError] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+
+    async def main() -> list[Any]:
+        answer = asyncio.get_running_loop().create_future()
+
+        async def check() -> None:
+            await asyncio.shield(answer)
+
+        guarded = answers.WhileAllowed(send, check, denied.append)
+        guarded._next = 0.0
+        sending = asyncio.gather(*(guarded(part(number)) for number in range(3)), return_exceptions=True)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert sent == []
+        answer.set_result(None) if allowed else answer.set_exception(AWAY)
+        return await sending
+
+    assert run(main()) == ([None] * 3 if allowed else [AWAY] * 3)
+    assert (sent, denied) == ([0, 1, 2], []) if allowed else ([], [AWAY])
+
+
+def test_a_trail_that_fails_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
+
+    async def check() -> None:
+        raise AWAY
+
+    def full(error: TrustError) -> None:
+        raise OSError("no space left on the device")
+
+    async def main() -> None:
+        guarded = answers.WhileAllowed(send, check, full)
+        for number in range(2):
+            with pytest.raises(OSError, match="no space"):
+                await guarded(part(number))
+        assert guarded.refused is None  # so the gate raises what the sender got, and does not take it for told
+
+    async def send(message: Any) -> None:
+        raise AssertionError("sent")
+
+    run(main())

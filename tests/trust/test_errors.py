@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 
 import trust.errors
-from trust.errors import Fault, InsufficientScope, TokenRequestRefused, TrustError
+from trust.errors import ConfigurationError, Fault, InsufficientScope, TokenRequestRefused, TrustError, must_be
 
 CLASSES = {
     name: value
@@ -111,3 +112,35 @@ def test_errors_cross_process_borders(name: str) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
+
+
+FITTING: list[tuple[Any, type | str]] = [
+    ("", str),
+    ([], Collection),
+    ({}, Mapping),
+    ({}, "get"),
+    (len, "__call__"),
+]
+MISTAKEN: list[tuple[Any, type | str, str]] = [
+    (None, str, "a value of type NoneType"),
+    (b"", str, "a value of type bytes"),
+    ("ab", Collection, "a value of type str"),
+    ([], Mapping, "a value of type list"),
+    ("secret", "find", "a value of type str"),
+    ([], "get", "a value of type list"),
+    (dict, "get", "the class dict"),
+    (dict, Mapping, "the class dict"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind"), FITTING, ids=repr)
+def test_an_argument_that_is_what_it_must_be(given: Any, kind: type | str) -> None:
+    must_be("it", given, kind, expected="another")
+
+
+@pytest.mark.parametrize(("given", "kind", "got"), MISTAKEN, ids=repr)
+def test_an_argument_that_is_not_is_told_by_its_type_alone(given: Any, kind: type | str, got: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        must_be("it", given, kind, expected="another", do="give another")
+    assert type(caught.value) is ConfigurationError
+    assert str(caught.value) == f"it: got {got}, expected another; give another"

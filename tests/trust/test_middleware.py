@@ -26,7 +26,7 @@ from trust.authorize import exactly, members_of
 from trust.caller_auth import CallerCredentials
 from trust.clock import wall_clock
 from trust.credentials import Credentials
-from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned, ScopeMalformed
+from trust.errors import ConfigurationError, KeysUnavailable, ResponseNotSigned
 from trust.identity import PEER_EXTENSION
 from trust.middleware import AGENT_CARD_PATH, Gate
 from trust.oauth.client.discovery import issuer_of
@@ -764,13 +764,49 @@ def test_an_answer_behind_our_back_is_noticed_by_the_client() -> None:
         run(call(unsigned))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"public_paths": AGENT_CARD_PATH}, {"signatures": "sometimes"}, {"signatures": None}, {"scope": "agent"}],
-)
+HALF_MADE: list[dict[str, Any]] = [
+    {"public_paths": AGENT_CARD_PATH},
+    {"public_paths": None},
+    {"signatures": "sometimes"},
+    {"signatures": None},
+    {"source": "billing.pem"},
+    {"bundles": "bundles.json"},
+    {"crls": "fleet.crl"},
+    {"crls": []},
+    {"tokens": "https://authority.fleet.example"},
+    {"tokens": None},
+    {"scope": "agent"},
+    {"scope": ""},
+    {"scope": "agent:execute  agent:read"},
+    {"scope": "temporal:office"},
+    {"scope": "agent:execute temporal:office"},
+    {"scope": ["agent:execute"]},
+    {"scope": None},
+    {"scope": SkillScopes},
+    {"relays": [W.planner.agent_id]},
+    {"replay": "redis://127.0.0.1"},
+    {"replay": MemoryReplayGuard},
+    {"catalogue": {"agent:admin": ["agent:execute"]}},
+    {"calendars": ["office"]},
+    {"calendars": {"office": "Europe/Berlin"}},
+    {"approvals": None},
+    {"approvals": ["agent"]},
+    {"permit": "agent.cedar"},
+    {"permit": CedarPolicy},
+    {"audit": "audit.jsonl"},
+]
+
+
+@pytest.mark.parametrize("changes", HALF_MADE, ids=lambda changes: "-".join(map(str, *changes.items()))[:40])
 def test_a_gate_cannot_be_half_made(changes: dict[str, Any]) -> None:
-    with pytest.raises((ConfigurationError, ScopeMalformed)):
+    with pytest.raises(ConfigurationError, match=r".+: .*expected .+") as caught:
         gate(**changes)
+    assert type(caught.value) is ConfigurationError and "\n" not in str(caught.value)
+
+
+def test_one_scope_is_no_collection_of_approvals() -> None:
+    with pytest.raises(ConfigurationError, match=r"^approvals: got a value of type str, expected a collection"):
+        gate(approvals="agent:execute")
 
 
 @pytest.mark.parametrize("signatures", ["required", "optional"])

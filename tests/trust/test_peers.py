@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -102,6 +103,14 @@ def test_a_time_without_zone_is_refused(remembered: bool) -> None:
 def test_an_unknown_usage_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ConfigurationError):
         PeerVerifier(FORGE.bundles).verify(CHAIN, now=NOW, usage="any")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["fleet.json", {}, TrustBundles], ids=["path", "dict", "class"])
+def test_what_are_no_bundles_and_no_lists_is_told_at_once(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^bundles: got .*, expected .*TrustBundles\.load\(path\)"):
+        PeerVerifier(given)
+    with pytest.raises(ConfigurationError, match=r"^crls: got .*, expected .*RevocationLists\.load\(path\)"):
+        PeerVerifier(FORGE.bundles, given)
 
 
 # What the messages say

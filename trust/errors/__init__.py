@@ -64,7 +64,7 @@ people ("what failed: got X, expected Y; do Z") and never leaves the process.
     |  |- SubjectTokenRefused, DelegationRefused, GrantProofRefused
     |  |- AssertionRefused      of another authorization server
     |  |  `- AssertionIssuerUnknown, AssertionBoundElsewhere, AssertionSubjectRefused, AssertionUsed
-    |  `- PartnerUnavailable
+    |  `- PartnerUnavailable, TokenStoreUnavailable       503: they do not answer now
     |- TokenRequestError        the client's side of OAuth
     |  |- TokenRequestRefused
     |  |  `- ApprovalRequired   a person has to say yes first

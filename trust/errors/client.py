@@ -60,7 +60,15 @@ class CardRefused(TokenRequestError):
 
 
 class ApprovalRequired(TokenRequestRefused):
-    """A person has to say yes first. `BearerAuth.approved` waits for it; an A2A task is `AUTH_REQUIRED` meanwhile."""
+    """A person has to say yes first. `BearerAuth.approved` waits for it; an A2A task is `AUTH_REQUIRED` meanwhile.
+
+    Attributes:
+        approval_id: by which the person finds it at the authorization server (`a2a-trust approval approve ID`); empty
+            where the server does not say.
+        interval: seconds between two questions, at least.
+        expires_in: seconds that the person has to decide; 0 where the server does not say.
+        step_up: the approval was asked for by the resource, or by us; not by the server's own rules.
+    """
 
     check = "authority.approval"
 
@@ -77,7 +85,7 @@ class ApprovalRequired(TokenRequestRefused):
         do: str = "",
     ) -> None:
         super().__init__(failed, error=error, got=got, expected=expected, do=do)
-        self.approval_id = approval_id  # what the person at the authorization server sees
-        self.interval = interval  # seconds between two questions
-        self.expires_in = expires_in  # seconds, for the person to decide
-        self.step_up = False  # the approval was asked for by the resource, or by us
+        self.approval_id = approval_id
+        self.interval = interval
+        self.expires_in = expires_in
+        self.step_up = False

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
 from trust.clock import utc
-from trust.errors import ConfigurationError, InsufficientScope
+from trust.errors import ConfigurationError, InsufficientScope, must_be
 
 TIME_PREFIX = "temporal:"
 
@@ -52,15 +52,15 @@ class Calendar:
         closed_yearly: the same for every year, as (month, day).
 
     Raises:
-        ConfigurationError: no such zone, no days, or no such date in any year.
+        ConfigurationError: no such zone, no days, no local time, no such date in any year, or another type.
     """
 
     zone: str
     days: Collection[int]
     opens: time
     closes: time
-    closed: frozenset[date] = frozenset()
-    closed_yearly: frozenset[tuple[int, int]] = frozenset()
+    closed: Collection[date] = frozenset()
+    closed_yearly: Collection[tuple[int, int]] = frozenset()
     _zone: ZoneInfo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,11 +68,13 @@ class Calendar:
         if not days or not all(type(day) is int and 1 <= day <= 7 for day in days):
             raise ConfigurationError("calendar days", got=self.days, expected="numbers from 1 (Monday) to 7 (Sunday)")
         object.__setattr__(self, "days", frozenset(days))
-        for month, day in self.closed_yearly:
-            try:
-                date(_LEAP_YEAR, month, day)
-            except ValueError:
-                raise ConfigurationError("closed date", got=(month, day), expected="a month and a day of it") from None
+        for name, local in (("opens", self.opens), ("closes", self.closes)):
+            must_be(f"calendar {name}", local, time, expected="a datetime.time", do="write it as time(9, 30)")
+            if local.tzinfo is not None:
+                raise ConfigurationError(f"calendar {name}", got="a time with a zone", expected="a local time")
+        object.__setattr__(self, "closed", _dates(self.closed))
+        object.__setattr__(self, "closed_yearly", _yearly(self.closed_yearly))
+        must_be("calendar zone", self.zone, str, expected="the name of an IANA time zone")
         try:
             object.__setattr__(self, "_zone", ZoneInfo(self.zone))
         except (KeyError, ValueError, OSError):  # unknown; a path outside the database; a folder of it
@@ -102,6 +104,38 @@ class Calendar:
     def _instants(self, local: datetime) -> list[datetime]:
         # In UTC, because datetimes of one zone compare by their wall time, whatever the clock changes between them.
         return [local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
+
+
+def _dates(given: Collection[date]) -> frozenset[date]:
+    must_be("calendar closed", given, Collection, expected="dates")
+    for day in given:
+        if type(day) is not date:  # a text or a datetime would equal no day, and nothing be closed
+            raise ConfigurationError("calendar closed", got=repr(day), expected="dates, such as date(2027, 3, 26)")
+    return frozenset(given)
+
+
+def _yearly(given: Collection[tuple[int, int]]) -> frozenset[tuple[int, int]]:
+    must_be("calendar closed_yearly", given, Collection, expected="months and days, such as (12, 25)")
+    found = set()
+    for entry in given:
+        try:
+            month, day = entry
+            date(_LEAP_YEAR, month, day)
+        except (TypeError, ValueError):
+            raise ConfigurationError("closed date", got=entry, expected="a month and a day of it") from None
+        found.add((month, day))
+    return frozenset(found)
+
+
+def check_calendars(calendars: Mapping[str, Calendar]) -> None:
+    """That these are calendars by name.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    must_be("calendars", calendars, Mapping, expected='calendars by name, such as {"office": Calendar(...)}')
+    for name, calendar in calendars.items():
+        must_be(f"calendar {name}", calendar, Calendar, expected="a Calendar")
 
 
 def calendars_of(tables: object) -> Mapping[str, Calendar]:

@@ -81,6 +81,9 @@ class Operation:
 class SkillScopes:
     """The scope that each operation and each skill of an agent needs: for the `scope` of a `Gate`.
 
+    A skill is looked for in the message's own metadata, `params.message.metadata.skillId`, and not in that of the
+    request, `params.metadata`.
+
     Args:
         default: what every operation needs that `operations` does not have.
         operations: other scopes, by the operation's name in A2A 1.0, such as {"GetTask": "task:read"}.
@@ -92,7 +95,8 @@ class SkillScopes:
     A scope here may be several, space-delimited.
 
     Raises:
-        ConfigurationError: a malformed scope, an unknown operation, no binding, or a path that cannot be one.
+        ConfigurationError: a malformed scope or a time scope, an unknown operation, no binding, or a path that cannot
+            be one.
     """
 
     default: str
@@ -114,8 +118,9 @@ class SkillScopes:
             raise ConfigurationError("prefix of HTTP+JSON", got=self.rest, expected='"", or such as "/a2a/rest"')
         try:
             for scope in (self.default, *self.operations.values(), *self.skills.values()):
-                if not [parse_scope(one) for one in parse_scope_list(scope)]:
-                    raise ScopeMalformed("scope", got="none", expected="at least one")
+                needed = [parse_scope(one) for one in parse_scope_list(scope)]
+                if not needed or any(one.is_time for one in needed):  # those are for tokens: nothing asks for one
+                    raise ScopeMalformed("scope", got=repr(scope), expected="at least one, and no time scopes")
             parse_scope_list(self.calling())  # as many as a request can need
         except ScopeMalformed as error:
             raise ConfigurationError(f"scopes of operations and skills: {error}") from None
@@ -151,6 +156,10 @@ class SkillScopes:
         if operation.name in _SENDING:
             needed += self.skills.values() if operation.skill is None else [self.skills[operation.skill]]
         return together(needed)
+
+    def for_any_skill(self, operation: Operation) -> bool:
+        """Whether it is a message that names none of the skills that there are, and so needs the scopes of all."""
+        return bool(self.skills) and operation.name in _SENDING and operation.skill is None
 
     def acts(self, operation: Operation) -> list[tuple[str, str | None]]:
         """All that a request may come to, as operation and skill: for a policy that decides by them.

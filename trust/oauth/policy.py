@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from trust.clock import utc
 from trust.credentials import read_bounded
-from trust.errors import ConfigurationError, PolicyDenied
+from trust.errors import ConfigurationError, PolicyDenied, must_be
 from trust.identity import AgentID
 from trust.oauth.operations import OPERATIONS
 
@@ -116,6 +116,7 @@ class CedarPolicy:
     """
 
     def __init__(self, text: str) -> None:
+        must_be("Cedar policies", text, str, expected="their text", do="read a file with CedarPolicy.load(path)")
         try:
             import cedarpy  # the extra `cedar`, which most agents do without
         except ImportError:

@@ -24,11 +24,13 @@ from trust.errors import (
     TokenExpired,
     TokenIssuerWrong,
     TokenLifetimeTooLong,
+    TokenMalformed,
     TokenNotBound,
     TokenNotYetValid,
     TokenRevoked,
     TokenWithoutCertificate,
     TokenWithoutProof,
+    must_be,
 )
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth.claims import (
@@ -36,13 +38,14 @@ from trust.oauth.claims import (
     AccessToken,
     VerifiedToken,
     check_claims,
-    check_size,
     claimed_issuer,
     parsed_token,
     verified_token,
 )
 from trust.oauth.dpop import Proof
 from trust.oauth.keys import KeySource
+from trust.oauth.metadata import check_issuer
+from trust.signing.jws import MAX_COMPACT_BYTES
 
 __all__ = ["MAX_LIFETIME", "AccessToken", "Binding", "Denylist", "TokenValidator", "TokenValidators"]
 
@@ -75,7 +78,7 @@ class TokenValidator:
     its proof is a replay (`trust.gate`).
 
     Args:
-        issuer: the exact `iss`.
+        issuer: the exact `iss`, an https URL.
         audience: this resource, as it must occur in `aud`, such as its SPIFFE ID.
         keys: the issuer's keys.
         algorithms: the ones accepted, of `ALGORITHMS`.
@@ -89,7 +92,8 @@ class TokenValidator:
         audit: the trail.
 
     Raises:
-        ConfigurationError: an empty issuer or audience, no algorithm or an unsafe one, no binding, no lifetime.
+        ConfigurationError: no issuer identifier, an empty audience, no algorithm or an unsafe one, no binding, no
+            lifetime; or another type, such as a URL for keys.
     """
 
     def __init__(
@@ -106,8 +110,12 @@ class TokenValidator:
         denylist: Denylist | None = None,
         audit: AuditSink | None = None,
     ) -> None:
-        if not issuer or not str(audience):
-            raise ConfigurationError("token validator", got="an empty issuer or audience", expected="both")
+        check_issuer(issuer)
+        if not isinstance(audience, AgentID):
+            must_be("audience", audience, str, expected="this resource, as tokens name it")
+        if not audience:
+            raise ConfigurationError("audience", got="nothing", expected="this resource, as tokens name it")
+        must_be("keys", keys, "prepare", expected="a KeySource", do="use RemoteKeys(url, http) or StaticKeys(jwks)")
         if not algorithms or not set(algorithms) <= set(ALGORITHMS):
             raise ConfigurationError("token algorithms", got=list(algorithms), expected=f"some of {list(ALGORITHMS)}")
         if not bindings or isinstance(bindings, str) or not set(bindings) <= set(get_args(Binding)):
@@ -115,8 +123,8 @@ class TokenValidator:
             raise ConfigurationError("bindings of tokens", got=bindings, expected=expected)
         if isinstance(required_claims, str):
             raise ConfigurationError("required_claims", got="a str", expected="a collection of names")
-        if denylist is not None and not callable(getattr(denylist, "prepare", None)):
-            raise ConfigurationError("denylist", got="no prepare", expected="contains and prepare, as of Denylist")
+        if denylist is not None:
+            must_be("denylist", denylist, "prepare", expected="contains and prepare, as of Denylist")
         if max_lifetime <= timedelta(0):
             raise ConfigurationError("lifetime of tokens", got=max_lifetime, expected="more than nothing")
         self.issuers = (issuer,)
@@ -201,11 +209,24 @@ class TokenValidator:
         if access.key_thumbprint or proof is not None:
             _check_proof(access, proof)
         # 12.
-        if self._denylist is not None and self._denylist.contains(access.issuer, access.token_id):
-            raise TokenRevoked("token was revoked", got=access.token_id)
+        self._check_denylist(access.issuer, access.token_id)
         if self._warns:
             self._warn_of_long_life(verified)
         return access
+
+    async def check_denylist(self, issuer: str, token_id: str) -> None:
+        """Check 12 again, while a long answer goes out to whom the token let in. Whether it has expired is not asked.
+
+        Raises:
+            TokenRevoked, DenylistUnavailable: it may get no more of it.
+        """
+        if self._denylist is not None:
+            await self._denylist.prepare()
+            self._check_denylist(issuer, token_id)
+
+    def _check_denylist(self, issuer: str, token_id: str) -> None:
+        if self._denylist is not None and self._denylist.contains(issuer, token_id):
+            raise TokenRevoked("token was revoked", got=token_id)
 
     def remembers(self, token: str) -> bool:
         """Whether it has verified this very token before: it is this validator's. It need not be valid any more."""
@@ -277,10 +298,12 @@ class TokenValidators:
         validators: one for each issuer; all for the same audience.
 
     Raises:
-        ConfigurationError: none, two for one issuer, or different audiences.
+        ConfigurationError: none, two for one issuer, or different audiences; or no validators.
     """
 
     def __init__(self, *validators: TokenValidator) -> None:
+        for validator in validators:
+            must_be("token validators", validator, TokenValidator, expected="each as an argument of its own")
         self._by_issuer = {issuer: validator for validator in validators for issuer in validator.issuers}
         if not validators or len(self._by_issuer) != len(validators):
             raise ConfigurationError(
@@ -311,6 +334,10 @@ class TokenValidators:
             TokenIssuerWrong: it is none of these.
         """
         return self._of(token).validate(token, peer=peer, now=now, proof=proof)
+
+    async def check_denylist(self, issuer: str, token_id: str) -> None:
+        """As `TokenValidator.check_denylist`, of a token that `validate` has let in."""
+        await self._by_issuer[issuer].check_denylist(issuer, token_id)
 
     def _of(self, token: str) -> TokenValidator:
         for validator in self._by_issuer.values():
@@ -347,5 +374,6 @@ def _check_proof(access: AccessToken, proof: Proof | None) -> None:
 
 def _digest(token: str) -> bytes:
     """Of the whole text: another encoding of the same token is another entry, and is verified for itself."""
-    check_size(token)
+    if not isinstance(token, str) or len(token) > MAX_COMPACT_BYTES or not token.isascii():
+        raise TokenMalformed("token", expected=f"a str of at most {MAX_COMPACT_BYTES} ASCII characters")
     return hashlib.blake2b(token.encode(), digest_size=32).digest()

@@ -277,7 +277,7 @@ def chain_of(header: Mapping[str, Any], peer: PeerIdentity | None) -> tuple[byte
             "certificate of the signer is not known",
             got=name,
             expected="the certificate of the channel, or x5c",
-            do="sign with chain=True where the receiver cannot have the certificate",
+            do="sign with MessageSigner(chain=True) where a proxy ends TLS",
         )
     chain = _x5c(header["x5c"])
     if thumbprint(chain[0]) != name:

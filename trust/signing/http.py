@@ -166,8 +166,8 @@ class SigningTransport(httpx.AsyncBaseTransport):
                 "answer is not signed",
                 got=f"status {response.status_code}",
                 expected=f"a {HEADER} header",
-                do="look at the server's log: the request was not authentic, or known already, or its token was "
-                "refused; or a proxy answered",
+                do="look at the server's log: the request was not authentic (through a proxy that ends TLS, sign with "
+                "chain=True), or known already, or its token was refused; or a proxy answered",
             ) from None
         content = bytearray()
         async for chunk in response.stream:  # type: ignore[union-attr]  # of an asynchronous transport

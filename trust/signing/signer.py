@@ -10,7 +10,7 @@ from trust.authorize import Authorizer, exactly
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
-from trust.errors import BindingMismatch, ConfigurationError
+from trust.errors import BindingMismatch, ConfigurationError, must_be
 from trust.extension import check_declared
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import PeerVerifier
@@ -36,7 +36,8 @@ class MessageSigner:
             would be sent unsigned, or signed for somebody else.
         bundles, crls: whom we trust to answer, and what is revoked.
         signers: which agents may answer. By default exactly the addressed one; required where an audience is a URL.
-        chain: put our certificates into each request, for agents that are reached through a TLS proxy.
+        chain: put our certificates into each request, for agents that are reached through a proxy that ends TLS. Theirs
+            then come with the answer.
         received: called with each verified answer, and with each verified event of a stream and its end, before the
             caller of the client has it: for evidence. What it raises, the caller gets.
 
@@ -56,6 +57,7 @@ class MessageSigner:
         received: Callable[[VerifiedMessage], object] = lambda message: None,
         clock: Clock = wall_clock,
     ) -> None:
+        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
         self._source = source
         self._everywhere: AgentID | str | None = None
         self._by_origin: dict[str, AgentID | str] = {}
@@ -194,4 +196,9 @@ def _origin(url: str, *, whole: bool = True) -> str:
 def _audience(agent: AgentID | str) -> AgentID | str:
     if isinstance(agent, AgentID):
         return agent
-    return AgentID.parse(agent) if agent.startswith("spiffe:") else _origin(agent)
+    if agent.startswith("spiffe:"):
+        return AgentID.parse(agent)
+    if "://" not in agent:
+        expected = "a SPIFFE ID, or the origin of an agent outside any trust domain"
+        raise ConfigurationError("audience of the signer", got=agent, expected=expected)
+    return _origin(agent)

@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trust.errors import ConfigurationError, IdentityError, InsufficientScope
-from trust.oauth.calendars import MAX_CALENDARS, MAX_CLOSED, Calendar, calendars_of, expiry_cap, time_allows
+from trust.oauth.calendars import (
+    MAX_CALENDARS,
+    MAX_CLOSED,
+    Calendar,
+    calendars_of,
+    check_calendars,
+    expiry_cap,
+    time_allows,
+)
 
 ISSUED = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)  # a Friday
 OFFICE = Calendar(zone="Europe/Berlin", days=frozenset({1, 2, 3, 4, 5}), opens=time(9), closes=time(17, 30))
@@ -58,6 +66,13 @@ def test_any_days_that_are_days_will_do() -> None:
         with pytest.raises(ConfigurationError, match="calendar days") as caught:
             replace(OFFICE, days=days)
         assert type(caught.value) is ConfigurationError
+
+
+def test_any_collections_of_dates_will_do() -> None:
+    dates, yearly = [date(2027, 3, 26)], [[12, 25]]
+    calendar = replace(HOLIDAYS, closed=dates, closed_yearly=[*yearly, (2, 29)])
+    assert calendar == HOLIDAYS and hash(calendar) == hash(HOLIDAYS)
+    assert calendar.open_until(at("2031-12-25T20:00:00")) is None
 
 
 def test_a_time_without_a_zone_is_refused() -> None:
@@ -140,13 +155,43 @@ def test_calendar(calendar: Calendar, now: str, until: str | None) -> None:
         {"days": frozenset({0})},
         {"closed_yearly": frozenset({(2, 30)})},
         {"closed_yearly": frozenset({(13, 1)})},
+        {"zone": ZoneInfo("UTC")},
+        {"zone": None},
+        {"opens": "08:00"},
+        {"opens": 8},
+        {"opens": time(8, tzinfo=UTC)},
+        {"closes": "17:30"},
+        {"closes": datetime(2026, 11, 22, 17, tzinfo=UTC)},
+        {"closes": time(17, tzinfo=UTC)},
+        {"closed": "2027-03-26"},
+        {"closed": date(2027, 3, 26)},
+        {"closed": ["2027-03-26"]},
+        {"closed": [datetime(2027, 3, 26, tzinfo=UTC)]},
+        {"closed": None},
+        {"closed_yearly": "12-25"},
+        {"closed_yearly": ["12-25"]},
+        {"closed_yearly": [("12", "25")]},
+        {"closed_yearly": [date(2027, 12, 25)]},
+        {"closed_yearly": (12, 25)},
+        {"closed_yearly": None},
     ],
     ids=str,
 )
 def test_calendar_refuses(changes: dict[str, Any]) -> None:
     parts: dict[str, Any] = {"zone": "UTC", "days": frozenset({1}), "opens": time(9), "closes": time(17)}
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=r"calendar|closed date") as caught:
         Calendar(**{**parts, **changes})
+    assert type(caught.value) is ConfigurationError and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [["office"], "office", None, OFFICE, {"office": "UTC"}], ids=["list", "str", "None", "one", "zone"]
+)
+def test_what_are_no_calendars_by_name(given: Any) -> None:
+    check_calendars(CALENDARS)
+    with pytest.raises(ConfigurationError, match=r"calendars?( office)?: got .*, expected .*Calendar") as caught:
+        check_calendars(given)
+    assert type(caught.value) is ConfigurationError and "\n" not in str(caught.value)
 
 
 # The same by a walk: every minute of a few days is looked at on the wall clock of the zone.

@@ -12,14 +12,15 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.authority import BILLING, CLIENTS, PLANNER, Trail
 from tests.forge import Forge
+from trust.agent import agent_client
 from trust.authorize import exactly
 from trust.credentials import Credentials
-from trust.errors import TokenResponseRefused
+from trust.errors import ResponseNotSigned, TokenResponseRefused
 from trust.middleware import Gate
 from trust.oauth.client import TokenSource
 from trust.oauth.keys import RemoteKeys, SigningKey
@@ -27,6 +28,8 @@ from trust.oauth.server import create_app
 from trust.oauth.server.clients import ClientRegistry
 from trust.oauth.server.store import Store
 from trust.oauth.tokens import TokenValidator
+from trust.signing.envelope import VerifiedMessage
+from trust.signing.http import MessageSigner
 from trust.sources import Live
 from trust.tls.client import AgentTransport
 from trust.tls.server import serving
@@ -45,16 +48,21 @@ class Proxy:
 
     async def forward(self, request: Request) -> Response:
         self.headers = list(request.headers.raw)
-        answer = await self.again()
+        answer = await self.again(request.url.path)
+        answer.headers.pop("transfer-encoding", None)
         return Response(answer.content, answer.status_code, dict(answer.headers))
 
-    async def again(self) -> httpx.Response:
-        return await self.http.post(self.to + "/work", headers=self.headers)
+    async def again(self, path: str = "/work") -> httpx.Response:
+        return await self.http.post(self.to + path, headers=self.headers)
 
 
 async def work(request: Request) -> Response:
     caller = request.state.caller
     return JSONResponse({"subject": caller.subject, "peer": str(caller.agent_id)})
+
+
+async def stream(request: Request) -> Response:
+    return StreamingResponse(iter([b"data: {}\n\n"]), media_type="text/event-stream")
 
 
 def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
@@ -88,7 +96,7 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
             await serve(authority, "authority", "planner", "billing", sockets=[listening])
             keys = RemoteKeys(f"{issuer}/jwks", await http(AGENTS["billing"], "authority"))
             gate = Gate(
-                Starlette(routes=[Route("/work", work, methods=["POST"])]),
+                Starlette(routes=[Route("/work", work, methods=["POST"]), Route("/stream", stream, methods=["POST"])]),
                 source=AGENTS["billing"],
                 bundles=FORGE.bundles,
                 authorize=exactly(AGENTS["proxy"].agent_id, AGENTS["thief"].agent_id),
@@ -101,7 +109,8 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
             )
             proxy = Proxy(await http(AGENTS["proxy"], "billing"))
             proxy.to = await serve(gate, "billing", "proxy", "thief")
-            url = await serve(Starlette(routes=[Route("/work", proxy.forward, methods=["POST"])]), "proxy", "planner")
+            forwarding = Starlette(routes=[Route("/{path}", proxy.forward, methods=["POST"])])
+            url = await serve(forwarding, "proxy", "planner")
 
             tokens = {
                 bound: TokenSource(
@@ -120,6 +129,33 @@ def test_a_token_of_a_key_through_a_proxy(tmp_path: Path) -> None:
                 answer = await planner.post(f"{url}/work?tenant=1", auth=tokens["key"])
                 assert answer.json() == {"subject": PLANNER, "peer": str(AGENTS["proxy"].agent_id)}
             assert [e["event"] for e in trail.records].count("token") == 1
+            # Each side of a signed call knows the other's certificate only from the message itself.
+            seen: list[VerifiedMessage] = []
+            signed = {
+                chain: await stack.enter_async_context(
+                    agent_client(
+                        source=AGENTS["planner"],
+                        bundles=FORGE.bundles,
+                        authorize=exactly(AGENTS["proxy"].agent_id),
+                        tokens=tokens["key"],
+                        signer=MessageSigner(
+                            AGENTS["planner"],
+                            audience=BILLING,
+                            bundles=FORGE.bundles,
+                            chain=chain,
+                            received=seen.append,
+                        ),
+                    )
+                )
+                for chain in (True, False)
+            }
+            assert (await signed[True].post(f"{url}/work")).json()["subject"] == PLANNER
+            assert (await signed[True].post(f"{url}/stream")).content == b"data: {}\n\n"
+            assert ["x5c" in message.header for message in seen] == [True] * 3  # of the stream, the end too
+            with pytest.raises(ResponseNotSigned, match=r"got status 401, .* sign with chain=True"):
+                await signed[False].post(f"{url}/work")
+            assert trail.last["check"] == "signature.certificate"
+            assert "chain=True" in trail.last["reason"]
             # Whoever has read it on its way cannot use it again, nor from elsewhere.
             assert (await proxy.again()).json() == {"error": "invalid_dpop_proof"}
             proxy.http = await http(AGENTS["thief"], "billing")

@@ -314,6 +314,10 @@ def test_a_binding_that_is_not_served_is_refused() -> None:
     [
         {"default": ""},
         {"default": "agent"},
+        {"default": "temporal:office"},
+        {"default": "a:b temporal:30min"},
+        {"operations": {"GetTask": "temporal:office"}},
+        {"skills": {"bill": "temporal:office"}},
         {"operations": {"Send": "a:b"}},
         {"operations": {"GetTask": ""}},
         {"skills": {"bill": "bill"}},
@@ -344,6 +348,7 @@ def test_the_gate_tells_the_application_what_it_compared() -> None:
     with pytest.raises(InsufficientScope) as caught:
         W.admit(W.request(), scope=scopes)
     assert caught.value.required == "agent:execute bill:write"
+    assert "what a message without skillId in its metadata needs" in str(caught.value)
     admission = W.admit(W.request(token=W.token(scope="agent:execute bill:*")), scope=scopes)
     assert admission.operation == Operation(name="SendMessage")
     assert W.admit(W.request()).operation is None

@@ -122,7 +122,7 @@ def test_every_action_can_be_asked_about(action: str) -> None:
         only.check(dataclasses.replace(QUESTION, action=REQUEST if action != REQUEST else ISSUE))
 
 
-MISTAKES = {
+MISTAKES: dict[str, Any] = {
     "not a policy": "permit (",
     "nothing": "",
     "a comment alone": "// permit (principal, action, resource);",
@@ -134,6 +134,8 @@ MISTAKES = {
     "a member that need not be there": permits('context.skill == "pay"'),
     "another kind of principal": 'permit (principal == User::"x", action, resource);',
     "too large": "permit (principal, action, resource);" + " " * MAX_POLICY_BYTES,
+    "bytes": b"permit (principal, action, resource);",
+    "a path": Path("agent.cedar"),
 }
 
 

@@ -405,7 +405,17 @@ def test_with_remote_keys() -> None:
     "options",
     [
         {"issuer": ""},
+        {"issuer": None},
+        {"issuer": "http://auth.fleet.example"},
+        {"issuer": "auth.fleet.example"},
         {"audience": ""},
+        {"audience": None},
+        {"audience": [AUDIENCE]},
+        {"keys": "https://auth.fleet.example/jwks"},
+        {"keys": {"keys": []}},
+        {"keys": None},
+        {"keys": StaticKeys},
+        {"denylist": "redis://127.0.0.1"},
         {"algorithms": []},
         {"algorithms": ["ES256", "RS256"]},
         {"algorithms": ["none"]},
@@ -419,8 +429,9 @@ def test_with_remote_keys() -> None:
     ids=str,
 )
 def test_unsafe_configuration_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as caught:
         validator(**options)
+    assert type(caught.value) is ConfigurationError and "\n" not in str(caught.value)
 
 
 def test_a_narrower_policy_is_kept() -> None:
@@ -561,10 +572,11 @@ def test_a_remembered_token_is_found_without_reading_it_again(parsings: list[str
         (),
         (validator(), validator()),
         (validator(), validator(issuer=PARTNER, audience="https://another.example")),
+        ([validator(), validator(issuer=PARTNER)],),
     ],
-    ids=["none", "one issuer twice", "two audiences"],
+    ids=["none", "one issuer twice", "two audiences", "a list of them"],
 )
-def test_validators_that_do_not_belong_together(validators: tuple[TokenValidator, ...]) -> None:
+def test_validators_that_do_not_belong_together(validators: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigurationError):
         TokenValidators(*validators)
 

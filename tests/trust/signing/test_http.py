@@ -403,6 +403,13 @@ def test_audiences_that_are_none(audience: Any) -> None:
         signer(audience=audience)
 
 
+def test_mistakes_are_told_where_a_signer_is_made() -> None:
+    with pytest.raises(ConfigurationError, match="audience of the signer: got billing, expected a SPIFFE ID, or "):
+        signer(audience="billing")
+    with pytest.raises(ConfigurationError, match="source: got a value of type str, expected Credentials"):
+        MessageSigner("creds/planner", audience=BILLING.agent_id, bundles=FORGE.bundles)  # type: ignore[arg-type]
+
+
 def test_a_malformed_spiffe_id_is_no_audience() -> None:
     with pytest.raises(IdentityError):
         signer(audience="spiffe://Fleet/billing")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from trust.errors import ConfigurationError, ScopeNotGranted, TokenResponseRefused
+from trust.errors import ConfigurationError, IdentityError, ScopeNotGranted, TokenResponseRefused
 from trust.identity import AgentID
 from trust.oauth.metadata import (
     ACCESS_TOKEN_TYPE,
@@ -77,6 +77,11 @@ def ask_for(agent: AgentID | str, scopes: Iterable[str], subject_token: str | No
     resource = str(agent)
     if not is_resource(resource):
         raise ConfigurationError("resource", got=resource, expected="an absolute URI without fragment (RFC 8707)")
+    if resource.startswith("spiffe:"):
+        try:
+            AgentID.parse(resource)
+        except IdentityError as error:  # no agent has such an ID, and so no gate takes such a token
+            raise ConfigurationError(f"resource is no agent's: {error}") from None
     wanted = parse_scope_list(scopes if isinstance(scopes, str) else " ".join(scopes))
     if not wanted:
         raise ConfigurationError("no scopes", expected="at least one: a token that may nothing is of no use")

@@ -10,7 +10,14 @@ import httpx
 
 from trust.clock import Clock, wall_clock
 from trust.credentials import CredentialSource
-from trust.errors import ApprovalRequired, MetadataRefused, ScopeNotGranted, TokenRequestRefused, TokenResponseRefused
+from trust.errors import (
+    ApprovalRequired,
+    MetadataRefused,
+    ScopeNotGranted,
+    TokenRequestRefused,
+    TokenResponseRefused,
+    must_be,
+)
 from trust.oauth.client.asks import Ask, Token, read_token
 from trust.oauth.client.authentication import ClientAuthentication, TLSCertificate
 from trust.oauth.client.discovery import Discovery
@@ -42,6 +49,12 @@ class Authority:
         proof_key: SigningKey | None = None,
     ) -> None:
         """As `TokenSource`."""
+        must_be("http", http, httpx.AsyncClient, expected="an httpx.AsyncClient", do="use agent_client(...)")
+        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        if authentication is not None:
+            must_be("authentication", authentication, "prove", expected="TLSCertificate, PrivateKeyJWT or ClientSecret")
+        if proof_key is not None:
+            must_be("proof_key", proof_key, SigningKey, expected="a SigningKey", do="use SigningKey.generate()")
         self.issuer = check_issuer(issuer)
         self.clock = clock
         self.proof_key = proof_key  # that tokens are bound to (DPoP), where they are not bound to our certificate
@@ -171,12 +184,16 @@ def refusal(failed: str, status: int, members: Mapping[str, object]) -> TokenReq
     if not isinstance(code, str) or not _CODE.fullmatch(code):
         return TokenResponseRefused("token request failed without an error code", got=f"status {status}")
     if code == "authorization_pending":
-        approval_id, interval, expires_in = (members.get(name) for name in ("approval_id", "interval", "expires_in"))
+        said, interval, expires_in = (members.get(name) for name in ("approval_id", "interval", "expires_in"))
+        approval_id = said if isinstance(said, str) and _APPROVAL_ID.fullmatch(said) else ""
         return ApprovalRequired(
             "a person has to approve this first",
-            approval_id=approval_id if isinstance(approval_id, str) and _APPROVAL_ID.fullmatch(approval_id) else "",
+            approval_id=approval_id,
             interval=interval if type(interval) is int and 0 < interval <= MAX_WAIT else APPROVAL_INTERVAL,
             expires_in=expires_in if type(expires_in) is int and 0 <= expires_in <= MAX_WAIT else 0,
+            got=approval_id or None,
             do="wait for it with `approved`, or ask again later",
         )
-    return TokenRequestRefused(failed, error=code, got=code)
+    # Which of the two it was, the server does not say; nor anything else, to a client.
+    got = f"{code}: a person or a policy has said no" if code == "access_denied" else code
+    return TokenRequestRefused(failed, error=code, got=got, do="the authorization server's audit trail says why")

@@ -98,10 +98,12 @@ class TokenCache:
         return [task for flight in self._flights.values() if (task := flight.under_way) is not None]
 
     async def _land(self, key: tuple[Ask, str]) -> Token:
+        waiting = key in self._approved_by_a_person
         try:
             return await self._fetch(key)
         except Exception as error:
-            logger.warning("no new token from %s: %s: %s", self.authority.issuer, type(error).__name__, error)
+            if not (waiting and isinstance(error, ApprovalRequired)):  # a wait is many questions, and one line
+                logger.warning("no new token from %s: %s: %s", self.authority.issuer, type(error).__name__, error)
             raise
         finally:
             del self._flights[key]

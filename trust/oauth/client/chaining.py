@@ -38,7 +38,8 @@ class ChainedTokens:
     other server's person has decided, we need an assertion of our own server, and its person would approve each.
 
     Args:
-        home: our tokens at our own authorization server, which must let us take a caller's authority to `issuer`.
+        home: our tokens at our own authorization server, which must let us take a caller's authority to `issuer`. Its
+            own `resource`, `scopes` and `origins` do not matter here.
         issuer: the other server, exactly as its metadata names it; it must have our own server as a partner, and us as
             a client.
         http: a client with mutual TLS to the other server: our certificate, and its trust domain's bundle.

@@ -10,6 +10,8 @@ from trust.oauth.cards import check_card, read_card
 from trust.oauth.metadata import origin_of
 from trust.oauth.scopes import covers, parse, parse_scope_list
 
+MAX_LISTED = 200  # characters of the names of skills in an error
+
 
 class VerifiedCard(Protocol):
     """A card whose signature was verified: `trust.signing.cards.VerifiedCard`."""
@@ -41,6 +43,8 @@ def choose(
     if not isinstance(members, Mapping):
         raise ConfigurationError("card was not verified", expected="what trust.signing.cards.verify_card returned")
     requirements = read_card(members)
+    if skill is not None:
+        _check_skill(skill, members)
     issuer = check_card(requirements, issuers=issuers, signatures=signatures)
     ceiling = parse_scope_list(scopes if isinstance(scopes, str) else " ".join(scopes))
     required = requirements.scopes if skill is None else requirements.scopes_for(skill)
@@ -57,3 +61,10 @@ def choose(
     if not both:
         raise CardRefused("card's agent is elsewhere", got=" ".join(sorted(theirs)), expected=" or ".join(origins))
     return Choice(issuer=issuer, scopes=asked, origins=both)
+
+
+def _check_skill(skill: str, card: Mapping[str, Any]) -> None:
+    """Whoever misspells a skill would get what any of them needs. `read_card` has seen to the form of the list."""
+    known = [entry["id"] for entry in card.get("skills", []) if isinstance(entry.get("id"), str)]
+    if skill not in known:
+        raise CardRefused("card has no skill", got=skill, expected=", ".join(known)[:MAX_LISTED] or "none: it has none")

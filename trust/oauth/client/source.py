@@ -219,7 +219,8 @@ class Options(TypedDict, total=False):
 class TokenSource(BearerAuth):
     """Tokens that an agent gets for itself, and the way to those that it gets on behalf of others.
 
-    Belongs to the event loop of its `http` client.
+    Belongs to the event loop of its `http` client. An agent that only acts for its callers uses `on_behalf_of`, whose
+    arguments count then: `resource`, `scopes` and `origins` here are of tokens that it never asks for.
 
     Args:
         issuer: the authorization server, exactly as its metadata names it. It is configured, never read from a card.
@@ -302,7 +303,8 @@ class TokenSource(BearerAuth):
             http, source, options: as of `TokenSource`.
 
         Raises:
-            CardRefused: the card asks for less than mutual TLS and signed messages, or for more than our policy.
+            CardRefused: the card asks for less than mutual TLS and signed messages, or for more than our policy; or has
+                no such skill.
             ConfigurationError: as `TokenSource`, or a card that was not verified.
         """
         chosen = choose(

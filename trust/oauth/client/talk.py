@@ -51,8 +51,10 @@ async def _answer(http: httpx.AsyncClient, request: httpx.Request, malformed: ty
     except ValueError as error:
         raise malformed("answer", got=error, expected=f"at most {MAX_ANSWER_BYTES} bytes, not compressed") from None
     except (httpx.HTTPError, TimeoutError) as error:
+        # Of the connection alone: what is said of a request may show what is in it.
+        reason = f": {error}" if isinstance(error, httpx.ConnectError) else ""
         raise AuthorizationServerUnavailable(
-            "authorization server cannot be reached", got=type(error).__name__, do=f"look at {request.url}"
+            "authorization server cannot be reached", got=type(error).__name__ + reason, do=f"look at {request.url}"
         ) from error
 
 

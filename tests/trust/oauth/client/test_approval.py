@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.authority import PLANNER, Authority
-from tests.trust.oauth.client.servers import AGENT, run, source_of
+from tests.authority import ISSUER, PLANNER, Authority
+from tests.trust.oauth.client.servers import AGENT, counted, run, source_of
 from trust.errors import ApprovalRequired, TokenRequestRefused
 from trust.oauth.client.authority import APPROVAL_INTERVAL, refusal
 from trust.oauth.server import approvals as approvals_module
@@ -74,6 +74,38 @@ def test_a_no_ends_the_waiting(authority: Authority) -> None:
         assert str(refused.value) == f"a person has said no: got approval {pending.approval_id}"
 
     run(main())
+
+
+def test_a_no_is_told_to_whoever_asks_once_more(authority: Authority) -> None:
+    async def main() -> None:
+        auth = source_of(authority, authority.http(PLANNER)).needing_approval("")
+        await pending_of(auth)
+        decide(authority, approve=False)
+        with pytest.raises(TokenRequestRefused, match="got access_denied: a person or a policy has said no"):
+            await auth.token()
+
+    run(main())
+
+
+def test_a_wait_is_one_line_in_the_log(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> ApprovalRequired:
+        http, seen = counted(authority)
+        auth = source_of(authority, http).needing_approval("")
+        pending = await pending_of(auth)
+        waiting = asyncio.create_task(auth.approved(pending))
+        async with asyncio.timeout(20):
+            while seen.tokens < 5:
+                await asyncio.sleep(0.01)
+            decide(authority)
+            await waiting
+        return pending
+
+    pending = run(main())
+    assert pending.approval_id and f"got {pending.approval_id};" in str(pending)
+    lines = [record.getMessage() for record in caplog.records if record.name == "a2a_trust.oauth"]
+    assert [line for line in lines if "ApprovalRequired" in line] == [
+        f"no new token from {ISSUER}: ApprovalRequired: {pending}"
+    ]
 
 
 def test_nobody_waits_for_ever(authority: Authority) -> None:

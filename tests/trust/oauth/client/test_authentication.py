@@ -275,3 +275,10 @@ def test_the_secret_goes_to_the_token_and_the_revocation_endpoint_and_nowhere_el
         ("/token", basic[1]),
         ("/revoke", basic[1]),
     ]
+
+
+@pytest.mark.parametrize("way", [lambda: ClientSecret("s3cret"), lambda: PrivateKeyJWT("s3cret.pem")])  # type: ignore[arg-type]
+def test_what_is_no_key_and_no_callback_is_told_where_it_is_given(way: Any) -> None:
+    with pytest.raises(ConfigurationError, match="got a value of type str") as caught:
+        way()
+    assert "s3cret" not in str(caught.value)

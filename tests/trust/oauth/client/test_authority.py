@@ -99,6 +99,7 @@ def test_the_servers_no_carries_its_code(status: int) -> None:
     server = Fake(token_answer=answers(status, json={"error": "invalid_target", "error_description": "abc"}))
     error = run(refused(server.source(), TokenRequestRefused))
     assert isinstance(error, TokenRequestRefused) and error.error == "invalid_target"
+    assert str(error).endswith("got invalid_target; the authorization server's audit trail says why")
 
 
 @pytest.mark.parametrize("members", [{}, {"error": 1}, {"error": "x" * 65}])
@@ -125,6 +126,28 @@ def test_a_server_that_is_not_there_or_too_slow(monkeypatch: pytest.MonkeyPatch)
     run(refused(Fake().source(http=http), AuthorizationServerUnavailable))
     monkeypatch.setattr(talk, "FETCH_SECONDS", 0.05)
     run(refused(Fake(delay=5).source(), AuthorizationServerUnavailable))
+
+
+def test_why_a_server_cannot_be_reached() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"this is no TLS\r\n" * 10)
+        await reader.read()  # to its end: a reset could overtake what was said
+        writer.close()
+
+    async def work() -> str:
+        async with await asyncio.start_server(plain, "127.0.0.1", 0) as server, httpx.AsyncClient() as http:
+            issuer = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return str(await refused(Fake().source(http=http, issuer=issuer), AuthorizationServerUnavailable))
+
+    assert "got ConnectError: [SSL" in run(work())
+
+    # What is said of a request that has begun may be of what is in it.
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError("Illegal header value b'Basic abc'")
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(fail))
+    error = run(refused(Fake().source(http=http), AuthorizationServerUnavailable))
+    assert "got LocalProtocolError; look at" in str(error)
 
 
 def test_a_body_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def test_by_the_card_of_an_agent(tmp_path: Path) -> None:
                     TokenSource.from_card(verified, **{**policy, **ours, **narrower})
             with pytest.raises(OriginRefused):
                 await http.get(f"{issuer}/whoami", auth=tokens)
+            # One that the card has needs what the card says; one that it has not is misspelled.
+            one = TokenSource.from_card(verified, **policy, **ours, skill="bill")
+            assert (await one.token()).scopes == ("read:ledger.eu", "temporal:20min")
+            with pytest.raises(CardRefused, match="card has no skill: got zzz, expected bill"):
+                TokenSource.from_card(verified, **policy, **ours, skill="zzz")
+            none = replace(verified, card={n: v for n, v in verified.card.items() if n != "skills"})
+            with pytest.raises(CardRefused, match="expected none: it has none"):
+                TokenSource.from_card(none, **policy, **ours, skill="bill")
 
     asyncio.run(main())
 

@@ -21,6 +21,7 @@ from trust.errors import (
     ConfigurationError,
     OriginRefused,
     TokenRequestRefused,
+    TrustError,
 )
 from trust.identity import AgentID
 from trust.oauth.client import TokenSource
@@ -294,6 +295,29 @@ def test_exchange_and_the_auth_of_an_exchanged_token(authority: Authority) -> No
 def test_a_source_that_could_only_fail_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Fake().source(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"source": "creds/planner"}, "source: got a value of type str, expected Credentials; use Credentials.load"),
+        ({"authentication": "s3cret"}, "authentication: got a value of type str, expected TLSCertificate, PrivateKey"),
+        ({"proof_key": True}, "proof_key: got a value of type bool, expected a SigningKey; use SigningKey.generate"),
+        ({"http": "https://x"}, "http: got a value of type str, expected an httpx.AsyncClient; use agent_client"),
+        ({"resource": BILLING + "/"}, "resource is no agent's: SPIFFE ID path segment: got ''"),
+    ],
+    ids=lambda changes: str(*changes) if isinstance(changes, dict) else "",
+)
+def test_a_mistake_is_told_where_it_is_made(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(TrustError) as caught:
+        Fake().source(**changes)
+    assert type(caught.value) is ConfigurationError and str(caught.value).startswith(expected)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_synchronous_client_is_told_where_it_is_given() -> None:
+    with httpx.Client() as http, pytest.raises(ConfigurationError, match=r"expected an httpx\.AsyncClient"):
+        Fake().source(http=http)
 
 
 def test_one_origin_may_be_given_by_itself() -> None:
