@@ -1,10 +1,13 @@
-"""The answer to a signed request on its way out: whole, so that its head can carry the signature, or event by event."""
+"""An answer on its way out, for as long as its caller may have it.
+
+To a signed request it goes out whole, so that its head can carry the signature, or event by event.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from typing import NamedTuple, TypedDict
 
@@ -13,6 +16,7 @@ from starlette.types import Message, Scope, Send
 from trust.clock import Clock
 from trust.credentials import Credentials, CredentialSource
 from trust.errors import ConfigurationError, ResponseTooLarge, StreamNotSigned, TrustError
+from trust.extension import echoed
 from trust.identity import PRESENTED_EXTENSION, peer_of
 from trust.signing.envelope import VerifiedMessage
 from trust.signing.events import is_event_stream
@@ -54,8 +58,8 @@ class WhileAllowed:
     cuts the stream.
 
     Args:
-        check: raises where the caller may have no more. What it raises beside a TrustError, whoever sends gets; the next
-            message is asked for again.
+        check: raises a TrustError where the caller may have no more. With any other error there was no answer: whoever
+            sends gets that, and the next message is asked for again.
         denied: is told so, once.
 
     Attributes:
@@ -90,6 +94,21 @@ class WhileAllowed:
         else:
             # Only now: who is cancelled while it waits has not asked, and nobody goes past one who waits.
             self._next = time.monotonic() + CHECK_SECONDS
+
+
+def echoing(request: Collection[tuple[bytes, bytes]], send: Send) -> Send:
+    """An ASGI `send` that names the extension as activated, in an answer to a signed request that named it.
+
+    Args:
+        request: the headers of the request.
+    """
+
+    async def send_echoing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": echoed(message.get("headers", ()), request)}
+        await send(message)
+
+    return send_echoing
 
 
 class Answer(NamedTuple):

@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from trust import private_keys
-from trust.errors import CredentialsError, PeerError
+from trust.errors import CredentialsError, PeerError, must_have
 from trust.identity import AgentID, thumbprint
 from trust.private_keys import PrivateKey
 from trust.sources import Source
@@ -30,6 +30,15 @@ BUNDLE_FILE = "bundle.json"  # the roots that the agent trusts, where they come 
 MAX_LOOKS = 16  # at a folder that is being written to; a replacement changes it three times
 
 CredentialSource = Source["Credentials"]
+
+
+def check_source(source: object) -> None:
+    """That an argument can be a source of credentials: not a path, which is easily given in its place.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    must_have("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

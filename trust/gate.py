@@ -202,7 +202,7 @@ def _check_scope(token: AccessToken, facts: RequestFacts, policy: GatePolicy) ->
     if isinstance(policy.scope, SkillScopes):
         operation = policy.scope.operation(method=facts.method, path=facts.path, body=facts.body)
         required = policy.scope.required(operation)
-        if policy.scope.for_any_skill(operation):
+        if policy.scope.names_no_skill(operation):
             needed_by = f"a message without {SKILL_MEMBER} in its metadata"
     else:
         required = policy.scope if isinstance(policy.scope, str) else policy.scope(facts)

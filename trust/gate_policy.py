@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from trust.authorize import Authorizer, a_rule
-from trust.errors import ConfigurationError, must_be
+from trust.errors import ConfigurationError, must_be, must_have
 from trust.extension import Signatures
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth import dpop
@@ -107,12 +107,12 @@ class GatePolicy:
 
     def __post_init__(self) -> None:
         a_rule(self.authorize)
-        must_be("tokens", self.tokens, "validate", expected="a TokenValidator")
-        must_be("replay", self.replay, "remember", expected="a replay guard", do="use one of trust.replay")
+        must_have("tokens", self.tokens, "check_denylist", expected="a TokenValidator")
+        must_have("replay", self.replay, "remember", expected="a replay guard", do="use one of trust.replay")
         if isinstance(self.scope, str):
             check_rules(self.scope.split(" "), "gate's scope")
         elif not isinstance(self.scope, SkillScopes):
-            must_be("scope", self.scope, "__call__", expected="one scope, a SkillScopes or a function")
+            must_have("scope", self.scope, "__call__", expected="one scope, a SkillScopes or a function")
         if self.catalogue is not None:
             must_be("catalogue", self.catalogue, Catalogue, expected="a Catalogue", do="use Catalogue({...})")
         check_calendars(self.calendars)
@@ -120,7 +120,7 @@ class GatePolicy:
         check_rules(self.approvals, "approvals")
         object.__setattr__(self, "approvals", tuple(self.approvals))
         if self.permit is not None:
-            must_be("permit", self.permit, "check", expected="a policy", do="use CedarPolicy.load(path)")
+            must_have("permit", self.permit, "check", expected="a policy", do="use CedarPolicy.load(path)")
         must_be("relays", self.relays, Mapping, expected="{peer: rule}")
         for relay, rule in self.relays.items():
             a_rule(rule)

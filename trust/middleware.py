@@ -15,16 +15,16 @@ from types import MappingProxyType
 from typing import Any
 
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trust.answers import Answer, Collected, Signed, SignedStream, WhileAllowed, presented_to
+from trust.answers import Answer, Collected, Signed, SignedStream, WhileAllowed, echoing, presented_to
 from trust.asgi import MAX_BODY_BYTES, Headers, body_of, check_declared_size, headers_of, origin_of, url_of, with_body
 from trust.audit import AuditLog, AuditSink
 from trust.authorize import Authorizer
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.caller_auth import CallerCredentials
 from trust.clock import Clock, wall_clock
-from trust.credentials import CredentialSource
+from trust.credentials import CredentialSource, check_source
 from trust.errors import (
     ConfigurationError,
     RequestMalformed,
@@ -34,8 +34,9 @@ from trust.errors import (
     TrustError,
     WebSocketRefused,
     must_be,
+    must_have,
 )
-from trust.extension import Signatures, declaration, echoed, required_error, under_both_names
+from trust.extension import Signatures, declaration, required_error, under_both_names
 from trust.gate import Admission, Refusal, judge, may_speak
 from trust.gate_policy import GatePolicy, RequestFacts, TokenRules
 from trust.identity import PROXY_EXTENSION, AgentID, PeerIdentity, peer_of
@@ -95,8 +96,8 @@ class Gate:
     event that is not a JSON object. Its end is signed and sent when the application has returned, and only if it has:
     what it does after its last event delays the end.
 
-    A stream, or another answer in many parts, is cut when its token is revoked, within a second of the denylist's
-    knowing it. One whose token expires meanwhile goes on: the next request needs a new one.
+    A stream, or another answer in many parts, is cut at its next part once its token is revoked, or the denylist cannot
+    be had; it is asked at most once a second. One whose token expires meanwhile goes on: the next request needs one.
 
     Not checked: WebSockets are refused as a whole.
 
@@ -128,9 +129,9 @@ class Gate:
         clock: Clock = wall_clock,
     ) -> None:
         must_be("public_paths", public_paths, Collection, expected="a collection of exact paths")
-        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        check_source(source)
         if audit is not None:
-            must_be("audit", audit, "record", expected="an AuditSink", do="use trust.audit.AuditLog()")
+            must_have("audit", audit, "record", expected="an AuditSink", do="use trust.audit.AuditLog()")
         if signatures not in ("required", "optional"):
             raise ConfigurationError("signatures", got=signatures, expected='"required" or "optional"')
         signer(source.current().private_key)  # one that signs no answers is told now, and not to each caller
@@ -155,8 +156,10 @@ class Gate:
             approvals=approvals,
             permit=permit,
         )
+        # Those that a caller may need, where that is known without a request.
+        scopes = scope.scopes() if isinstance(scope, SkillScopes) else scope.split() if isinstance(scope, str) else ()
         self._resource = ProtectedResource(
-            audience=tokens.audience, issuers=tokens.issuers, bindings=tokens.bindings, scopes=_scopes_of(scope)
+            audience=tokens.audience, issuers=tokens.issuers, bindings=tokens.bindings, scopes=scopes
         )
         self._off_the_loop = OffTheLoop(self._policy.replay)
 
@@ -246,7 +249,7 @@ class Gate:
         send = allowed = WhileAllowed(send, check, partial(self._denied, scope))
         if admission.message is not None:
             admitted["headers"] = under_both_names(admitted["headers"])
-            send = _echoing(facts, send)
+            send = echoing(facts.headers, send)
         try:
             await self._run(admitted, with_body(facts.body, receive), send, admission.message)
         except Exception:
@@ -371,17 +374,6 @@ class Gate:
         )
 
 
-def _echoing(facts: RequestFacts, send: Send) -> Send:
-    """An ASGI `send` that names the extension as activated, in an answer to a signed request that named it."""
-
-    async def send_echoing(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": echoed(message.get("headers", ()), facts.headers)}
-        await send(message)
-
-    return send_echoing
-
-
 def _proxy(scope: Scope) -> dict[str, str]:
     """For the trail: the proxy whose word it is that the caller is the peer, where there is one."""
     proxy = (scope.get("extensions") or {}).get(PROXY_EXTENSION)
@@ -395,13 +387,6 @@ def _reference_of_public(scope: Scope) -> RequestReference | None:
         return reference_of(headers, peer.agent_id, received=(scope["method"], url_of(scope))) if peer else None
     except RequestMalformed:
         return None
-
-
-def _scopes_of(scope: str | SkillScopes | Callable[[RequestFacts], str]) -> tuple[str, ...]:
-    """Those that a caller may need, where that is known without a request."""
-    if isinstance(scope, SkillScopes):
-        scope = " ".join((scope.default, *scope.operations.values(), *scope.skills.values()))
-    return tuple(dict.fromkeys(scope.split())) if isinstance(scope, str) else ()
 
 
 def _without_token(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -25,7 +25,7 @@ from trust.errors import (
     UnknownTrustDomain,
     UntrustedChain,
     WrongKeyUsage,
-    must_be,
+    must_have,
 )
 from trust.identity import AgentID, PeerIdentity, thumbprint
 from trust.paths import PURPOSES, Root, build_path, check_end_entity
@@ -73,8 +73,8 @@ class PeerVerifier:
         *,
         previous: PeerVerifier | None = None,
     ) -> None:
-        must_be("bundles", bundles, "current", expected="TrustBundles", do="use TrustBundles.load(path)")
-        must_be("crls", crls, "current", expected="RevocationLists", do="use RevocationLists.load(path)")
+        must_have("bundles", bundles, "current", expected="TrustBundles", do="use TrustBundles.load(path)")
+        must_have("crls", crls, "current", expected="RevocationLists", do="use RevocationLists.load(path)")
         self._bundles = bundles
         self._crls = crls
         self._lock = threading.Lock()

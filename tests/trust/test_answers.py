@@ -616,7 +616,7 @@ def test_a_whole_answer_goes_out_though_its_token_was_revoked_meanwhile(monkeypa
 def test_nothing_is_sent_after_a_refusal_and_nothing_asked_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     now, sent, asked = [0.0], list[Any](), list[TrustError | None]()
     denied: list[TrustError] = []
-    monkeypatch.setattr(answers.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(answers, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def send(message: Any) -> None:
         sent.append(message["body"])

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 import trust.errors
-from trust.errors import ConfigurationError, Fault, InsufficientScope, TokenRequestRefused, TrustError, must_be
+from trust.errors import (
+    ConfigurationError,
+    Fault,
+    InsufficientScope,
+    TokenRequestRefused,
+    TrustError,
+    must_be,
+    must_have,
+)
 
 CLASSES = {
     name: value
@@ -133,14 +141,21 @@ MISTAKEN: list[tuple[Any, type | str, str]] = [
 ]
 
 
+def check(given: Any, kind: type | str, **words: str) -> None:
+    if isinstance(kind, str):
+        must_have("it", given, kind, **words)
+    else:
+        must_be("it", given, kind, **words)
+
+
 @pytest.mark.parametrize(("given", "kind"), FITTING, ids=repr)
 def test_an_argument_that_is_what_it_must_be(given: Any, kind: type | str) -> None:
-    must_be("it", given, kind, expected="another")
+    check(given, kind, expected="another")
 
 
 @pytest.mark.parametrize(("given", "kind", "got"), MISTAKEN, ids=repr)
 def test_an_argument_that_is_not_is_told_by_its_type_alone(given: Any, kind: type | str, got: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        must_be("it", given, kind, expected="another", do="give another")
+        check(given, kind, expected="another", do="give another")
     assert type(caught.value) is ConfigurationError
     assert str(caught.value) == f"it: got {got}, expected another; give another"

@@ -78,25 +78,32 @@ class ConfigurationError(TrustError):
     code = "server_error"
 
 
-def must_be(name: str, given: object, kind: type | str, *, expected: str, do: str = "") -> None:
-    """That an argument is what it must be: told where a thing is built, and not at each request.
+def must_be(name: str, given: object, kind: type, *, expected: str, do: str = "") -> None:
+    """That an argument is of a type: told where a thing is built, and not at each request.
 
     For arguments that are easily mistaken, such as the path of a file for what is in it. What was given is not shown,
-    only its type: it may be a secret.
-
-    Args:
-        kind: a type; or the name of a method, for what a Protocol describes. A str is no `Collection` here.
+    only its type: it may be a secret. A str is no `Collection` here.
 
     Raises:
         ConfigurationError: it is not.
     """
-    if isinstance(kind, str):
-        fits = not isinstance(given, type | str) and callable(getattr(given, kind, None))
-    else:
-        fits = isinstance(given, kind) and (kind is str or not isinstance(given, str))
-    if not fits:
-        got = f"the class {given.__name__}" if isinstance(given, type) else f"a value of type {type(given).__name__}"
-        raise ConfigurationError(name, got=got, expected=expected, do=do)
+    if not isinstance(given, kind) or (isinstance(given, str) and kind is not str):
+        raise _mistaken(name, given, expected, do)
+
+
+def must_have(name: str, given: object, method: str, *, expected: str, do: str = "") -> None:
+    """As `must_be`, of an argument that a Protocol describes: that it has this method. A class has none of its own.
+
+    Raises:
+        ConfigurationError: it has not.
+    """
+    if isinstance(given, type | str) or not callable(getattr(given, method, None)):
+        raise _mistaken(name, given, expected, do)
+
+
+def _mistaken(name: str, given: object, expected: str, do: str) -> ConfigurationError:
+    got = f"the class {given.__name__}" if isinstance(given, type) else f"a value of type {type(given).__name__}"
+    return ConfigurationError(name, got=got, expected=expected, do=do)
 
 
 class CredentialsError(ConfigurationError):

@@ -25,8 +25,7 @@ from typing import Any
 
 from trust.errors import ConfigurationError, OperationMalformed, OperationUnknown, ScopeMalformed
 from trust.json_text import NotStrictJson, parse
-from trust.oauth.scopes import parse as parse_scope
-from trust.oauth.scopes import parse_scope_list
+from trust.oauth.scopes import check_rules, parse_scope_list
 
 SKILL_MEMBER = "skillId"
 
@@ -116,14 +115,15 @@ class SkillScopes:
             raise ConfigurationError("path of JSON-RPC", got=self.jsonrpc, expected='an absolute path, such as "/a2a"')
         if self.rest and (not self.rest.startswith("/") or self.rest.endswith("/")):
             raise ConfigurationError("prefix of HTTP+JSON", got=self.rest, expected='"", or such as "/a2a/rest"')
+        name = "scopes of operations and skills"
         try:
             for scope in (self.default, *self.operations.values(), *self.skills.values()):
-                needed = [parse_scope(one) for one in parse_scope_list(scope)]
-                if not needed or any(one.is_time for one in needed):  # those are for tokens: nothing asks for one
-                    raise ScopeMalformed("scope", got=repr(scope), expected="at least one, and no time scopes")
+                if not (needed := parse_scope_list(scope)):
+                    raise ScopeMalformed("scope", got=repr(scope), expected="at least one")
+                check_rules(needed, name)
             parse_scope_list(self.calling())  # as many as a request can need
         except ScopeMalformed as error:
-            raise ConfigurationError(f"scopes of operations and skills: {error}") from None
+            raise ConfigurationError(f"{name}: {error}") from None
 
     def operation(self, *, method: str, path: str, body: bytes) -> Operation:
         """The operation that a request asks for.
@@ -157,7 +157,11 @@ class SkillScopes:
             needed += self.skills.values() if operation.skill is None else [self.skills[operation.skill]]
         return together(needed)
 
-    def for_any_skill(self, operation: Operation) -> bool:
+    def scopes(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(" ".join((self.default, *self.operations.values(), *self.skills.values())).split()))
+
+    def names_no_skill(self, operation: Operation) -> bool:
         """Whether it is a message that names none of the skills that there are, and so needs the scopes of all."""
         return bool(self.skills) and operation.name in _SENDING and operation.skill is None
 

@@ -31,6 +31,7 @@ from trust.errors import (
     TokenWithoutCertificate,
     TokenWithoutProof,
     must_be,
+    must_have,
 )
 from trust.identity import AgentID, PeerIdentity
 from trust.oauth.claims import (
@@ -115,16 +116,15 @@ class TokenValidator:
             must_be("audience", audience, str, expected="this resource, as tokens name it")
         if not audience:
             raise ConfigurationError("audience", got="nothing", expected="this resource, as tokens name it")
-        must_be("keys", keys, "prepare", expected="a KeySource", do="use RemoteKeys(url, http) or StaticKeys(jwks)")
+        must_have("keys", keys, "prepare", expected="a KeySource", do="use RemoteKeys(url, http) or StaticKeys(jwks)")
         if not algorithms or not set(algorithms) <= set(ALGORITHMS):
             raise ConfigurationError("token algorithms", got=list(algorithms), expected=f"some of {list(ALGORITHMS)}")
         if not bindings or isinstance(bindings, str) or not set(bindings) <= set(get_args(Binding)):
             expected = f"some of {list(get_args(Binding))}"
             raise ConfigurationError("bindings of tokens", got=bindings, expected=expected)
-        if isinstance(required_claims, str):
-            raise ConfigurationError("required_claims", got="a str", expected="a collection of names")
+        must_be("required_claims", required_claims, Collection, expected="a collection of names")
         if denylist is not None:
-            must_be("denylist", denylist, "prepare", expected="contains and prepare, as of Denylist")
+            must_have("denylist", denylist, "prepare", expected="contains and prepare, as of Denylist")
         if max_lifetime <= timedelta(0):
             raise ConfigurationError("lifetime of tokens", got=max_lifetime, expected="more than nothing")
         self.issuers = (issuer,)
@@ -209,7 +209,7 @@ class TokenValidator:
         if access.key_thumbprint or proof is not None:
             _check_proof(access, proof)
         # 12.
-        self._check_denylist(access.issuer, access.token_id)
+        self._refuse_revoked(access.issuer, access.token_id)
         if self._warns:
             self._warn_of_long_life(verified)
         return access
@@ -222,9 +222,9 @@ class TokenValidator:
         """
         if self._denylist is not None:
             await self._denylist.prepare()
-            self._check_denylist(issuer, token_id)
+            self._refuse_revoked(issuer, token_id)
 
-    def _check_denylist(self, issuer: str, token_id: str) -> None:
+    def _refuse_revoked(self, issuer: str, token_id: str) -> None:
         if self._denylist is not None and self._denylist.contains(issuer, token_id):
             raise TokenRevoked("token was revoked", got=token_id)
 

@@ -21,8 +21,8 @@ import httpx
 
 from trust.authorize import Authorizer
 from trust.clock import Clock, wall_clock
-from trust.credentials import Credentials, CredentialSource
-from trust.errors import BindingMismatch, ConfigurationError, WebhookRefused, must_be
+from trust.credentials import Credentials, CredentialSource, check_source
+from trust.errors import BindingMismatch, ConfigurationError, WebhookRefused
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
 from trust.replay import ReplayGuard
@@ -148,7 +148,7 @@ class PushSigningTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, inner: httpx.AsyncBaseTransport, source: CredentialSource, *, clock: Clock = wall_clock) -> None:
-        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        check_source(source)
         signer(source.current().private_key)
         self._inner = inner
         self._source = source

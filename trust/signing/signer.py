@@ -9,8 +9,8 @@ from typing import Any
 from trust.authorize import Authorizer, exactly
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
-from trust.credentials import CredentialSource
-from trust.errors import BindingMismatch, ConfigurationError, must_be
+from trust.credentials import CredentialSource, check_source
+from trust.errors import BindingMismatch, ConfigurationError
 from trust.extension import check_declared
 from trust.identity import AgentID, PeerIdentity
 from trust.peers import PeerVerifier
@@ -57,7 +57,7 @@ class MessageSigner:
         received: Callable[[VerifiedMessage], object] = lambda message: None,
         clock: Clock = wall_clock,
     ) -> None:
-        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        check_source(source)
         self._source = source
         self._everywhere: AgentID | str | None = None
         self._by_origin: dict[str, AgentID | str] = {}

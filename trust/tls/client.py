@@ -171,7 +171,7 @@ def fetch_client(
         source, bundles, crls: as for `client_context`.
 
     Raises:
-        ConfigurationError: not an https URL.
+        ConfigurationError: not an https URL, where an agent serves it; else the caller has seen to that.
     """
     transport: httpx.AsyncBaseTransport
     if server is None:

@@ -21,8 +21,8 @@ from typing import Any, Literal, NoReturn
 from trust.authorize import Authorizer, a_rule, any_of
 from trust.bundles import BundleSource, RevocationLists, RevocationSource
 from trust.clock import Clock, wall_clock
-from trust.credentials import Credentials, CredentialSource
-from trust.errors import ConfigurationError, TrustError, must_be
+from trust.credentials import Credentials, CredentialSource, check_source
+from trust.errors import ConfigurationError, TrustError
 from trust.identity import PeerIdentity
 from trust.peers import PeerVerifier
 from trust.sources import Live, Source
@@ -165,7 +165,7 @@ class TrustContext(ssl.SSLContext):
         self.server_side = server_side
         self.proxies = None if proxies is None else a_rule(proxies)
         a_rule(authorize)
-        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        check_source(source)
         if post_quantum not in ("preferred", "required"):
             raise ConfigurationError("post_quantum", got=post_quantum, expected='"preferred" or "required"')
         self._required = certificate_required

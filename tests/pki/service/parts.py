@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -207,3 +208,18 @@ def raw(running: Running, data: bytes) -> bytes:
 
 def copied(template: Path, folder: Path) -> Path:
     return Path(shutil.copytree(template, folder))
+
+
+def until(condition: object, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def ready(running: Running) -> dict[str, bool]:
+    response = running.get("/ready")
+    members = response.json()
+    assert response.status_code == (200 if members["ready"] else 503)
+    assert members["ready"] is all(members["checks"].values())
+    return dict(members["checks"])

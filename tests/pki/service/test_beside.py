@@ -21,8 +21,7 @@ from pki.service import upkeep
 from pki.service.beside import Beside, Lent
 from tests.authority import WithPeer
 from tests.forge import NOW, Forge
-from tests.pki.service.parts import Trail, started
-from tests.pki.service.test_server import ready, until
+from tests.pki.service.parts import Trail, ready, started, until
 from trust.bundles import RevocationSource
 from trust.errors import ConfigurationError
 from trust.identity import peer_of

@@ -14,8 +14,7 @@ from sqlalchemy import make_url
 from pki import CertificateAuthority
 from pki.store import database
 from pki.store import postgresql as driver
-from tests.pki.service.parts import certificates, new_ca, started
-from tests.pki.service.test_server import ready, until
+from tests.pki.service.parts import certificates, new_ca, ready, started, until
 from tests.pki.store import parts
 
 

@@ -37,29 +37,16 @@ from tests.pki.service.parts import (
     certificates,
     copied,
     raw,
+    ready,
     request,
     run,
     started,
+    until,
 )
 from tests.pki.service.test_publications import WebCA
 from trust.errors import ConfigurationError
 from trust.identity import fingerprint
 from trust.tls import peer_of_response
-
-
-def until(condition: object, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def ready(running: Running) -> dict[str, bool]:
-    response = running.get("/ready")
-    members = response.json()
-    assert response.status_code == (200 if members["ready"] else 503)
-    assert members["ready"] is all(members["checks"].values())
-    return dict(members["checks"])
 
 
 def test_ready_from_the_first_answer_on(service: Running) -> None:

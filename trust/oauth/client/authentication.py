@@ -22,7 +22,7 @@ from typing import Protocol
 from urllib.parse import quote_plus
 
 from trust.credentials import Credentials
-from trust.errors import CredentialsError, must_be
+from trust.errors import CredentialsError, must_have
 from trust.oauth.keys import SigningKey
 from trust.signing import jws
 from trust.sources import Source
@@ -89,7 +89,7 @@ class PrivateKeyJWT:
 
     def __init__(self, key: SigningKey | Source[SigningKey] | None = None) -> None:
         if key is not None and not isinstance(key, SigningKey):
-            must_be("key", key, "current", expected="a SigningKey", do="use SigningKey.from_pem(...)")
+            must_have("key", key, "current", expected="a SigningKey", do="use SigningKey.from_pem(...)")
         self._key = key
 
     async def prove(self, *, client_id: str, issuer: str, credentials: Credentials, now: datetime) -> ClientProof:
@@ -135,7 +135,7 @@ class ClientSecret:
     method = "client_secret_basic"
 
     def __init__(self, callback: SecretCallback) -> None:
-        must_be("client secret", callback, "__call__", expected="a function that says it", do="use from_file(path)")
+        must_have("client secret", callback, "__call__", expected="a function that says it", do="use from_file(path)")
         self._callback = callback
 
     @classmethod

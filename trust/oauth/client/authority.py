@@ -9,7 +9,7 @@ from types import MappingProxyType
 import httpx
 
 from trust.clock import Clock, wall_clock
-from trust.credentials import CredentialSource
+from trust.credentials import CredentialSource, check_source
 from trust.errors import (
     ApprovalRequired,
     MetadataRefused,
@@ -17,6 +17,7 @@ from trust.errors import (
     TokenRequestRefused,
     TokenResponseRefused,
     must_be,
+    must_have,
 )
 from trust.oauth.client.asks import Ask, Token, read_token
 from trust.oauth.client.authentication import ClientAuthentication, TLSCertificate
@@ -50,9 +51,10 @@ class Authority:
     ) -> None:
         """As `TokenSource`."""
         must_be("http", http, httpx.AsyncClient, expected="an httpx.AsyncClient", do="use agent_client(...)")
-        must_be("source", source, "current", expected="Credentials", do="use Credentials.load(path)")
+        check_source(source)
         if authentication is not None:
-            must_be("authentication", authentication, "prove", expected="TLSCertificate, PrivateKeyJWT or ClientSecret")
+            expected = "TLSCertificate, PrivateKeyJWT or ClientSecret"
+            must_have("authentication", authentication, "prove", expected=expected)
         if proof_key is not None:
             must_be("proof_key", proof_key, SigningKey, expected="a SigningKey", do="use SigningKey.generate()")
         self.issuer = check_issuer(issuer)

@@ -67,4 +67,6 @@ def _check_skill(skill: str, card: Mapping[str, Any]) -> None:
     """Whoever misspells a skill would get what any of them needs. `read_card` has seen to the form of the list."""
     known = [entry["id"] for entry in card.get("skills", []) if isinstance(entry.get("id"), str)]
     if skill not in known:
-        raise CardRefused("card has no skill", got=skill, expected=", ".join(known)[:MAX_LISTED] or "none: it has none")
+        raise CardRefused(
+            "card has no skill", got=skill, expected=", ".join(known)[:MAX_LISTED] or "a card with skills"
+        )

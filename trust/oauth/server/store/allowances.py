@@ -2,7 +2,7 @@
 
 Agents take a list of at most 100,000 revoked tokens (`trust.oauth.denylist.document`), and refuse everything where it
 is longer. So nobody may hold so many that revoking them would make it so: four hostile clients cannot, whatever they
-ask for. (Five or more have to be stopped by hand.)
+ask for. (Five or more can, and so can disabling them: then agents refuse all until enough of their tokens have ended.)
 
 Counting 20,000 rows for each token would cost more than the token. So a client is counted once for many of its tokens:
 a process adds `COUNTED_FOR` before it counts again, and each may go beyond the limit by as many.
