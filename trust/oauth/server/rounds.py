@@ -41,9 +41,9 @@ class Rounds:
         self._thread.start()
 
     def close(self) -> None:
-        """Wait for the round that is under way."""
+        """Wait for the round that is under way, unless it hangs."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STALE_SECONDS)
 
     def _forever(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.authority import BILLING, ISSUER, PLANNER, Clock, Trail
 from tests.forge import NOW
@@ -184,3 +185,31 @@ def test_an_account_without_a_name_is_told_by_its_number(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pwd.getpwuid", no_name)
     assert options.operator().account.startswith(f"uid {os.getuid()}@")
+
+
+DAMAGES: dict[str, tuple[str, str | int]] = {
+    "no JSON": ("facts", "{"),
+    "no object": ("facts", "[]"),
+    "another event": ("facts", '{"event": "x"}'),
+    "another time": ("facts", '{"time": "x"}'),
+    "an object in it": ("facts", '{"a": {}}'),
+    "a truth in it": ("facts", '{"a": true}'),
+    "deep": ("facts", "[" * 9999),
+    "a time beyond the calendar": ("decided_at", 10**18),
+}
+
+
+@pytest.mark.parametrize(("column", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_decision_keeps_no_other_from_the_trail(tmp_path: Path, column: str, damage: str | int) -> None:
+    database, trail = f"sqlite:///{tmp_path}/t.db", Heard()
+    with contextlib.closing(Store(database, by=Operator(account="alice@desk", clock=Clock()))) as desk:
+        desk.clients.disable("spiffe://fleet.example/one", now=NOW)
+        with desk._engine.begin() as connection:
+            connection.execute(sa.text(f"UPDATE oauth_decisions SET {column} = :damage"), {"damage": damage})
+        desk.clients.disable("spiffe://fleet.example/two", now=NOW)
+        with ToldDecisions(desk.decisions, trail, clock=Clock()):
+            one, two = trail.wait(2)
+    assert (one["target"], two["target"]) == ("spiffe://fleet.example/one", "spiffe://fleet.example/two")
+    assert (one["event"], one["account"]) == ("client disable", "alice@desk")
+    assert "damaged" not in two
+    assert column == "decided_at" or one["damaged"] == damage

@@ -17,6 +17,8 @@ import sqlalchemy as sa
 from trust.clock import Clock, wall_clock
 from trust.oauth.server.store.schema import DECISIONS, seconds_of, time_of
 
+# What a record of the trail has beside the facts; no fact is called so.
+_TAKEN = {"self", "time", "event", "decision", "check", "peer", "target", "by", "account", "at", "number"}
 TELLING = timedelta(seconds=60)  # for one record; a server that has not come back by then has crashed
 
 
@@ -115,6 +117,28 @@ def _decided(row: sa.Row[Any]) -> Decided:
         target=row.target,
         by=row.decided_by,
         account=row.account,
-        at=time_of(row.decided_at),
-        facts=json.loads(row.facts),
+        at=_at(row.decided_at),
+        facts=_facts(row.facts),
     )
+
+
+# One row that is damaged must not keep the decisions after it from the trail: it is told as it can be.
+def _facts(text: str) -> Mapping[str, str | int]:
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        facts = None
+    if (
+        isinstance(facts, dict)
+        and facts.keys().isdisjoint(_TAKEN)
+        and all(type(f) in (str, int) for f in facts.values())
+    ):
+        return facts
+    return {"damaged": text}
+
+
+def _at(seconds: int) -> datetime:
+    try:
+        return time_of(seconds)
+    except (ValueError, OverflowError, OSError):
+        return time_of(0)
