@@ -48,6 +48,10 @@ def checked_url(url: str, store: str) -> str:
     return f"unix://{parts.path}" if local else f"{parts.scheme}://{host}{f':{port}' if port else ''}"
 
 
+def no_driver() -> ConfigurationError:
+    return ConfigurationError("Redis", got="no driver", expected="redis", do="install the extra `redis` of a2a-trust")
+
+
 def bad_url(store: str) -> ConfigurationError:
     return ConfigurationError(
         f"URL of the {store}",

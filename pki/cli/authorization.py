@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from pki.service.beside import Lent, Opener
 from trust.errors import ConfigurationError
 from trust.identity import AgentID
-from trust.oauth.server.state import PASSWORD_VARIABLE, authorization_server, declared
+from trust.oauth.server.state import KEYS_PASSWORD_VARIABLE, authorization_server, declared
 from trust.tls.client import fetch_client
 
 
@@ -29,7 +29,7 @@ def beside(domain: str, *, clients: Path, issuer: str, folder: Path, url: str | 
         ConfigurationError: the file of clients, the issuer, or the URL of Redis.
     """
     declared(clients, issuer, redis_url, partial(_http, domain, None))  # before anybody is told that we serve
-    password = os.environ.get(PASSWORD_VARIABLE)
+    password = os.environ.get(KEYS_PASSWORD_VARIABLE)
     settings = {"clients": clients, "issuer": issuer, "folder": folder, "url": url, "redis_url": redis_url}
     return partial(_opened, domain, {**settings, "password": password})
 
@@ -37,7 +37,7 @@ def beside(domain: str, *, clients: Path, issuer: str, folder: Path, url: str | 
 @contextmanager
 def _opened(domain: str, settings: dict[str, Any], lent: Lent) -> Iterator[Starlette]:
     http = partial(_http, domain, lent)
-    with authorization_server(**settings, http=http, audit=lent.audit, clock=lent.clock) as app:
+    with authorization_server(**settings, http=http, audit=lent.audit, trust_domain=domain, clock=lent.clock) as app:
         yield app
 
 

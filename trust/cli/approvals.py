@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL, operator
+from trust.cli.options import STATE, StateFolder, StoreURL, opened_store
 from trust.cli.output import iso, say, show_table
 from trust.errors import ConfigurationError
-from trust.oauth.server.state import open_store
 from trust.oauth.server.store import Approval, Store
 
 MAX_NAME_CHARACTERS = 256
@@ -30,7 +29,7 @@ app.add_typer(_approval, name="approval")
 @_approval.command("list")
 def waiting(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the requests that wait, the oldest first. What a client says of its request nothing vouches for."""
-    with open_store(state, store, create=False) as opened:
+    with opened_store(state, store) as opened:
         found = opened.approvals.waiting(now=datetime.now(UTC))
     if as_json:
         say([_facts(approval) for approval in found], True)
@@ -61,7 +60,7 @@ def approve(
     store: StoreURL = None,
 ) -> None:
     """Say yes: the agent gets one token for this very request, if it asks within five minutes."""
-    _decide(approval_id, by, as_json, open_store(state, store, create=False, by=operator()), approve=True)
+    _decide(approval_id, by, as_json, opened_store(state, store), approve=True)
 
 
 @_approval.command()
@@ -73,7 +72,7 @@ def deny(
     store: StoreURL = None,
 ) -> None:
     """Say no: the agent is refused, and asks nobody again before the request would have expired."""
-    _decide(approval_id, by, as_json, open_store(state, store, create=False, by=operator()), approve=False)
+    _decide(approval_id, by, as_json, opened_store(state, store), approve=False)
 
 
 def _decide(approval_id: str, by: str | None, as_json: bool, store: Store, *, approve: bool) -> None:

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from trust.cli.app import PASSWORD_VARIABLE, AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL, operator
+from trust.cli.app import AsJson, app
+from trust.cli.options import STATE, StateFolder, StoreURL, opened_store
 from trust.cli.output import iso, say, show_table
 from trust.oauth.server.rotation import begin_rotation, replace_all_keys
 from trust.oauth.server.signing_keys import KeyStep, plan, published
-from trust.oauth.server.state import kept_password, open_store
+from trust.oauth.server.state import KEYS_PASSWORD_VARIABLE, kept_password, named_password
 from trust.oauth.server.store.signing_keys import KeyRecord
 
 _authority = typer.Typer(no_args_is_help=True, help="The keys that an authorization server signs tokens with.")
@@ -24,7 +24,7 @@ app.add_typer(_authority, name="authority")
 def keys(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the keys, and what will happen to them when. `serve --authority` does it by itself."""
     now = datetime.now(UTC)
-    with open_store(state, store, create=False) as opened:
+    with opened_store(state, store) as opened:
         records = opened.signing_keys.all()
     steps = plan(records, now)
     if as_json:
@@ -53,13 +53,15 @@ def rotate(
 ) -> None:
     """Begin with a new key now: it is published, and signs as soon as every agent can know it."""
     now, alg = datetime.now(UTC), algorithm or ""
-    with open_store(state, store, create=False, by=operator()) as opened:
-        password = kept_password(state, os.environ.get(PASSWORD_VARIABLE))
-        if compromised:
-            record = replace_all_keys(opened.signing_keys, password, now=now, alg=alg)
-            say(_facts(record), as_json, f"All keys are given up; {record.kid} signs ({record.alg})")
-            return
-        steps = begin_rotation(opened.signing_keys, password, now=now, alg=alg)
+    with opened_store(state, store) as opened:
+        given = os.environ.get(KEYS_PASSWORD_VARIABLE)
+        password = kept_password(state, given)
+        with named_password(state, given):
+            if compromised:
+                record = replace_all_keys(opened.signing_keys, password, now=now, alg=alg)
+                say(_facts(record), as_json, f"All keys are given up; {record.kid} signs ({record.alg})")
+                return
+            steps = begin_rotation(opened.signing_keys, password, now=now, alg=alg)
     say([_step(step) for step in steps], as_json, *(f"{iso(step.at)}: {step.says}" for step in steps))
 
 

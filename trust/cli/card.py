@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trust.bundles import RevocationLists
-from trust.cli.app import PASSWORD_VARIABLE, AsJson, app
+from trust.cli.app import AsJson, app
 from trust.cli.options import (
     STDIN,
     BundleFiles,
@@ -24,9 +23,9 @@ from trust.cli.options import (
     keys_of,
     read_input,
     time_of,
+    watched_credentials,
 )
 from trust.credentials import BUNDLE_FILE, Credentials
-from trust.files import WatchedCredentials
 from trust.identity import AgentID
 from trust.peers import PeerVerifier
 from trust.signing.card_form import MAX_CARD_BYTES, Finding
@@ -126,4 +125,4 @@ def _line(finding: Finding) -> str:
 
 
 def _credentials(folder: Path) -> Credentials:
-    return WatchedCredentials(folder, password=os.environ.get(PASSWORD_VARIABLE)).current()
+    return watched_credentials(folder).current()

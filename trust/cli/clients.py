@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL, operator
+from trust.cli.options import STATE, StateFolder, StoreURL, opened_store
 from trust.cli.output import iso, say, show_table
 from trust.oauth.server.clients import DEFAULT_LIFETIME, digest_of, new_secret
 from trust.oauth.server.registrations import register
-from trust.oauth.server.state import open_store
 from trust.oauth.server.store.clients import Registered
 from trust.oauth.tokens import MAX_LIFETIME
 
@@ -74,7 +73,7 @@ def add(
     rights = {name: value for name, value in rights.items() if value}
     secret = new_secret() if needs_secret else None
     digest = None if secret is None else digest_of(secret)
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         registered = register(opened.clients, client, rights, digest=digest, now=datetime.now(UTC))
     notes = registered.notes()
     if not as_json:
@@ -87,7 +86,7 @@ def add(
 @_client.command("list")
 def show(as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Show the clients that were registered by command, and everybody who is disabled."""
-    with open_store(state, store, create=False) as opened:
+    with opened_store(state, store) as opened:
         rows = opened.clients.all()
     now = datetime.now(UTC)
     if as_json:
@@ -103,7 +102,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 
     A pattern disables every agent that it names, also one that is registered by itself.
     """
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         known = any(row.name == client for row in opened.clients.all())
         revoked = opened.clients.disable(client, now=datetime.now(UTC))
     if not known and not as_json:
@@ -115,7 +114,7 @@ def disable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, s
 @_client.command()
 def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Take `disable` back. The tokens that it revoked stay revoked."""
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         opened.clients.enable(client, now=datetime.now(UTC))
     say({"client": client, "disabled": False}, as_json, f"{client}: enabled")
 
@@ -123,7 +122,7 @@ def enable(client: Name, as_json: AsJson = False, state: StateFolder = STATE, st
 @_client.command()
 def remove(client: Name, as_json: AsJson = False, state: StateFolder = STATE, store: StoreURL = None) -> None:
     """Forget a client that is disabled."""
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         opened.clients.remove(client)
     say({"client": client, "removed": True}, as_json, f"{client}: removed")
 
@@ -147,7 +146,7 @@ def rotate_secret(
         raise typer.BadParameter("--now or --overlap-hours, not both")
     secret, now = new_secret(), datetime.now(UTC)
     overlap = timedelta(0) if at_once else timedelta(hours=overlap_hours or _OVERLAP_HOURS)
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         opened.clients.rotate_secret(client, digest_of(secret), overlap=overlap, now=now)
     ends = now + overlap
     _tell_secret(

@@ -16,12 +16,13 @@ from trust.authorize import Authorizer, any_of, exactly, members_of
 from trust.bundles import BundleSource
 from trust.cli.app import PASSWORD_VARIABLE
 from trust.credentials import CHAIN_FILE, read_bounded
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, WrongPassword
 from trust.files import WatchedBundles, WatchedCredentials
 from trust.identity import AgentID, trust_domain
 from trust.oauth.keys import StaticKeys
 from trust.oauth.keys.jwks import MAX_JWKS_BYTES
-from trust.oauth.server.store import Operator
+from trust.oauth.server.state import open_store
+from trust.oauth.server.store import Operator, Store
 from trust.signing.algorithms import POST_QUANTUM
 from trust.signing.envelope import DEFAULT_ALGORITHMS
 from trust.signing.jws import strict_json
@@ -77,7 +78,18 @@ def credentials_of(folder: Path) -> WatchedCredentials:
             expected="chain.pem and key.pem, svid.pem and svid_key.pem, or tls.crt and tls.key",
             do="give --credentials DIR, which `a2a-pki enrol` makes",
         )
-    return WatchedCredentials(folder, password=os.environ.get(PASSWORD_VARIABLE))
+    return watched_credentials(folder)
+
+
+def watched_credentials(folder: Path) -> WatchedCredentials:
+    """As `WatchedCredentials`, with the password that the environment has; where it is wrong, this says so."""
+    password = os.environ.get(PASSWORD_VARIABLE)
+    try:
+        return WatchedCredentials(folder, password=password)
+    except WrongPassword as error:
+        if not password:
+            raise WrongPassword(f"private key in {folder} is encrypted", do=f"set {PASSWORD_VARIABLE}") from None
+        raise WrongPassword(f"{error}", do=f"the password is that of {PASSWORD_VARIABLE}") from None
 
 
 def bundles_of(given: list[str]) -> WatchedBundles:
@@ -90,6 +102,15 @@ def bundles_of(given: list[str]) -> WatchedBundles:
     return WatchedBundles(dict(pairs))
 
 
+def opened_store(folder: Path, url: str | None) -> Store:
+    """The database of an authorization server that is there; what is changed in it is a decision of this account.
+
+    Raises:
+        ConfigurationError: as `open_store`.
+    """
+    return open_store(folder, url, create=False, by=operator())
+
+
 def operator() -> Operator:
     """The account that this command runs under, on which machine; for the audit trail."""
     return Operator(account=f"{_account()}@{socket.gethostname()}")
@@ -97,7 +118,7 @@ def operator() -> Operator:
 
 def _account() -> str:
     if sys.platform == "win32":
-        return getpass.getuser()
+        return getpass.getuser()  # as the environment says
     import pwd
 
     # `getpass` would believe the environment, in which anybody writes what they like.

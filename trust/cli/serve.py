@@ -18,7 +18,7 @@ from trust.agent import serve as serve_app
 from trust.audit import AuditLog
 from trust.authorize import exactly
 from trust.bundles import BundleSource, RevocationSource
-from trust.cli.app import PASSWORD_VARIABLE, app
+from trust.cli.app import app
 from trust.cli.options import (
     STATE,
     BundleFiles,
@@ -34,7 +34,7 @@ from trust.command_line import Terminated
 from trust.credentials import BUNDLE_FILE, CredentialSource
 from trust.errors import ConfigurationError, TrustError
 from trust.files import WatchedRevocationLists
-from trust.oauth.server.state import authorization_server
+from trust.oauth.server.state import KEYS_PASSWORD_VARIABLE, authorization_server
 from trust.peers import PeerVerifier
 from trust.tls.client import fetch_client
 
@@ -101,7 +101,7 @@ def serve(
         stack.enter_context(contextlib.suppress(Terminated))  # it has ended in order by then
         served: Any
         if authority is not None and issuer is not None:
-            password = os.environ.get(PASSWORD_VARIABLE)
+            password = os.environ.get(KEYS_PASSWORD_VARIABLE)
             served = stack.enter_context(
                 authorization_server(
                     clients=authority,
@@ -112,6 +112,7 @@ def serve(
                     audit=audit,
                     redis_url=redis,
                     http=partial(fetch_client, source=ours, bundles=trusted, crls=revoked),
+                    trust_domain=ours.current().agent_id.trust_domain,
                 )
             )
         else:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from trust.cli.app import AsJson, app
-from trust.cli.options import STATE, StateFolder, StoreURL, operator
+from trust.cli.options import STATE, StateFolder, StoreURL, opened_store
 from trust.cli.output import iso, say, show_table
 from trust.errors import ConfigurationError
-from trust.oauth.server.state import open_store
 from trust.oauth.server.store import Issued
+from trust.oauth.server.store.tokens import KEPT_SECONDS
 
 MAX_SHOWN = 1000  # tokens of one answer, the newest
 
@@ -34,7 +34,7 @@ def living(
     store: StoreURL = None,
 ) -> None:
     """Show the tokens that have not expired, the newest first; at most 1,000."""
-    with open_store(state, store, create=False) as opened:
+    with opened_store(state, store) as opened:
         found = opened.tokens.living(now=datetime.now(UTC), client_id=client, subject=subject, limit=MAX_SHOWN)
     if as_json:
         say([_facts(issued) for issued in found], True)
@@ -45,9 +45,9 @@ def living(
         else:
             typer.echo("No token is valid.")
         return
-    headings = ("ID", "issued to", "about", "exchanged from", "until", "")
+    headings = ("ID", "issued to", "about", "exchanged from", "until", "state")
     rows: list[tuple[str, ...]] = [
-        (t.token_id, t.client_id, t.subject, t.parent_id or "", iso(t.expires_at), "revoked" if t.revoked else "")
+        (t.token_id, t.client_id, t.subject, t.parent_id or "", iso(t.expires_at), "revoked" if t.revoked else "valid")
         for t in found
     ]
     show_table(headings, rows)
@@ -70,10 +70,11 @@ def revoke(
     """
     if (token_id is None) == (client is None and subject is None):
         raise typer.BadParameter("give either the ID of one token, or --client or --subject")
-    with open_store(state, store, create=False, by=operator()) as opened:
+    with opened_store(state, store) as opened:
         if token_id is None:
             now = datetime.now(UTC)
-            if not opened.tokens.living(now=now, client_id=client, subject=subject, limit=1):
+            kept = now - timedelta(seconds=KEPT_SECONDS)  # as `revoke_all`
+            if not opened.tokens.living(now=kept, client_id=client, subject=subject, limit=1):
                 raise ConfigurationError(f"no token{_of(client, subject)}", do="see `token list`")
             count = opened.tokens.revoke_all(now=now, client_id=client, subject=subject)
         elif opened.tokens.find(token_id) is None:

@@ -135,6 +135,16 @@ class PartnerUnavailable(GrantError):
     code = "temporarily_unavailable"
 
 
+class TokenStoreUnavailable(GrantError):
+    """The server's database does not answer: nothing is issued, and nothing is said of a token."""
+
+    check = "grant.store"
+    fault = Fault.SERVICE
+    status = 503
+    code = "temporarily_unavailable"
+    retry_after = 5  # seconds, RFC 9110 section 10.2.3
+
+
 class RevocationRefused(GrantError):
     """The token was issued to another client. RFC 7009 section 2.1."""
 

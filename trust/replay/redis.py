@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trust.errors import ConfigurationError, Replayed, ReplayGuardFull
-from trust.redis_url import bad_url, checked_url
+from trust.redis_url import bad_url, checked_url, no_driver
 from trust.replay.guard import SKEW_SECONDS, THREADS, WAIT_SECONDS, away, received_before, too_old
 
 PREFIX = b"a2a-trust:replay:"  # of the keys
@@ -47,7 +47,7 @@ class RedisReplayGuard:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError:
-            raise ConfigurationError("redis is not installed", do="pip install 'a2a-trust[redis]'") from None
+            raise no_driver() from None
         self._redis = redis
         self._name = checked_url(url, STORE)
         # When the server at the other end of a connection started, by our monotonic clock. A connection outlives

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
+
+import pytest
 
 from pki.cli.authorization import beside
 from pki.service.beside import Lent
@@ -32,7 +35,7 @@ scopes = ["agent:execute"]
 """
 
 
-def test_worker_processes_are_given_the_way_to_open_it(tmp_path: Path) -> None:
+def test_worker_processes_are_given_the_way_to_open_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "clients.toml").write_text(CLIENTS + PARTNER)
     forge = Forge(DOMAIN)
     opener = beside(
@@ -47,6 +50,10 @@ def test_worker_processes_are_given_the_way_to_open_it(tmp_path: Path) -> None:
     lent = Lent(audit=AuditLog(), clock=wall_clock, credentials=ours, bundles=forge.bundles, crls=forge.crls())
     with pickle.loads(pickle.dumps(opener))(lent) as app:
         assert "/token" in {route.path for route in app.routes}
+        limit = time.monotonic() + 20
+        while f"may speak for the agents of {DOMAIN}, which is our own trust domain" not in caplog.text:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, run: Run, password: None) -> None:

@@ -149,25 +149,28 @@ def test_a_banned_agent_cannot_renew(service: Service, tmp_path: Path, run: Run,
 
 
 def test_the_daemon_renews_and_runs_the_hook(service: Service, tmp_path: Path, run: Run, password: None) -> None:
-    folder, ran = tmp_path / "agent", tmp_path / "ran"
-    name = f"spiffe://{DOMAIN}/daemon"
-    # Due at once, as its life counts from a minute before, and still valid for a daemon that is slow to start.
-    token = run("token", service.ca, name, "--lifetime", "25s", "--json").json["token"]
-    assert run(*service.enrol(token, folder)).code == 0
-    first = Credentials.load(folder).thumbprint
-    command = [sys.executable, "-m", "pki.cli", "renew", str(folder), "--daemon", "--hook", f"touch {ran}"]
-    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not ran.exists():
-            assert daemon.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        errors = daemon.communicate(timeout=SECONDS)[1]
-    assert daemon.returncode == 0, errors
+    # The first is due at once, as its life counts from a minute before, and ends in 25 s. Where the machine is too busy
+    # for a daemon to start within these, there is one that is due after half a minute, and lasts.
+    for seconds in (25, 90):
+        folder, ran = tmp_path / f"agent{seconds}", tmp_path / f"ran{seconds}"
+        name = f"spiffe://{DOMAIN}/daemon{seconds}"
+        token = run("token", service.ca, name, "--lifetime", f"{seconds}s", "--json").json["token"]
+        assert run(*service.enrol(token, folder)).code == 0
+        first = Credentials.load(folder)
+        ends = time.monotonic() + seconds
+        command = [sys.executable, "-m", "pki.cli", "renew", str(folder), "--daemon", "--hook", f"touch {ran}"]
+        daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        try:
+            while not ran.exists() and daemon.poll() is None and time.monotonic() < ends:
+                time.sleep(0.05)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            errors = daemon.communicate(timeout=SECONDS)[1]
+        if ran.exists():
+            break
+    assert ran.exists() and daemon.returncode == 0, errors
     assert "Traceback" not in errors
-    assert Credentials.load(folder).thumbprint != first
+    assert Credentials.load(folder).thumbprint != first.thumbprint
 
 
 def test_metrics_name_what_happened(service: Service) -> None:

@@ -27,7 +27,7 @@ from trust.agent import agent_client
 from trust.authorize import exactly
 from trust.credentials import Credentials
 from trust.oauth.server.signing_keys import PUBLISHED_BEFORE
-from trust.oauth.server.state import authorization_server
+from trust.oauth.server.state import KEYS_PASSWORD_VARIABLE, authorization_server
 
 AUTHORITY = "spiffe://fleet.example/authority"
 POSTGRESQL = os.environ.get("A2A_TRUST_POSTGRESQL")
@@ -43,7 +43,7 @@ resources = ["{BILLING}"]
 
 @pytest.fixture(autouse=True)
 def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("A2A_TRUST_PASSWORD", raising=False)
+    monkeypatch.delenv("A2A_TRUST_AUTHORITY_PASSWORD", raising=False)
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_what_is_refused_is_one_line(
     state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = told(capsys, "authority", "keys", "--state", state)
-    monkeypatch.setenv("A2A_TRUST_PASSWORD", "wrong")
+    monkeypatch.setenv("A2A_TRUST_AUTHORITY_PASSWORD", "wrong")
     refused = [
-        (("authority", "rotate", "--state", state), 1, "cannot be opened"),
+        (("authority", "rotate", "--state", state), 1, f"the password is that of {KEYS_PASSWORD_VARIABLE}"),
         (("authority", "rotate", "--compromised", "--state", state), 1, "cannot be opened"),
         (("authority", "keys", "--state", state / "nowhere"), 1, "no authorization server in"),
         (("authority", "rotate", "--algorithm", "HS256", "--state", state), 2, "HS256"),
@@ -116,9 +116,9 @@ def test_what_is_refused_is_one_line(
         error = said(capsys, *arguments, code=code)
         assert words in error
         assert error.count("\n") == 1
-    monkeypatch.delenv("A2A_TRUST_PASSWORD")
+    monkeypatch.delenv("A2A_TRUST_AUTHORITY_PASSWORD")
     (state / "signing-key.password").unlink()
-    assert "set A2A_TRUST_PASSWORD" in said(capsys, "authority", "rotate", "--state", state, code=1)
+    assert "set A2A_TRUST_AUTHORITY_PASSWORD" in said(capsys, "authority", "rotate", "--state", state, code=1)
     assert told(capsys, "authority", "keys", "--state", state) == before
 
 

@@ -112,6 +112,49 @@ def test_an_expired_certificate_is_told_at_the_start(tmp_path: Path, capsys: pyt
     assert "our own certificate would be refused: certificate has expired" in capsys.readouterr().err
 
 
+def test_the_password_of_an_encrypted_key_is_told_with_its_variable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FORGE.leaf("/authority").save(tmp_path, password="right")
+    (tmp_path / "bundle.json").write_text(FORGE.bundles.to_json())
+    (tmp_path / "clients.toml").write_text("# nobody yet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serving, "serve_app", lambda *_, **__: None)
+    arguments = ["serve", "--authority", "clients.toml", "--issuer", "https://localhost"]
+    arguments += ["--credentials", ".", "--allow", "fleet.example"]
+    monkeypatch.delenv("A2A_TRUST_PASSWORD", raising=False)
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == "a2a-trust: private key in . is encrypted; set A2A_TRUST_PASSWORD\n"
+    monkeypatch.setenv("A2A_TRUST_PASSWORD", "wrong")
+    assert cli.main(arguments) == 1
+    assert "the password is that of A2A_TRUST_PASSWORD\n" in capsys.readouterr().err
+    # The same variable is nothing to the signing keys: their password is the one in their folder.
+    monkeypatch.setenv("A2A_TRUST_PASSWORD", "right")
+    monkeypatch.delenv("A2A_TRUST_AUTHORITY_PASSWORD", raising=False)
+    for _ in range(2):
+        assert cli.main(arguments) == 0
+    assert (tmp_path / "authority-state" / "signing-key.password").is_file()
+
+
+def test_a_partner_of_our_own_trust_domain_is_to_be_looked_at(
+    agent: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve(*_: object, **__: object) -> None:
+        limit = time.monotonic() + 20
+        while "may speak for the agents of fleet.example, which is our own trust domain" not in caplog.text:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+
+    monkeypatch.setattr(serving, "serve_app", serve)
+    (agent / "clients.toml").write_text(
+        '[[partner]]\nissuer = "https://other.example"\njwks_uri = "https://other.example/jwks"\n'
+        'trust_domains = ["fleet.example"]\nscopes = ["read:x"]\n'
+    )
+    arguments = ["serve", "--authority", str(agent / "clients.toml"), "--issuer", "https://localhost"]
+    arguments += ["--credentials", str(agent), "--allow", "fleet.example", "--state", str(agent / "state")]
+    assert cli.main(arguments) == 0
+
+
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """What `serve` would serve with."""
     given: dict[str, Any] = {}

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests.authority import BILLING, LEDGER, PLANNER, Authority, ask, exchange
 from trust.cli import main
+from trust.cli import tokens as commands
 from trust.cli.options import operator
 from trust.clock import wall_clock
 from trust.oauth.server.store import Issued
@@ -69,7 +71,8 @@ def test_one_token_is_revoked_with_what_came_from_it(server: Authority, capfd: p
     [parent] = [t["id"] for t in shown(capfd, "--client", PLANNER)]
     assert run(capfd, "revoke", parent) == (0, "Revoked 2 tokens.\n", "")
     assert sorted(t["revoked"] for t in shown(capfd)) == [False, True, True]
-    assert "revoked" in run(capfd, "list")[1]
+    said = run(capfd, "list")[1]
+    assert all(word in said for word in ("state", "revoked", "valid"))
     assert run(capfd, "revoke", parent) == (0, "Revoked 0 tokens.\n", "")  # it is revoked: that was asked for
     first, second = (server.store.decisions.take(now=wall_clock()) for _ in range(2))
     assert first is not None and second is not None
@@ -87,13 +90,29 @@ def test_all_of_a_client_or_about_a_subject(server: Authority, capfd: pytest.Cap
     assert run(capfd, "revoke", "--client", PLANNER, "--subject", "nobody") == (1, "", told)
 
 
+def test_a_token_that_has_just_ended_by_this_clock_may_live_by_another(
+    server: Authority, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = max(i.expires_at for i in server.store.tokens.living(now=wall_clock(), client_id=PLANNER, limit=9))
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(end.timestamp() + 5, tz)
+
+    monkeypatch.setattr(commands, "datetime", Ahead)
+    assert run(capfd, "list", "--client", PLANNER)[2] == f"no token of {PLANNER}\n"
+    assert run(capfd, "revoke", "--client", PLANNER) == (0, "Revoked 2 tokens.\n", "")
+
+
 def test_what_goes_wrong_is_one_line(server: Authority, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """What the shell was given in another encoding, and a database that lost a table."""
     told = "a2a-trust: text for the token store: expected UTF-8\n"
     assert run(capfd, "revoke", "\udcff") == run(capfd, "list", "--client", "\udcff") == (1, "", told)
     with contextlib.closing(sqlite3.connect(tmp_path / "oauth.db")) as database:
         database.execute("DROP TABLE oauth_tokens")
-    told = "a2a-trust: token store: got OperationalError, expected a database that answers; try again\n"
+    told = f"a2a-trust: token store {tmp_path / 'tokens.db'}: got no such table: oauth_tokens, "
+    told += "expected a database that answers; try again\n"
     assert run(capfd, "list") == run(capfd, "revoke", "--client", PLANNER) == (1, "", told)
 
 

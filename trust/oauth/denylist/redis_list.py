@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from trust.errors import ConfigurationError, DenylistTooLarge, DenylistUnavailable
+from trust.errors import DenylistTooLarge, DenylistUnavailable
 from trust.oauth.denylist.document import LIST_SECONDS, MAX_LIST_BYTES
-from trust.redis_url import bad_url, checked_url
+from trust.redis_url import bad_url, checked_url, no_driver
 
 PREFIX = "a2a-trust:revoked:"  # of the keys; after it the issuer
 STORE = "denylist store"  # in messages
@@ -46,7 +46,7 @@ class SharedList:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError:
-            raise ConfigurationError("redis is not installed", do="pip install 'a2a-trust[redis]'") from None
+            raise no_driver() from None
         self._redis = redis
         self._name = checked_url(url, STORE)
         self._key = PREFIX + issuer
@@ -110,6 +110,9 @@ class SharedList:
         except self._redis.RedisError as error:
             # Other errors have the server's words, which may repeat what was sent to it: our password.
             ours = type(error) in (self._redis.ConnectionError, self._redis.TimeoutError)
+            is_refused = isinstance(error, self._redis.AuthenticationError)
             raise DenylistUnavailable(
-                f"{STORE} {self._name}", got=error if ours else type(error).__name__, do="see that it runs"
+                f"{STORE} {self._name}",
+                got=error if ours else type(error).__name__,
+                do="look at its password" if is_refused else "see that it runs",
             ) from None

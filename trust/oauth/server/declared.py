@@ -52,7 +52,8 @@ class DeclaredFile:
     Attributes:
         rules: of the start.
         clients, partners: a `Source` of each, for `create_app`; what they have now is of one reading.
-        problem: what is wrong with the file now, in one line; None when nothing is.
+        problem: what was wrong with the file at the last look, in one line; None when nothing was. Whoever asks for a
+            part, or for `notes`, looks.
 
     Raises:
         ConfigurationError: (or its CredentialsError) unreadable, too large, no TOML, unknown or missing members, values
@@ -74,6 +75,16 @@ class DeclaredFile:
     def problem(self) -> str | None:
         return self._file.problem
 
+    def notes(self, domain: str = "") -> list[str]:
+        """What an operator should look at twice in the file as it is now; looks at it.
+
+        Args:
+            domain: our own trust domain, where it is known.
+        """
+        read = self._file.current()
+        nobody = f"{self._path} declares no client: only those that were registered by command get tokens"
+        return [nobody] * read.clients.is_empty + read.partners.notes(domain)
+
     def _read(self, text: bytes) -> Declaration:
         """One reading, whole.
 
@@ -84,9 +95,11 @@ class DeclaredFile:
         """
         # 1.
         name = str(self._path)
+        if not text.strip():  # an editor has begun to write it: who is declared must not be nobody meanwhile
+            raise ConfigurationError(f"{name} is empty", expected="[[client]] tables, or a comment where there is none")
         try:
             document = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # numbers and depths without end are none of TOML's errors
             raise ConfigurationError(f"{name} is not TOML", got=error, expected="[[client]] tables") from None
         if any("policy" in table for table in _tables(document)):  # TOML takes it for a member of the table above it
             raise ConfigurationError(f"{name}: policy belongs at the top", expected="before the first table")
@@ -97,7 +110,7 @@ class DeclaredFile:
                 expected="[[client]], [[partner]], [[calendar]], [includes], [approval], policy",
             )
         # 2.
-        clients = clients_of(document.get("client"), name)
+        clients = clients_of(document.get("client", []), name)
         # 3.
         tables = {member: document.get(member) for member in RULES}
         first, rules = self._first or (tables, rules_of(document, self._path))

@@ -34,6 +34,7 @@ from trust.errors import (
     RequestTooLarge,
     RequestTooSlow,
     TargetRefused,
+    TokenStoreUnavailable,
     TooManyTokenRequests,
 )
 from trust.identity import PeerIdentity, peer_of
@@ -45,6 +46,7 @@ from trust.oauth.server.signing_keys import KeyRing
 from trust.oauth.server.store import Store
 from trust.oauth.server.throttle import FAILURES, LOCK_MINUTES, Throttle, caller_of
 from trust.oauth.server.together import Together
+from trust.seldom import Seldom
 from trust.sources import Source
 
 MAX_BODY_BYTES = 16 << 10  # a subject token of 8 KiB and the other parameters
@@ -83,8 +85,17 @@ class Parts:
         return self.keys.current().verifying
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """The store blocks (a durable commit waits for the disk); the event loop must not."""
-        return await run_sync(call, limiter=self.threads)
+        """The store blocks (a durable commit waits for the disk); the event loop must not.
+
+        Raises:
+            TokenStoreUnavailable: as `Store.reached`.
+        """
+
+        def reached() -> T:
+            with self.store.reached():
+                return call()
+
+        return await run_sync(reached, limiter=self.threads)
 
     async def counted(self, call: Callable[[], T]) -> T:
         """The throttle blocks where its counters are shared."""
@@ -108,6 +119,7 @@ class Endpoint(ABC):
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self._away = Seldom(1)  # line a minute, however many ask meanwhile
         clients = parts.clients
         self._registered = Together[None, ClientRegistry](
             lambda asked: [clients.current()] * len(asked), parts.in_thread
@@ -147,6 +159,11 @@ class Endpoint(ABC):
         except TooManyTokenRequests as error:
             if error.is_first:  # and none of those that follow: whoever floods us does not flood the trail
                 self._record("deny", error.check, peer, form, reason=str(error))
+            return _refusal(error.status, error.code, headers={"Retry-After": str(error.retry_after)})
+        except TokenStoreUnavailable as error:
+            if self._away.says():
+                logger.error("%s request failed: %s%s", self.event, error, self._away.left_out())
+            self._record("deny", error.check, peer, form, reason=str(error))
             return _refusal(error.status, error.code, headers={"Retry-After": str(error.retry_after)})
         except (GrantError, RequestTooLarge, RequestTooSlow) as error:
             self._record("deny", error.check, peer, form, reason=str(error))

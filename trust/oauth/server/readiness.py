@@ -5,8 +5,9 @@
 
     {"ready": false, "checks": {"store": false, "signing_keys": true}, "warnings": ["clients_file"]}
 
-What is wrong with a part is in the server's log, and never in an answer. A warning leaves a server ready: while the
-file of the clients is broken, the last good one is in use, and one typing error must not stop every server of a fleet.
+What is wrong with a part is in the server's log, and never in an answer. A warning leaves a server ready: what is wrong
+is so for every server of a fleet, and stopping them all helps nobody. While the file of the clients is broken, the last
+good one is in use; while Redis cannot be written to, agents that read it go by the last list, for as long as it lasts.
 
 The paths are under the issuer's. Everybody who may connect may ask: no answer costs more than the one look into the
 store that all who ask in a second have in common.
@@ -25,7 +26,7 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, TrustError
 from trust.oauth.server.store import Store
 
 HEALTH, READY = "/health", "/ready"
@@ -62,7 +63,8 @@ class Readiness:
         self._problem: str | None = None
 
     def check(self) -> None:
-        """For a program that has health checks of its own. Does not block, and so does not look into the store.
+        """For a program that has health checks of its own. Does not block, and so does not look into the store: where
+        that is away, the rounds of the other parts tell soon.
 
         Raises:
             ConfigurationError: which of `checks` fail.
@@ -101,11 +103,13 @@ class Readiness:
 
     def _store_answers(self) -> bool:
         try:
-            self._store.clients.changes()
+            with self._store.reached():
+                self._store.clients.changes()
         except Exception as error:
+            told = str(error) if isinstance(error, TrustError) else type(error).__name__
             if self._problem is None:
-                logger.error("database does not answer: %s", type(error).__name__)
-            self._problem = type(error).__name__
+                logger.error("database does not answer: %s", told)
+            self._problem = told
         else:
             if self._problem is not None:
                 logger.warning("database answers again")

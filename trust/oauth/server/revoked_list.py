@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from trust.clock import Clock, wall_clock
-from trust.errors import DenylistTooLarge
+from trust.errors import DenylistTooLarge, TokenStoreUnavailable
 from trust.oauth.denylist.document import LIST_SECONDS, MAX_ENTRIES, MEDIA_TYPE, RevokedTokens, sign_list
 from trust.oauth.denylist.redis_list import SharedList
 from trust.oauth.server.rounds import Rounds
@@ -46,7 +46,12 @@ class RevokedList:
 
         Raises:
             DenylistTooLarge: more tokens were revoked than agents take. They will refuse all, which is the safe side.
+            TokenStoreUnavailable: the store does not answer.
         """
+        with self._store.reached():
+            return self._current()
+
+    def _current(self) -> tuple[RevokedTokens, str]:
         sequence = self._store.tokens.revocations()  # first: a list may know more than its number says, never less
         key, now = self._keys.current().signing, self._clock()
         seconds = int(now.timestamp())
@@ -89,6 +94,11 @@ class RevokedRoute:
             if self._seldom.says():
                 logger.error("agents will refuse all tokens: %s%s", error, self._seldom.left_out())
             return JSONResponse({"error": error.code}, status_code=error.status)
+        except TokenStoreUnavailable as error:
+            if self._seldom.says():
+                logger.error("list of revoked tokens cannot be made: %s%s", error, self._seldom.left_out())
+            headers = {"Retry-After": str(error.retry_after)}
+            return JSONResponse({"error": error.code}, status_code=error.status, headers=headers)
         except Exception:  # of the store, whose words are for nobody else
             if self._seldom.says():
                 logger.exception("list of revoked tokens cannot be made%s", self._seldom.left_out())

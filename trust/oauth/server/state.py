@@ -32,15 +32,18 @@ from trust.oauth.server.grants import FetchClient
 from trust.oauth.server.readiness import Readiness
 from trust.oauth.server.revoked_list import RevokedList, RevokedPublisher
 from trust.oauth.server.rotation import RotatingKeys, at_rest
+from trust.oauth.server.rounds import Rounds
 from trust.oauth.server.store import Operator, Store
 from trust.oauth.server.store.signing_keys import KeyState
 from trust.redis_url import checked_url
 
-PASSWORD_VARIABLE = "A2A_TRUST_PASSWORD"  # noqa: S105 - the name of a variable
+# Not that of the agent's own private key: whoever sets the one must not have set the other.
+KEYS_PASSWORD_VARIABLE = "A2A_TRUST_AUTHORITY_PASSWORD"  # noqa: S105 - the name of a variable
 PASSWORD_FILE = "signing-key.password"  # noqa: S105 - the name of a file
 DATABASE_FILE = "tokens.db"
 OLD_KEY_FILE = "signing-key.pem"  # of before there were several keys
 PASSWORD_BYTES = 24  # of a generated one: nobody guesses 192 bits
+LOOK_SECONDS = 0.5  # between two looks at the file of the clients
 WAITS, WAIT_SECONDS = 40, 0.05  # for a password that another process has begun to write
 
 logger = logging.getLogger("a2a_trust.oauth")
@@ -57,13 +60,14 @@ def authorization_server(
     audit: AuditSink,
     redis_url: str | None = None,
     http: FetchClient | None = None,
+    trust_domain: str = "",
     clock: Clock = wall_clock,
 ) -> Iterator[Starlette]:
     """The authorization server as an application, for as long as the block runs; its keys rotate meanwhile.
 
     Args:
         clients: the TOML file of its clients, its partners and of what holds for all clients (`declared`).
-        issuer: its https URL.
+        issuer: its https URL, without a slash at its end. A database stays that of one issuer.
         folder: see this module; made where it is missing.
         url: of a database, in place of the one in the folder.
         password: of the signing keys; None for the one in the folder, where it is generated if there is no key yet.
@@ -71,6 +75,7 @@ def authorization_server(
         redis_url: of a Redis server, where several servers count requests together (`throttle`), and where agents find
             the list of revoked tokens (`trust.RedisDenylist`).
         http: makes the clients that fetch the keys of the file's partners (`grants.partners`); without it, it has none.
+        trust_domain: our own, for a warning where a partner may speak for it; empty where it is not known.
         clock: the time, aware.
 
     Raises:
@@ -80,21 +85,20 @@ def authorization_server(
     rules = found.rules
     with (
         open_store(folder, url, create=True) as store,
-        RotatingKeys(
-            store.signing_keys, _password(store, folder, url, password, clock()), audit=audit, clock=clock
-        ) as keys,
-        ToldDecisions(store.decisions, audit, clock=clock) as decisions,
         contextlib.ExitStack() as stack,
     ):
+        store.claim(issuer)
+        opens = _password(store, folder, url, password, clock())
+        with named_password(folder, password):
+            keys = stack.enter_context(RotatingKeys(store.signing_keys, opens, audit=audit, clock=clock))
+        decisions = stack.enter_context(ToldDecisions(store.decisions, audit, clock=clock))
+        file = stack.enter_context(contextlib.closing(_followed(found, trust_domain)))
+        warnings = {"clients_file": lambda: file.problem or found.problem}
         checks = {"signing_keys": lambda: keys.problem, "decisions": lambda: decisions.problem}
         if redis_url is not None:
             revoked = RevokedList(issuer=issuer, store=store, keys=keys, clock=clock)
             publisher = stack.enter_context(RevokedPublisher(revoked, redis_url))
-            checks["revoked_list"] = lambda: publisher.problem
-
-        def file_problem() -> str | None:
-            found.clients.current()  # looks at the file
-            return found.problem
+            warnings["revoked_list"] = lambda: publisher.problem
 
         yield create_app(
             issuer=issuer,
@@ -108,7 +112,7 @@ def authorization_server(
             approvals=rules.approvals,
             partners=found.partners,
             redis_url=redis_url,
-            readiness=Readiness(store, checks=checks, warnings={"clients_file": file_problem}),
+            readiness=Readiness(store, checks=checks, warnings=warnings),
             clock=clock,
         )
 
@@ -121,8 +125,31 @@ def declared(clients: Path, issuer: str, redis_url: str | None, http: FetchClien
     """
     if redis_url is not None:
         checked_url(redis_url, "authorization server's Redis")
-    check_issuer(issuer)
+    if check_issuer(issuer).endswith("/"):  # agents compare it letter by letter, and most people leave the slash out
+        raise ConfigurationError("issuer", got=issuer, expected="no slash at its end", do=f"give {issuer.rstrip('/')}")
     return DeclaredFile(clients, http)
+
+
+def _followed(declaration: DeclaredFile, trust_domain: str) -> Rounds:
+    """Looks at the file also while nobody asks for anything, and says once what is to be looked at twice."""
+    said: list[str] = []
+
+    def look() -> None:
+        notes = declaration.notes(trust_domain)
+        for note in notes:
+            if note not in said:
+                logger.warning("look at this twice: %s", note)
+        said[:] = notes
+
+    rounds = Rounds(
+        look,
+        seconds=LOOK_SECONDS,
+        name="a2a-trust-clients",
+        failing="file of the clients is not followed",
+        again="file of the clients is followed again",
+    )
+    rounds.start()
+    return rounds
 
 
 def open_store(folder: Path, url: str | None, *, create: bool, by: Operator | None = None) -> Store:
@@ -160,8 +187,21 @@ def kept_password(folder: Path, given: str | None) -> bytes:
     if file.exists() and (password := read_bounded(file).strip()):
         return password
     raise WrongPassword(
-        "signing keys need a password", got="none", do=f"set {PASSWORD_VARIABLE}, or write it to {file}"
+        "signing keys need a password", got="none", do=f"set {KEYS_PASSWORD_VARIABLE}, or write it to {file}"
     )
+
+
+@contextmanager
+def named_password(folder: Path, given: str | None) -> Iterator[None]:
+    """Where the password of the signing keys is from: for who reads that it does not open one of them in this block.
+
+    Args: as of `kept_password`.
+    """
+    source = KEYS_PASSWORD_VARIABLE if given else str(folder / PASSWORD_FILE)
+    try:
+        yield
+    except WrongPassword as error:
+        raise WrongPassword(str(error), do=f"the password is that of {source}") from None
 
 
 def _password(store: Store, folder: Path, url: str | None, given: str | None, now: datetime) -> bytes:
@@ -178,7 +218,8 @@ def _password(store: Store, folder: Path, url: str | None, given: str | None, no
     password = kept_password(folder, given)
     if old_key.exists():
         if not records:
-            key = SigningKey.from_pem(read_bounded(old_key), password)
+            with named_password(folder, given):
+                key = SigningKey.from_pem(read_bounded(old_key), password)
             store.signing_keys.add(at_rest(key, password, (), state=KeyState.ACTIVE, now=now))
         old_key.unlink(missing_ok=True)  # after it is in the database, from which it will be erased when it has retired
     return password

@@ -21,7 +21,7 @@ from limits.strategies import FixedWindowRateLimiter
 
 from trust.errors import ClientLockedOut, ConfigurationError, TooManyTokenRequests
 from trust.identity import PeerIdentity
-from trust.redis_url import checked_url
+from trust.redis_url import checked_url, no_driver
 
 REQUESTS_PER_MINUTE = 6000  # of one client: a token for each call of a busy agent
 FAILURES = 10  # within LOCK_MINUTES: more than a deployment with an old secret makes by itself before somebody sees it
@@ -204,7 +204,5 @@ def _redis(url: str) -> Storage:
         )
     except ValueError:  # its text has parts of the URL
         raise ConfigurationError("URL of the rate limits", got=name, expected="rediss://host:port") from None
-    except Exception as error:  # of limits, where redis is not installed
-        raise ConfigurationError(
-            "rate limits", got=type(error).__name__, expected="redis", do="pip install 'a2a-trust[redis]'"
-        ) from None
+    except Exception:  # of limits, where redis is not installed
+        raise no_driver() from None

@@ -119,6 +119,19 @@ def test_a_server_that_hangs_or_has_gone_is_away_and_found_again(
         shared.close()
 
 
+def test_a_wrong_password_is_told_as_one(redis: RedisServer) -> None:
+    shared = SharedList(redis.url.replace("://", "://nobody:hunter2@"), ISSUER)
+    until = time.monotonic() + 20
+    while True:
+        with pytest.raises(DenylistUnavailable) as caught:
+            shared.read()
+        if "Timeout" not in str(caught.value):  # of a busy machine
+            break
+        assert time.monotonic() < until
+    assert str(caught.value).endswith(": got AuthenticationError; look at its password")
+    shared.close()
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -144,5 +157,5 @@ def test_a_url_that_weakens_is_refused_and_not_repeated(url: str) -> None:
 
 def test_without_redis_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(ConfigurationError, match=r"a2a-trust\[redis\]"):
+    with pytest.raises(ConfigurationError, match="Redis: got no driver, expected redis; install the extra `redis`"):
         SharedList("redis://localhost", ISSUER)

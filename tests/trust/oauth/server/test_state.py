@@ -118,6 +118,32 @@ def test_a_password_from_the_environment_is_not_written(clients: Path) -> None:
         assert kids(app) == first
 
 
+def test_a_wrong_password_is_told_with_where_it_is_from(clients: Path) -> None:
+    with opened(clients):
+        pass
+    file = clients.parent / "state" / "signing-key.password"
+    for given, source in (("other", "A2A_TRUST_AUTHORITY_PASSWORD"), (None, str(file))):
+        file.write_text("another")
+        with pytest.raises(WrongPassword) as caught, opened(clients, password=given):
+            pass
+        assert str(caught.value).endswith(f"made with; the password is that of {source}")
+
+
+def test_a_database_is_one_issuers(clients: Path) -> None:
+    with opened(clients) as (app, _):
+        first = kids(app)
+    with pytest.raises(ConfigurationError) as caught, opened(clients, issuer="https://other.example"):
+        pass
+    assert str(caught.value) == (
+        f"this database belongs to issuer {ISSUER}: got https://other.example; "
+        "give another issuer a database of its own: another --state folder, or another --store"
+    )
+    with opened(clients, issuer="https://other.example", folder=clients.parent / "another") as (app, _):
+        assert kids(app) != first
+    with opened(clients) as (app, _):
+        assert kids(app) == first
+
+
 def test_a_key_of_before_goes_on_and_is_rotated_like_any_other(clients: Path) -> None:
     """Until 0.9 there was one key, in a file."""
     folder = clients.parent / "state"
@@ -152,7 +178,7 @@ def test_a_key_of_before_stays_where_it_is_while_its_password_is_wrong(clients: 
 
 def test_a_database_by_url_needs_a_password_that_every_machine_has(clients: Path) -> None:
     url = f"sqlite:///{clients.parent / 'shared.db'}"
-    with pytest.raises(WrongPassword, match="A2A_TRUST_PASSWORD"), opened(clients, url=url):
+    with pytest.raises(WrongPassword, match="set A2A_TRUST_AUTHORITY_PASSWORD"), opened(clients, url=url):
         pass
     with opened(clients, url=url, password="secret") as (app, _):
         first = kids(app)
@@ -168,11 +194,12 @@ def test_a_database_by_url_needs_a_password_that_every_machine_has(clients: Path
     "changes, error, words",
     [
         ({"issuer": "http://x"}, ConfigurationError, "issuer"),
+        ({"issuer": f"{ISSUER}/"}, ConfigurationError, f"no slash at its end; give {ISSUER}$"),
         ({"clients": Path("nowhere.toml")}, CredentialsError, "cannot read nowhere.toml"),
         ({"folder": Path("/dev/null/x")}, ConfigurationError, "expected a writable folder"),
         ({"url": "nothing://x", "password": "x"}, ConfigurationError, "database"),
     ],
-    ids=["issuer", "clients", "folder", "url"],
+    ids=["issuer", "slash", "clients", "folder", "url"],
 )
 def test_what_cannot_be_opened_is_one_line_and_nothing_is_written(
     clients: Path, changes: dict[str, Any], error: type[Exception], words: str

@@ -176,5 +176,5 @@ def test_a_redis_that_is_not_safe_to_ask_is_refused(url: str) -> None:
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'a2a-trust\[redis\]'"):
+    with pytest.raises(ConfigurationError, match="Redis: got no driver, expected redis; install the extra `redis`"):
         Throttle(redis_url="redis://localhost")

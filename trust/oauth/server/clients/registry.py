@@ -122,6 +122,10 @@ class ClientRegistry:
     def current(self) -> ClientRegistry:
         return self
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self._by_client_id or self._patterns)
+
     def _entries(self) -> Iterable[Client | ClientPattern]:
         yield from self._by_client_id.values()
         for patterns in self._patterns.values():
@@ -219,16 +223,17 @@ def clients_of(tables: object, name: str) -> ClientRegistry:
     """The clients that `[[client]]` tables of a TOML file declare, as in this module's docstring.
 
     Args:
-        tables: what the parsed file has under `client`; None where it has none.
+        tables: what the parsed file has under `client`; an empty list where it has none: its last client may be gone,
+            and others are registered by command.
         name: of the file.
 
     Raises:
-        ConfigurationError: not such tables, unknown or missing members, or values that `Client` and `ClientRegistry.of`
-            do not take.
+        ConfigurationError: not such tables, unknown or missing members, or values that `Client` and `ClientRegistry` do
+            not take.
     """
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigurationError(name, got="no client", expected="[[client]] tables")
-    return ClientRegistry.of(*(client_of(table, number) for number, table in enumerate(tables, 1)))
+        raise ConfigurationError(f"{name}: client", expected="[[client]] tables")
+    return ClientRegistry(client_of(table, number) for number, table in enumerate(tables, 1))
 
 
 _TEXTS = ("scopes", "exchange_scopes", "resources", "audiences", "assertion_audiences", "assertion_scopes")

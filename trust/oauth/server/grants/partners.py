@@ -37,6 +37,7 @@ class PartnerIssuer:
         trust_domains: whose agents it may name, as subject and as actor. Our own is never among them where it should
             not speak for our agents.
         scopes: the most that its assertions may bring, whatever they say; the client's registration comes on top.
+        agent_id: who serves its keys; None for a server of the web's PKI. Only for `notes`: `keys` has verified it.
 
     Raises:
         ConfigurationError: (or its IdentityError) a malformed value, no trust domain or no scope.
@@ -46,6 +47,7 @@ class PartnerIssuer:
     keys: KeySource = field(repr=False, compare=False)
     trust_domains: tuple[str, ...]
     scopes: tuple[str, ...]
+    agent_id: AgentID | None = None
 
     def __post_init__(self) -> None:
         check_issuer(self.issuer)
@@ -60,6 +62,20 @@ class PartnerIssuer:
                 parse(scope)
         except (IdentityError, ScopeMalformed) as error:
             raise ConfigurationError(f"partner {self.issuer}: {error}") from None
+
+    def notes(self, domain: str = "") -> list[str]:
+        """What an operator should look at twice: right where one trust domain has two servers, and nowhere else.
+
+        Args:
+            domain: our own trust domain, where it is known.
+        """
+        found = []
+        if domain in self.trust_domains:
+            found.append(f"it may speak for the agents of {domain}, which is our own trust domain")
+        if self.agent_id is not None and self.agent_id.trust_domain not in self.trust_domains:
+            theirs = ", ".join(self.trust_domains)
+            found.append(f"its keys are served by an agent of {self.agent_id.trust_domain}, and it speaks for {theirs}")
+        return [f"partner {self.issuer}: {note}" for note in found]
 
 
 class Partners:
@@ -77,6 +93,10 @@ class Partners:
 
     def find(self, issuer: str) -> PartnerIssuer | None:
         return self._by_issuer.get(issuer)
+
+    def notes(self, domain: str = "") -> list[str]:
+        """As `PartnerIssuer.notes`, of all of them."""
+        return [note for partner in self._by_issuer.values() for note in partner.notes(domain)]
 
     def current(self) -> Partners:
         return self
@@ -111,8 +131,10 @@ _REQUIRED = {"issuer": str, "jwks_uri": str, "trust_domains": list, "scopes": li
 
 def _partner(table: Mapping[str, object], number: int, keys: _Keys) -> PartnerIssuer:
     name = f"partner {table.get('issuer', number)}"
-    if unknown := table.keys() - _REQUIRED.keys() - {"agent_id"}:
-        raise ConfigurationError(f"{name}: unknown members", got=", ".join(sorted(unknown)))
+    members = _REQUIRED.keys() | {"agent_id"}
+    if unknown := table.keys() - members:
+        expected = "some of " + ", ".join(sorted(members))
+        raise ConfigurationError(f"{name}: unknown members", got=", ".join(sorted(unknown)), expected=expected)
     for member, kind in _REQUIRED.items():
         value = table.get(member)
         if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
@@ -131,4 +153,5 @@ def _partner(table: Mapping[str, object], number: int, keys: _Keys) -> PartnerIs
         keys=keys(url, agent_id),
         trust_domains=tuple(table["trust_domains"]),  # type: ignore[arg-type]  # a list of strings: seen above
         scopes=tuple(table["scopes"]),  # type: ignore[arg-type]
+        agent_id=agent_id,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import sqlalchemy as sa
 
 from trust.errors import ConfigurationError
 from trust.oauth.server.store.approvals import ApprovalTable
-from trust.oauth.server.store.assertions import AssertionTable
 from trust.oauth.server.store.clients import ClientTable
 from trust.oauth.server.store.decisions import DecisionTable, Operator
-from trust.oauth.server.store.engines import engine_for, name_of
+from trust.oauth.server.store.engines import engine_for, name_of, unavailable, words_of
+from trust.oauth.server.store.schema import ISSUER
 from trust.oauth.server.store.signing_keys import SigningKeyTable
 from trust.oauth.server.store.tokens import TokenTable
 from trust.oauth.server.store.upgrading import prepare
@@ -44,7 +47,7 @@ class Store:
             self._engine.dispose()
             raise ConfigurationError(
                 f"token store {name_of(self._engine)} cannot be opened",
-                got=type(getattr(error, "orig", error)).__name__,
+                got=words_of(self._engine, error),
                 expected="a writable database, such as sqlite:////folder/tokens.db or postgresql://...",
             ) from None
         except BaseException:
@@ -54,7 +57,6 @@ class Store:
         self.clients = ClientTable(self._engine, by)
         self.signing_keys = SigningKeyTable(self._engine, by)
         self.approvals = ApprovalTable(self._engine, by)
-        self.assertions = AssertionTable(self._engine)
         self.decisions = DecisionTable(self._engine)
 
     def __enter__(self) -> Store:
@@ -68,11 +70,48 @@ class Store:
             raise ConfigurationError("text for the token store", expected="UTF-8") from None
         if isinstance(error, sa.exc.SQLAlchemyError):
             raise ConfigurationError(
-                "token store",
-                got=type(getattr(error, "orig", error)).__name__,
+                f"token store {name_of(self._engine)}",
+                got=words_of(self._engine, error),
                 expected="a database that answers",
                 do="try again",
             ) from None
+
+    def claim(self, issuer: str) -> None:
+        """Keep whose database this is, where nobody has claimed it yet.
+
+        Raises:
+            ConfigurationError: it is another issuer's, whose agents would believe nothing that we sign.
+        """
+        theirs = self._issuer()
+        if theirs is None:
+            # Of several servers that start at once, one is the first.
+            with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
+                connection.execute(sa.insert(ISSUER).values(id=1, issuer=issuer))
+            theirs = self._issuer()
+        if theirs != issuer:
+            raise ConfigurationError(
+                f"this database belongs to issuer {theirs}",
+                got=issuer,
+                do="give another issuer a database of its own: another --state folder, or another --store",
+            )
+
+    def _issuer(self) -> str | None:
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(ISSUER.c.issuer)).scalar()
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """For what is done with the tables in this block.
+
+        Raises:
+            TokenStoreUnavailable: the database does not answer. What else goes wrong with it is raised as it is.
+        """
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            if (away := unavailable(self._engine, error)) is None:
+                raise
+            raise away from None
 
     def close(self) -> None:
         self._engine.dispose()

@@ -13,13 +13,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from trust.errors import ConfigurationError
+from trust.errors import ConfigurationError, TokenStoreUnavailable
 from trust.oauth.server.store.schema import SCHEMA, TOKENS
 
 BUSY_SECONDS = 10  # how long a writer waits for others: SQLite has one lock for all of them
 _IDLE_SECONDS = 15  # within a transaction: an instance that is frozen must not keep its locks for ever
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
+# Primary result codes of SQLite by which the file or its disk fails, and not what was asked of it.
+_SQLITE_AWAY = {
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOTADB),
+}
 _TCP = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
 
@@ -48,7 +54,8 @@ def engine_for(url: str, *, create: bool = True) -> sa.Engine:
         path = Path(str(address.database))
         if not create and not _is_ours(path):
             raise ConfigurationError(
-                f"no authorization server's database: {path}", do="give the server's folder or URL"
+                f"no authorization server's database: {path}",
+                do="give another one, or start `a2a-trust serve --authority` on it first",
             )
         _private_file(path)
         return _sqlite(address, options)
@@ -66,6 +73,31 @@ def name_of(engine: sa.Engine) -> str:
         return str(address.database)
     port = "" if address.port is None else f":{address.port}"
     return f"postgresql://{address.host or ''}{port}/{address.database}"
+
+
+def words_of(engine: sa.Engine, error: sa.exc.SQLAlchemyError) -> str:
+    """What the driver says, in its first line, without the password; further lines are hints, or rows of a table."""
+    cause = getattr(error, "orig", error)
+    text = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    for secret in (engine.url.password, engine.url.query.get("password")):
+        text = text.replace(str(secret), "***") if secret else text
+    return text
+
+
+def unavailable(engine: sa.Engine, error: sa.exc.SQLAlchemyError) -> TokenStoreUnavailable | None:
+    """That the database does not answer now; None where what was asked of it is wrong."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        is_away = (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF in _SQLITE_AWAY
+    elif isinstance(error, sa.exc.DBAPIError):
+        is_away = isinstance(error, sa.exc.OperationalError) or error.connection_invalidated
+    else:
+        is_away = isinstance(error, sa.exc.TimeoutError)  # every connection is in use
+    if not is_away:
+        return None
+    return TokenStoreUnavailable(
+        f"token store {name_of(engine)} cannot be reached", got=words_of(engine, error), do="see that it runs"
+    )
 
 
 def _is_ours(path: Path) -> bool:

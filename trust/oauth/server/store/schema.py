@@ -112,6 +112,14 @@ DECISIONS = sa.Table(
     sqlite_autoincrement=True,  # no number is used twice
 )
 
+# One row: the issuer whose tokens, keys and revocations these are.
+ISSUER = sa.Table(
+    "oauth_issuer",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("issuer", sa.Text, nullable=False),
+)
+
 # One row: the form of the database, `upgrading.VERSION`. A database of before has no such table, and only tokens.
 SCHEMA = sa.Table("oauth_schema", METADATA, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 

@@ -9,7 +9,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store.engines import name_of
 from trust.oauth.server.store.schema import CLIENT_CHANGES, METADATA, REVOCATIONS, SCHEMA, TOKENS
 
-VERSION = 3  # 1, a database of before: `oauth_tokens` alone; 2 had no decisions
+VERSION = 3  # 1, a database of before: `oauth_tokens` alone; 2 had no decisions and no issuer
 
 _UPGRADING = 0x61326175  # "a2au": the advisory lock of PostgreSQL under which one process makes tables
 
@@ -30,7 +30,8 @@ def prepare(engine: sa.Engine, *, create: bool = True) -> None:
             return
         if not found and not create:
             raise ConfigurationError(
-                f"no authorization server's database: {name_of(engine)}", do="give the server's folder or URL"
+                f"no authorization server's database: {name_of(engine)}",
+                do="give another one, or start `a2a-trust serve --authority` on it first",
             )
         connection.rollback()
         # Of several processes that start at once, one makes the tables.

@@ -40,7 +40,7 @@ audiences = ["https://planner.example/"]
 
 
 def read(text: str) -> ClientRegistry:
-    return clients_of(tomllib.loads(text).get("client"), "clients.toml")
+    return clients_of(tomllib.loads(text).get("client", []), "clients.toml")
 
 
 def test_a_file_is_read_with_defaults() -> None:
@@ -87,8 +87,7 @@ def test_wildcards_are_allowed_and_noted() -> None:
         ('client_id = "the-planner"', "client_id = 7"),
         (FILE, "client = 1"),
         (FILE, "client = [1]"),
-        (FILE, "client = []"),
-        (FILE, ""),
+        (FILE, "[client]"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(old: str, new: str) -> None:
@@ -96,6 +95,14 @@ def test_a_file_that_says_something_else_is_refused(old: str, new: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(FILE.replace(old, new, 1))
     assert type(caught.value) is ConfigurationError
+
+
+@pytest.mark.parametrize("text", ["", "client = []", "# nobody yet"])
+def test_a_file_may_declare_nobody(text: str) -> None:
+    assert read(text).is_empty
+    assert not read(FILE).is_empty
+    pattern = '[[client]]\nagent_id = "spiffe://fleet.example/w/*"\nscopes = ["read:rates"]\nresources = ["https://x"]'
+    assert not read(pattern).is_empty
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,26 @@ def test_what_is_no_partner(name: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_misspelt_member_is_told_with_the_right_ones() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(table(scope='["read:x"]'), Keys())
+    assert str(caught.value) == (
+        "partner https://auth.partner.example: unknown members: got scope, "
+        "expected some of agent_id, issuer, jwks_uri, scopes, trust_domains"
+    )
+
+
+def test_whoever_may_speak_for_our_own_agents_is_to_be_looked_at() -> None:
+    ours = "it may speak for the agents of fleet.example, which is our own trust domain"
+    theirs = "its keys are served by an agent of partner.example, and it speaks for fleet.example"
+    usual = table() + table(issuer='"https://b.example"', agent_id=None)
+    assert read(usual, Keys()).notes("fleet.example") == []
+    elsewhere = table(trust_domains='["fleet.example"]')
+    told = [f"partner https://auth.partner.example: {note}" for note in (ours, theirs)]
+    assert read(elsewhere, Keys()).notes("fleet.example") == told
+    assert read(elsewhere, Keys()).notes() == told[1:]
+
+
 def test_each_issuer_is_one_partner() -> None:
     assert Partners([partner(), partner(issuer="https://b.example")]).find("https://b.example") is not None
     with pytest.raises(ConfigurationError):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from trust.errors import ConfigurationError
-from trust.oauth.server.store import Store
-from trust.oauth.server.store.engines import engine_for
+from trust.errors import ConfigurationError, TokenStoreUnavailable
+from trust.oauth.server.store import Store, engines
+from trust.oauth.server.store.engines import engine_for, words_of
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,42 @@ def test_a_url_that_names_no_database_that_lasts_is_refused(
 def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Store("postgresql://nobody:hunter2@127.0.0.1:1/name")
-    told = "token store postgresql://127.0.0.1:1/name cannot be opened: got OperationalError"
+    told = "token store postgresql://127.0.0.1:1/name cannot be opened: got connection failed: "
     assert str(caught.value).startswith(told) and "sqlite:////folder/tokens.db" in str(caught.value)
+    assert "Connection refused" in str(caught.value)
     assert "hunter2" not in repr(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_database_that_is_not_there_is_told_apart_from_one_that_lets_nobody_in(postgresql: str) -> None:
+    url = sa.make_url(postgresql)
+    wrong = (url.set(database="no_such_one"), url.set(username="nobody_here", password="hunter2"))
+    for address, words in zip(wrong, ('database "no_such_one" does not exist', 'role "nobody_here" '), strict=True):
+        with pytest.raises(ConfigurationError, match="cannot be opened") as caught:
+            Store(address.render_as_string(hide_password=False))
+        assert words in str(caught.value) or "password authentication failed" in str(caught.value)
+        assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_what_a_driver_repeats_of_our_password_is_not_told() -> None:
+    engine = engine_for("postgresql://root:hunter2@host/name?password=hunter3")
+    said = sa.exc.OperationalError("", None, OSError("no hunter2, no hunter3\nand more"))
+    assert words_of(engine, said) == "no ***, no ***"
+    assert words_of(engine, sa.exc.OperationalError("", None, OSError())) == "OSError"
+    engine.dispose()
+
+
+def test_a_database_that_is_asked_too_much_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0)
+    with Store(f"sqlite:///{tmp_path / 'oauth.db'}") as store, contextlib.ExitStack() as stack:
+        with pytest.raises(TokenStoreUnavailable) as caught, store.reached():
+            for _ in range(100):
+                stack.enter_context(store._engine.connect())
+        assert str(caught.value).startswith(
+            f"token store {tmp_path / 'oauth.db'} cannot be reached: got QueuePool limit"
+        )
+
+
+FIRST = "give another one, or start `a2a-trust serve --authority` on it first"
 FOREIGN: dict[str, tuple[str, ...]] = {
     "an empty file": (),
     "other tables": ("CREATE TABLE people (name TEXT)",),
@@ -71,7 +102,7 @@ def test_a_file_of_others_is_left_as_it_is(kind: str, tmp_path: Path) -> None:
     before = file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_mode
     with pytest.raises(ConfigurationError) as caught:
         Store(f"sqlite:///{file}", create=False)
-    assert str(caught.value) == f"no authorization server's database: {file}; give the server's folder or URL"
+    assert str(caught.value) == f"no authorization server's database: {file}; {FIRST}"
     assert (file.read_bytes(), file.stat().st_mtime_ns, file.stat().st_mode) == before
     assert list(tmp_path.iterdir()) == [file]
 

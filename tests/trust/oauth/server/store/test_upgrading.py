@@ -66,10 +66,17 @@ def test_a_database_of_the_second_release_keeps_its_counters(url: str, opened: C
     store = opened()
     store.clients.disable("planner", now=NOW)
     counted = store.clients.changes(), store.tokens.revocations()
-    run(url, "DROP TABLE oauth_decisions", "DROP INDEX ix_oauth_tokens_held", "UPDATE oauth_schema SET version = 2")
+    run(
+        url,
+        "DROP TABLE oauth_decisions",
+        "DROP TABLE oauth_issuer",
+        "DROP INDEX ix_oauth_tokens_held",
+        "UPDATE oauth_schema SET version = 2",
+    )
     again = opened()
     assert (again.clients.changes(), again.tokens.revocations()) == counted != (0, 0)
     assert again.decisions.take(now=NOW) is None
+    again.claim("https://a.example")
     assert "ix_oauth_tokens_held" in indexes(url)
 
 
@@ -92,10 +99,22 @@ def test_a_database_of_a_later_release_is_refused_as_it_is(url: str, opened: Cal
         opened()
 
 
-def test_of_processes_that_start_at_once_one_makes_the_tables(opened: Callable[[], Store]) -> None:
+def test_of_processes_that_start_at_once_one_makes_the_tables_and_one_issuer_has_them(
+    opened: Callable[[], Store],
+) -> None:
+    def claimed(number: int) -> Store | str:
+        store = opened()
+        try:
+            store.claim(f"https://{number % 2}.example")
+        except ConfigurationError as error:
+            return str(error)
+        return store
+
     with ThreadPoolExecutor(8) as pool:
-        stores = list(pool.map(lambda _: opened(), range(8)))
-    assert [store.clients.changes() for store in stores] == [0] * 8
+        found = list(pool.map(claimed, range(8)))
+    stores = [store for store in found if isinstance(store, Store)]
+    assert [store.clients.changes() for store in stores] == [0] * 4
+    assert all("belongs to issuer" in text for text in found if isinstance(text, str))
 
 
 def test_the_file_is_its_owners_also_one_that_was_not(tmp_path: Path) -> None:
