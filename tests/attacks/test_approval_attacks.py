@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trust.errors import (
     ApprovalMissing,
     ApprovalNotWaiting,
     ApprovalPending,
+    AssertionUsed,
     ClientRefused,
     ConfigurationError,
     GrantNotAllowed,
@@ -37,6 +39,7 @@ from trust.errors import (
     SubjectTokenRefused,
     TargetRefused,
     TooManyApprovals,
+    TooManyTokensHeld,
     TrustError,
 )
 from trust.identity import AgentID
@@ -44,7 +47,7 @@ from trust.oauth.metadata import APPROVED, JWT_TYPE
 from trust.oauth.scopes import Catalogue
 from trust.oauth.server.approvals import ApprovalRules
 from trust.oauth.server.clients import Client, ClientRegistry
-from trust.oauth.server.store import Approval, Store
+from trust.oauth.server.store import Approval, Issued, Store, allowances, use_approval
 from trust.oauth.server.store.approvals import MAX_ON_BEHALF, MAX_WAITING
 
 RULES = ApprovalRules(scopes=("read:ledger.**",))
@@ -348,18 +351,84 @@ def test_one_caller_does_not_use_up_what_an_agent_may_ask_for_all(tmp_path: Path
     asyncio.run(work())
 
 
+HELD = 3
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowances, "MAX_HELD", HELD)
+    monkeypatch.setattr(allowances, "COUNTED_FOR", 1)
+
+
+def fill(server: Authority, client: str) -> None:
+    """The client holds as many tokens as it may, for half a minute."""
+    now = server.clock.now
+    for n in range(HELD):
+        token = Issued(
+            token_id=f"x{n}",
+            parent_id=None,
+            root_id=f"x{n}",
+            root_issued_at=now,
+            client_id=client,
+            agent_id=client,
+            subject=client,
+            issued_at=now,
+            expires_at=now + timedelta(seconds=30),
+        )
+        server.store.tokens.add(token, now=now)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_token_that_is_refused_for_now_does_not_use_up_the_yes(tmp_path: Path) -> None:
+    async def work() -> None:
+        server = authority(tmp_path)
+        await approved(server, PLANNER, ask())
+        fill(server, PLANNER)
+        answer = await server.post(PLANNER, ask())
+        assert (answer.status_code, server.trail.last["check"]) == (429, TooManyTokensHeld.check)
+        server.clock.advance(seconds=30)
+        assert (await server.post(PLANNER, ask())).status_code == 200
+        assert server.trail.last["approved_by"] == "alice"
+        refused(server, await server.post(PLANNER, ask()), ApprovalPending)
+
+    asyncio.run(work())
+
+
+@pytest.mark.usefixtures("small")
+def test_nor_the_assertion_and_a_used_assertion_does_not_use_up_the_yes(domains: Domains) -> None:
+    async def work() -> None:
+        away, first, second = domains.away, *[(await domains.assertion()).text for _ in range(2)]
+        await approved(away, BILLING, bring(first))
+        fill(away, BILLING)
+        answer = await away.post(BILLING, bring(first))
+        assert (answer.status_code, away.trail.last["check"]) == (429, TooManyTokensHeld.check)
+        away.clock.advance(seconds=30)
+        assert (await away.post(BILLING, bring(first))).status_code == 200
+        assert (away.trail.last["approved_by"], "assertion" in away.trail.last) == ("alice", True)
+        await approved(away, BILLING, bring(second))
+        refused(away, await away.post(BILLING, bring(first)), AssertionUsed)
+        assert (await away.post(BILLING, bring(second))).status_code == 200
+
+    asyncio.run(work())
+
+
+def use(store: Store, approval: Approval, now: datetime) -> bool:
+    with store._engine.begin() as connection:
+        return use_approval(connection, approval, now=now)
+
+
 def test_a_request_is_decided_once(tmp_path: Path) -> None:
     server = authority(tmp_path)
     table, now = server.store.approvals, server.clock.now
     for first in (True, False):
         asyncio.run(server.post(PLANNER, ask(binding_message=str(first))))
         shown = waiting(server)
-        assert table.use(replace(shown, state="approved"), now=now) is False  # whatever the one who asks believes
+        assert use(server.store, shown, now) is False  # whatever the one who asks believes
         table.decide(shown.approval_id, approve=first, by="alice", now=now)
         for again in (True, False):
             with pytest.raises(ApprovalNotWaiting):
                 table.decide(shown.approval_id, approve=again, by="mallory", now=now)
-        assert table.use(replace(shown, state="approved"), now=now) is first
+        assert use(server.store, shown, now) is first
     with pytest.raises(ApprovalNotWaiting):
         table.decide("%", approve=True, by="mallory", now=now)
 
@@ -370,16 +439,16 @@ def test_of_two_people_and_two_servers_at_once_one_is_first(tmp_path: Path) -> N
     asyncio.run(server.post(PLANNER, ask()))
     shown, now = waiting(server), server.clock.now
     with closing(Store(f"sqlite:///{tmp_path / 'oauth.db'}")) as other, ThreadPoolExecutor(8) as threads:
-        tables = [server.store.approvals, other.approvals] * 4
+        stores = [server.store, other] * 4
 
         def decided(n: int) -> Approval | None:
             try:
-                return tables[n].decide(shown.approval_id, approve=True, by=str(n), now=now)
+                return stores[n].approvals.decide(shown.approval_id, approve=True, by=str(n), now=now)
             except ApprovalNotWaiting:
                 return None
 
         (yes,) = [found for found in threads.map(decided, range(8)) if found]
-        used = threads.map(lambda table: table.use(yes, now=now), tables)
+        used = threads.map(lambda store: use(store, yes, now), stores)
         assert sorted(used) == [False] * 7 + [True]
 
 

@@ -82,7 +82,7 @@ class ApprovalRules:
 
 
 class Approvals:
-    """The approvals of one server: asks for them, waits for nobody, takes each once."""
+    """The approvals of one server: asks for them, and waits for nobody."""
 
     def __init__(self, parts: Parts, rules: ApprovalRules | None) -> None:
         self._parts = parts
@@ -91,8 +91,8 @@ class Approvals:
 
     async def approved(
         self, grant: Grant, form: Form, *, client: Client, now: datetime
-    ) -> tuple[Grant, dict[str, str]]:
-        """The grant, with the claims of its approval where it needs one, and what the audit trail says of that.
+    ) -> tuple[Grant, Approval | None]:
+        """The grant, with the claims of its approval where it needs one; and that approval, which is still to be used.
 
         Raises:
             ApprovalPending: a person has not decided yet.
@@ -106,7 +106,7 @@ class Approvals:
             raise StepUpUnknown("acr_values", got=form["acr_values"], expected=APPROVED if rules else "none")
         catalogue = self._parts.policy.catalogue
         if rules is None or not (wanted or (rules.need(grant.scope, catalogue) and not grant.approved)):
-            return grant, {}
+            return grant, None
         table = self._parts.store.approvals
         asked = _asked(grant, form, client)
         approval, new = await self._parts.in_thread(partial(table.ask, asked, now=now, lifetime=rules.lifetime))
@@ -114,19 +114,11 @@ class Approvals:
             self._show(rules.ask, approval)
         if approval.state == "denied":
             raise ApprovalDenied("a person has said no", got=f"{approval.approval_id} by {approval.decided_by}")
-        if approval.state == "approved" and await self._parts.in_thread(partial(table.use, approval, now=now)):
-            decided = approval.decided_at or now
-            claims = {**grant.claims, "acr": APPROVED, "auth_time": int(decided.timestamp())}
-            facts = {"approval": approval.approval_id, "approved_by": approval.decided_by}
-            return replace(grant, claims=claims), facts
-        raise ApprovalPending(
-            "a person has to approve this first",
-            approval_id=approval.approval_id,
-            interval=INTERVAL_SECONDS,
-            expires_in=max(0, int((approval.expires_at - now).total_seconds())),
-            got=approval.approval_id,
-            do=f"a2a-trust approval approve {approval.approval_id}",
-        )
+        if approval.state != "approved":
+            raise pending(approval, now)
+        decided = approval.decided_at or now
+        claims = {**grant.claims, "acr": APPROVED, "auth_time": int(decided.timestamp())}
+        return replace(grant, claims=claims), approval
 
     def _show(self, ask: Callable[[Approval], Awaitable[Decision | None]], approval: Approval) -> None:
         if len(self._asking) >= MAX_CALLBACKS:
@@ -152,6 +144,18 @@ class Approvals:
                 )
         except Exception:  # whatever an operator's callback may raise: the request waits for the command line
             logger.exception("approval %s: the callback failed, the command line is left", approval.approval_id)
+
+
+def pending(approval: Approval, now: datetime) -> ApprovalPending:
+    """What a client is told that is to ask again."""
+    return ApprovalPending(
+        "a person has to approve this first",
+        approval_id=approval.approval_id,
+        interval=INTERVAL_SECONDS,
+        expires_in=max(0, int((approval.expires_at - now).total_seconds())),
+        got=approval.approval_id,
+        do=f"a2a-trust approval approve {approval.approval_id}",
+    )
 
 
 def _asked(grant: Grant, form: Form, client: Client) -> Asked:

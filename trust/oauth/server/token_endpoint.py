@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -21,7 +22,7 @@ from trust.errors import (
 from trust.identity import PeerIdentity
 from trust.oauth.claims import sign_access_token
 from trust.oauth.metadata import CLIENT_CREDENTIALS, JWT_BEARER, JWT_TYPE, TOKEN_EXCHANGE
-from trust.oauth.server.approvals import Approvals
+from trust.oauth.server.approvals import Approvals, pending
 from trust.oauth.server.authentication import Form
 from trust.oauth.server.clients import Client
 from trust.oauth.server.edge import NO_STORE, Endpoint, Outcome, Parts
@@ -38,7 +39,7 @@ from trust.oauth.server.grants import (
     token_exchange,
     token_for_assertion,
 )
-from trust.oauth.server.store import Issued
+from trust.oauth.server.store import Approval, Issued, use_approval, use_assertion
 from trust.oauth.server.together import Together
 
 GRANT_TYPES = (CLIENT_CREDENTIALS, TOKEN_EXCHANGE, JWT_BEARER)  # as metadata names them
@@ -64,9 +65,10 @@ class TokenEndpoint(Endpoint):
         check_permit(grant, request)
         grant, approval = await self._approvals.approved(grant, form, client=client, now=now)
         used = grant.assertion
-        if used is not None:
-            await self.parts.in_thread(partial(self.parts.store.assertions.use, used, now=now))
-        await self._remembered.ask((grant.issued, now, client))
+        if approval is None and used is None:
+            await self._remembered.ask((grant.issued, now, client))
+        else:
+            await self.parts.in_thread(partial(self._remember_using, grant, approval, client, now))
         token = sign_access_token(grant.claims, self.parts.signing_key, grant.typ)
         return Outcome(
             response=JSONResponse(_answer(grant, token), headers=NO_STORE),
@@ -76,7 +78,7 @@ class TokenEndpoint(Endpoint):
                 "scope": grant.scope,
                 "parent": grant.issued.parent_id or "",
                 **({} if used is None else {"assertion": f"{used.issuer} {used.token_id}"}),
-                **approval,
+                **({} if approval is None else {"approval": approval.approval_id, "approved_by": approval.decided_by}),
             },
         )
 
@@ -92,6 +94,20 @@ class TokenEndpoint(Endpoint):
             error or _changed(client, registered.find(client.client_id))
             for error, (_, _, client) in zip(refused, tokens, strict=True)
         ]
+
+    def _remember_using(self, grant: Grant, approval: Approval | None, client: Client, now: datetime) -> None:
+        """As `_remember`, with what the token uses up, all or nothing: a token that is refused uses up nothing."""
+
+        def use(connection: Any) -> None:
+            if approval is not None and not use_approval(connection, approval, now=now):
+                raise pending(approval, now)
+            if grant.assertion is not None:
+                use_assertion(connection, grant.assertion, now=now)
+
+        self.parts.store.tokens.add(grant.issued, now=now, using=use)
+        changed = _changed(client, self.parts.clients.current().find(client.client_id))
+        if changed is not None:
+            raise changed
 
     async def _grant(self, request: TokenRequest) -> Grant:
         grant_type = request.form.get("grant_type")

@@ -4,10 +4,10 @@ The default is one SQLite file (write-ahead log); any other database goes by its
 method returns: a revocation that a power cut undid would let a thief back in.
 """
 
-from trust.oauth.server.store.approvals import Approval, Asked
-from trust.oauth.server.store.assertions import UsedAssertion
+from trust.oauth.server.store.approvals import Approval, Asked, use_approval
+from trust.oauth.server.store.assertions import UsedAssertion, use_assertion
 from trust.oauth.server.store.database import Store
 from trust.oauth.server.store.decisions import Operator
 from trust.oauth.server.store.tokens import Issued
 
-__all__ = ["Approval", "Asked", "Issued", "Operator", "Store", "UsedAssertion"]
+__all__ = ["Approval", "Asked", "Issued", "Operator", "Store", "UsedAssertion", "use_approval", "use_assertion"]

@@ -147,22 +147,22 @@ class ApprovalTable:
             note(connection, self._by, event, row.resource, by=by, **facts)
             return _approval(row)
 
-    def use(self, approval: Approval, *, now: datetime) -> bool:
-        """Take an approval for one token; False where it was used, or has expired, meanwhile."""
-        with self._engine.begin() as connection:
-            usable = sa.and_(
-                APPROVALS.c.approval_id == approval.approval_id,
-                APPROVALS.c.state == "approved",
-                APPROVALS.c.expires_at > seconds_of(now),
-            )
-            return connection.execute(sa.delete(APPROVALS).where(usable)).rowcount == 1
-
     def waiting(self, *, now: datetime) -> list[Approval]:
         """The requests that wait for a person, the oldest first."""
         with self._engine.connect() as connection:
             waits = sa.and_(APPROVALS.c.state == "pending", APPROVALS.c.expires_at > seconds_of(now))
             found = connection.execute(sa.select(APPROVALS).where(waits).order_by(APPROVALS.c.asked_at))
             return [_approval(row) for row in found]
+
+
+def use_approval(connection: sa.Connection, approval: Approval, *, now: datetime) -> bool:
+    """Take an approval, in the transaction that records its token; False where it was used, or expired, meanwhile."""
+    usable = sa.and_(
+        APPROVALS.c.approval_id == approval.approval_id,
+        APPROVALS.c.state == "approved",
+        APPROVALS.c.expires_at > seconds_of(now),
+    )
+    return connection.execute(sa.delete(APPROVALS).where(usable)).rowcount == 1
 
 
 def _approval(row: sa.Row[tuple[object, ...]]) -> Approval:

@@ -25,25 +25,19 @@ class UsedAssertion:
     expires_at: datetime
 
 
-class AssertionTable:
-    """Used assertions, until after their end. Thread-safe; `use` blocks, so call it from a worker thread."""
+def use_assertion(connection: sa.Connection, assertion: UsedAssertion, *, now: datetime) -> None:
+    """Remember an assertion until after its end, in the transaction that records the token that is issued for it.
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-
-    def use(self, assertion: UsedAssertion, *, now: datetime) -> None:
-        """Remember an assertion, durably, before anything is issued for it.
-
-        Raises:
-            AssertionUsed: it was used before, by whichever process of this server.
-        """
-        # No issuer has a line break, so no two pairs have one name; and neither length nor content is an attacker's.
-        name = hashlib.sha256(f"{assertion.issuer}\n{assertion.token_id}".encode()).hexdigest()
-        try:
-            with self._engine.begin() as connection:
-                expired = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < seconds_of(now) - KEPT_SECONDS)
-                connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired.limit(PURGE_BATCH))))
-                ends = seconds_of(assertion.expires_at)
-                connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=ends))
-        except sa.exc.IntegrityError:
-            raise AssertionUsed("assertion was used before", got=assertion.token_id, do="ask for a new one") from None
+    Raises:
+        AssertionUsed: it was used before, by whichever process of this server. The transaction must not go on.
+    """
+    # No issuer has a line break, so no two pairs have one name; and neither length nor content is an attacker's.
+    name = hashlib.sha256(f"{assertion.issuer}\n{assertion.token_id}".encode()).hexdigest()
+    ended = sa.select(ASSERTIONS.c.name).where(ASSERTIONS.c.expires_at < seconds_of(now) - KEPT_SECONDS)
+    # What another transaction is busy with goes another time.
+    expired = ended.limit(PURGE_BATCH).with_for_update(skip_locked=True)
+    connection.execute(sa.delete(ASSERTIONS).where(ASSERTIONS.c.name.in_(expired)))
+    try:
+        connection.execute(sa.insert(ASSERTIONS).values(name=name, expires_at=seconds_of(assertion.expires_at)))
+    except sa.exc.IntegrityError:
+        raise AssertionUsed("assertion was used before", got=assertion.token_id, do="ask for a new one") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -55,17 +55,22 @@ class TokenTable:
         self._by = by
         self._allowances = Allowances()
 
-    def add(self, issued: Issued, *, now: datetime) -> None:
+    def add(self, issued: Issued, *, now: datetime, using: Callable[[sa.Connection], None] | None = None) -> None:
         """Record a token before it is handed out, and remove a few that expired before `now`.
 
         The parent is looked at in the same transaction, so that no child slips in while its parent is being revoked.
+
+        Args:
+            using: takes, in the same transaction, what is good for one token (`use_approval`, `use_assertion`). What it
+                raises is raised, and then neither is the token recorded nor anything used; nor is it where the token is
+                refused.
 
         Raises:
             SubjectTokenRefused: the parent is unknown here, revoked or expired.
             ClientRefused: the client was disabled since it was authenticated.
             TooManyTokensHeld: it has too many that have not expired (`allowances`).
         """
-        (refused,) = self.add_all([(issued, now)])
+        (refused,) = _repeated(partial(self._add_all, [(issued, now)], using))
         if refused is not None:
             raise refused
 
@@ -73,7 +78,9 @@ class TokenTable:
         """As `add` for each token with its now, in one transaction; what `add` would raise for one is in the list."""
         return _repeated(partial(self._add_all, tokens))
 
-    def _add_all(self, tokens: Sequence[tuple[Issued, datetime]]) -> list[Exception | None]:
+    def _add_all(
+        self, tokens: Sequence[tuple[Issued, datetime]], using: Callable[[sa.Connection], None] | None = None
+    ) -> list[Exception | None]:
         parents = sorted({issued.parent_id for issued, _ in tokens if issued.parent_id is not None})
         living: dict[str, int] = {}
         with self._engine.begin() as connection:
@@ -92,12 +99,15 @@ class TokenTable:
                 rows = connection.execute(found.order_by(TOKENS.c.token_id).with_for_update())
                 living = {row.token_id: row.expires_at for row in rows}
             refused = [
-                _refused(issued, living, disabled, now) or self._allowances.refused(connection, issued.client_id, now)
+                _refused(issued, living, disabled, now)
+                or self._allowances.refused(connection, issued.client_id, issued.subject, now)
                 for issued, now in tokens
             ]
             rows_to_be = [_row(issued) for (issued, _), error in zip(tokens, refused, strict=True) if error is None]
             if rows_to_be:
                 connection.execute(sa.insert(TOKENS), rows_to_be)
+                if using is not None:
+                    using(connection)
             if not is_first:
                 purge()
         return refused
@@ -122,11 +132,15 @@ class TokenTable:
         return self._revoke(TOKENS.c.token_id == token_id, target=token_id)
 
     def revoke_all(self, *, now: datetime, client_id: str | None = None, subject: str | None = None) -> int:
-        """Revoke what a client holds, or what is about a subject, and all that was exchanged from it; how many."""
+        """Revoke what a client holds, or what is about a subject, and all that was exchanged from it; how many.
+
+        By another clock, a server's or an agent's, a token may live that has ended by ours.
+        """
         if client_id is None and subject is None:
             raise ValueError("neither a client nor a subject")
         facts = {"client": client_id or "", "subject": subject or ""}
-        return self._revoke(*_of(client_id, subject, now), target="", **facts)
+        kept = now - timedelta(seconds=KEPT_SECONDS)
+        return self._revoke(*_of(client_id, subject, kept), target="", **facts)
 
     def _revoke(self, *chosen: sa.ColumnElement[bool], target: str, **facts: str) -> int:
         return _repeated(partial(self._revoke_once, *chosen, target=target, **facts))

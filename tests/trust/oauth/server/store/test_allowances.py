@@ -23,7 +23,7 @@ from trust.oauth.server.store.tokens import KEPT_SECONDS
 from trust.oauth.server.throttle import REQUESTS_PER_MINUTE
 from trust.oauth.server.together import MAX_BATCH
 
-LIMIT, STEP = 10, 4
+LIMIT, ON_BEHALF, STEP = 10, 3, 4
 FULL = timedelta(seconds=FULL_SECONDS)
 ROOT = Issued(
     token_id="root",
@@ -31,6 +31,7 @@ ROOT = Issued(
     root_id="root",
     root_issued_at=NOW,
     client_id="planner",
+    agent_id="spiffe://fleet.example/planner",
     subject="spiffe://fleet.example/planner",
     issued_at=NOW,
     expires_at=NOW + HOUR,
@@ -41,6 +42,7 @@ NUMBERS = count()
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowances, "MAX_HELD", LIMIT)
+    monkeypatch.setattr(allowances, "MAX_ON_BEHALF", ON_BEHALF)
     monkeypatch.setattr(allowances, "COUNTED_FOR", STEP)
 
 
@@ -91,6 +93,31 @@ def test_a_client_that_holds_too_many_gets_more_when_some_have_ended(
     assert [error.is_first for error in refused(store, 2, now=NOW + FULL)] == [True, False]
     assert refused(store, 1, now=NOW + FULL + timedelta(seconds=4))[0].retry_after == 6
     assert len(refused(store, 3, now=NOW + 2 * FULL)) == 1
+
+
+def test_one_caller_does_not_use_up_what_a_client_may_hold_for_all(
+    opened: Callable[[], Store], counts: list[str]
+) -> None:
+    store = opened()
+    greedy: dict[str, Any] = {"subject": "spiffe://fleet.example/greedy"}
+    assert refused(store, STEP, **greedy) == []  # more than its share, within one count
+    first, *others = refused(store, 20, **greedy)
+    assert (first.retry_after, first.is_first, {error.is_first for error in others}) == (FULL_SECONDS, True, {False})
+    assert "3 of planner for spiffe://fleet.example/greedy" in str(first)
+    assert len(counts) == 2
+    # Whoever else it is called by, and the client itself, get theirs; a count for them tells the trail of it once more.
+    assert refused(store, 2, subject="spiffe://fleet.example/modest") == []
+    assert refused(store, 3) == []
+    assert len(counts) == 3
+    assert [error.is_first for error in refused(store, 3, **greedy)] == [True, False, False]
+    assert [error.is_first for error in refused(store, 2, now=NOW + FULL, **greedy)] == [True, False]
+    assert refused(store, 1, now=NOW + HOUR, expires_at=NOW + 2 * HOUR, **greedy) == []
+
+
+def test_its_own_tokens_are_on_behalf_of_nobody(opened: Callable[[], Store]) -> None:
+    store = opened()
+    assert refused(store, LIMIT) == []
+    assert "10 of planner that have" in str(refused(store, 1)[0])
 
 
 def test_revoked_ones_count_and_a_batch_is_counted_once(opened: Callable[[], Store], counts: list[str]) -> None:
