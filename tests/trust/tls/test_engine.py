@@ -323,7 +323,7 @@ def step(function: Any, *arguments: Any) -> Any:
         return "want read"
 
 
-@pytest.mark.parametrize("serial", [0xABC, 0x7ABC, 0x80, AGENT.certificate.serial_number])
+@pytest.mark.parametrize("serial", [0xABC, 0x7ABC, 0x80, 2**158 - 1])
 def test_a_certificate_is_described_as_ssl_describes_it(serial: int, tmp_path: Path) -> None:
     start, end = datetime(2026, 3, 5, 1, 2, 3, tzinfo=UTC), datetime(2026, 12, 19, 23, 59, 59, tzinfo=UTC)
     leaf = FORGE.leaf("/billing", sans=[spiffe(AGENT_ID)], serial=serial, not_before=start, not_after=end)

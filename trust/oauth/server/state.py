@@ -87,10 +87,11 @@ def authorization_server(
         open_store(folder, url, create=True) as store,
         contextlib.ExitStack() as stack,
     ):
-        store.claim(issuer)
+        store.check_issuer(issuer)
         opens = _password(store, folder, url, password, clock())
         with named_password(folder, password):
             keys = stack.enter_context(RotatingKeys(store.signing_keys, opens, audit=audit, clock=clock))
+        store.claim(issuer)  # not before: who has mistyped something must be able to start again
         decisions = stack.enter_context(ToldDecisions(store.decisions, audit, clock=clock))
         file = stack.enter_context(contextlib.closing(_followed(found, trust_domain)))
         warnings = {"clients_file": lambda: file.problem or found.problem}

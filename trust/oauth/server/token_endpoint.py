@@ -96,7 +96,10 @@ class TokenEndpoint(Endpoint):
         ]
 
     def _remember_using(self, grant: Grant, approval: Approval | None, client: Client, now: datetime) -> None:
-        """As `_remember`, with what the token uses up, all or nothing: a token that is refused uses up nothing."""
+        """As `_remember`, with what the token uses up: all or nothing.
+
+        Only a client that is removed or registered anew at that very moment loses what it brought.
+        """
 
         def use(connection: Any) -> None:
             if approval is not None and not use_approval(connection, approval, now=now):

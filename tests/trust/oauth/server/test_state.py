@@ -129,6 +129,15 @@ def test_a_wrong_password_is_told_with_where_it_is_from(clients: Path) -> None:
         assert str(caught.value).endswith(f"made with; the password is that of {source}")
 
 
+def test_a_start_that_fails_claims_no_database(clients: Path) -> None:
+    """Who has mistyped the issuer, and forgot the password, starts again with both."""
+    url = f"sqlite:///{clients.parent / 'shared.db'}"
+    with pytest.raises(WrongPassword), opened(clients, issuer="https://typo.example", url=url):
+        pass
+    with opened(clients, url=url, password="secret"):
+        pass
+
+
 def test_a_database_is_one_issuers(clients: Path) -> None:
     with opened(clients) as (app, _):
         first = kids(app)

@@ -77,18 +77,21 @@ class Store:
             ) from None
 
     def claim(self, issuer: str) -> None:
-        """Keep whose database this is, where nobody has claimed it yet.
+        """Keep whose database this is, where nobody has claimed it yet. Errors as `check_issuer`."""
+        if self._issuer() is None:
+            # Of several servers that start at once, one is the first.
+            with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
+                connection.execute(sa.insert(ISSUER).values(id=1, issuer=issuer))
+        self.check_issuer(issuer)
+
+    def check_issuer(self, issuer: str) -> None:
+        """That the database is this issuer's, or nobody's yet.
 
         Raises:
             ConfigurationError: it is another issuer's, whose agents would believe nothing that we sign.
         """
         theirs = self._issuer()
-        if theirs is None:
-            # Of several servers that start at once, one is the first.
-            with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
-                connection.execute(sa.insert(ISSUER).values(id=1, issuer=issuer))
-            theirs = self._issuer()
-        if theirs != issuer:
+        if theirs not in (None, issuer):
             raise ConfigurationError(
                 f"this database belongs to issuer {theirs}",
                 got=issuer,

@@ -19,6 +19,7 @@ from trust.oauth.server.store.schema import SCHEMA, TOKENS
 BUSY_SECONDS = 10  # how long a writer waits for others: SQLite has one lock for all of them
 _IDLE_SECONDS = 15  # within a transaction: an instance that is frozen must not keep its locks for ever
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+_SECRETS = ("password", "sslpassword")
 _HOST = re.compile(r"[A-Za-z0-9._:/%,-]*")
 # Primary result codes of SQLite by which the file or its disk fails, and not what was asked of it.
 _SQLITE_AWAY = {
@@ -76,12 +77,11 @@ def name_of(engine: sa.Engine) -> str:
 
 
 def words_of(engine: sa.Engine, error: sa.exc.SQLAlchemyError) -> str:
-    """What the driver says, in its first line, without the password; further lines are hints, or rows of a table."""
+    """What the driver says, in its first line: others are hints, or rows of a table. Nothing that has a password."""
     cause = getattr(error, "orig", error)
-    text = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    for secret in (engine.url.password, engine.url.query.get("password")):
-        text = text.replace(str(secret), "***") if secret else text
-    return text
+    text = (str(cause).strip().splitlines() or [""])[0]
+    secrets = [str(s) for s in (engine.url.password, *map(engine.url.query.get, _SECRETS)) if s]
+    return text if text and not any(secret in text for secret in secrets) else type(cause).__name__
 
 
 def unavailable(engine: sa.Engine, error: sa.exc.SQLAlchemyError) -> TokenStoreUnavailable | None:
@@ -90,7 +90,8 @@ def unavailable(engine: sa.Engine, error: sa.exc.SQLAlchemyError) -> TokenStoreU
     if isinstance(cause, sqlite3.Error):
         is_away = (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF in _SQLITE_AWAY
     elif isinstance(error, sa.exc.DBAPIError):
-        is_away = isinstance(error, sa.exc.OperationalError) or error.connection_invalidated
+        is_read_only = getattr(cause, "sqlstate", None) == "25006"  # a standby, after a failover
+        is_away = isinstance(error, sa.exc.OperationalError) or error.connection_invalidated or is_read_only
     else:
         is_away = isinstance(error, sa.exc.TimeoutError)  # every connection is in use
     if not is_away:
@@ -169,6 +170,10 @@ def _postgresql(address: sa.URL, options: dict[str, Any]) -> sa.Engine:
     except ImportError:
         raise ConfigurationError(
             "PostgreSQL", got="no driver", expected="psycopg", do="install the extra `postgresql` of a2a-trust"
+        ) from None
+    except sa.exc.ArgumentError:
+        raise ConfigurationError(
+            "URL of the database", got="an option that it cannot have", expected="postgresql://..."
         ) from None
     event.listen(engine, "connect", _configure_postgresql)
     return engine

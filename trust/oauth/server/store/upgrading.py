@@ -9,7 +9,7 @@ from trust.errors import ConfigurationError
 from trust.oauth.server.store.engines import name_of
 from trust.oauth.server.store.schema import CLIENT_CHANGES, METADATA, REVOCATIONS, SCHEMA, TOKENS
 
-VERSION = 3  # 1, a database of before: `oauth_tokens` alone; 2 had no decisions and no issuer
+VERSION = 4  # 1, a database of before: `oauth_tokens` alone; 2 had no decisions, 3 no issuer and no issuer
 
 _UPGRADING = 0x61326175  # "a2au": the advisory lock of PostgreSQL under which one process makes tables
 

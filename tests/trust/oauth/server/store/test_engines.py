@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.forge import NOW
 from trust.errors import ConfigurationError, TokenStoreUnavailable
 from trust.oauth.server.store import Store, engines
 from trust.oauth.server.store.engines import engine_for, words_of
@@ -61,10 +62,29 @@ def test_a_database_that_is_not_there_is_told_apart_from_one_that_lets_nobody_in
         assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+def test_a_standby_is_away(postgresql: str) -> None:
+    """Which PostgreSQL says of a failover, until somebody makes the other one the first."""
+    with Store(postgresql) as store:
+        store.clients.changes()
+    with Store(f"{postgresql}?options=-c%20default_transaction_read_only%3Don") as standby:
+        with standby.reached():
+            standby.clients.changes()
+        with pytest.raises(TokenStoreUnavailable, match="read-only"), standby.reached():
+            standby.clients.disable("spiffe://fleet.example/planner", now=NOW)
+
+
+def test_an_option_that_postgresql_has_not_is_one_line() -> None:
+    with pytest.raises(ConfigurationError, match="an option that it cannot have") as caught:
+        engine_for("postgresql://root:hunter2@host/name?port=abc")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_what_a_driver_repeats_of_our_password_is_not_told() -> None:
     engine = engine_for("postgresql://root:hunter2@host/name?password=hunter3")
     said = sa.exc.OperationalError("", None, OSError("no hunter2, no hunter3\nand more"))
-    assert words_of(engine, said) == "no ***, no ***"
+    assert words_of(engine, said) == "OSError"
+    for harmless in ("no host", "nowhere"):
+        assert words_of(engine, sa.exc.OperationalError("", None, OSError(f"{harmless}\nhunter2"))) == harmless
     assert words_of(engine, sa.exc.OperationalError("", None, OSError())) == "OSError"
     engine.dispose()
 

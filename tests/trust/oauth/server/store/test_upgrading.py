@@ -95,7 +95,7 @@ def test_columns_that_an_earlier_release_had_not_are_added(
 def test_a_database_of_a_later_release_is_refused_as_it_is(url: str, opened: Callable[[], Store]) -> None:
     opened()
     run(url, "UPDATE oauth_schema SET version = 99")
-    with pytest.raises(ConfigurationError, match="later release: got schema 99, expected at most 3; upgrade"):
+    with pytest.raises(ConfigurationError, match="later release: got schema 99, expected at most 4; upgrade"):
         opened()
 
 
