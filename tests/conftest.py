@@ -28,7 +28,7 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 settings.register_profile(
     "patient",
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     derandomize="A2A_TRUST_CI" in os.environ,
 )
 settings.load_profile("patient")

@@ -429,7 +429,7 @@ def judge(chain: list[bytes]) -> None:
         verify_peer(chain, bundles=FORGE.bundles, now=NOW, crls=FORGE.crls(), usage="client")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(st.data())
 def test_altered_bytes_are_judged(data: st.DataObject) -> None:
     chain = [bytearray(der) for der in CHAIN]
@@ -441,7 +441,7 @@ def test_altered_bytes_are_judged(data: st.DataObject) -> None:
     judge([bytes(der) for der in chain])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(st.sampled_from(KNOWN_EXTENSIONS), st.binary(max_size=40), st.booleans(), st.booleans())
 def test_extensions_of_any_content_under_a_true_signature_are_judged(
     oid: str, content: bytes, critical: bool, in_leaf: bool

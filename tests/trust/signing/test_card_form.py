@@ -93,7 +93,7 @@ cards = values_of("AgentCard")
 
 
 @given(cards)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_what_is_covered_is_what_the_sdk_signs(card: dict[str, Any]) -> None:
     form, left_out = covered(card)
     message = ParseDict(copy.deepcopy(card), AgentCard(), ignore_unknown_fields=True)
@@ -104,7 +104,7 @@ def test_what_is_covered_is_what_the_sdk_signs(card: dict[str, Any]) -> None:
 
 
 @given(values_of("AgentCard", whole=True))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_what_can_be_signed_has_one_form(card: dict[str, Any]) -> None:
     prepared, findings = prepare(changed(CARD, **card))
     assume(all(finding.mended for finding in findings))
