@@ -212,7 +212,7 @@ def copied(template: Path, folder: Path) -> Path:
 
 def until(condition: object, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():  # type: ignore[operator]  # any callable
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
 
